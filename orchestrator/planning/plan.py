@@ -1,0 +1,163 @@
+"""`RunSpec` and cluster to `RunPlan`: the dry run. Refuses what can be known wrong before anything starts.
+
+Called by `plan` and, before the data is read and again once its counts are known, by `run`. Every choice leaves a
+sentence with its figures in `RunPlan.reasons`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from orchestrator.errors import DataError, ModelError
+from orchestrator.planning.deepspeed_config import deepspeed_config
+from orchestrator.planning.fitting import choose_layout, fits, remedy
+from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
+from orchestrator.planning.model_shape import ModelShape, model_config, model_shape, trainable_parameters
+from orchestrator.planning.placement import Site, choose_precision, place_workers
+from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, RunPlan
+from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
+from orchestrator.quantities import human_count
+from orchestrator.spec import RunSpec
+
+
+def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None) -> RunPlan:
+    """How to carry out a training on a cluster; a search is planned as its base training.
+
+    Without `counts` a length in epochs stays open: `steps`, hours and money are None.
+    Raises SpecError or ModelError for settings that cannot work, DataError for too little data, and CapacityError
+    for more workers than there is room for. What needs more memory than there is comes back with `fits=False`.
+    """
+    site, training = place_workers(spec, cluster), spec.training
+    precision, why_precision = choose_precision(spec, site.device)
+    shape, trainable = _shape(spec, counts)
+
+    def estimate(layout: Layout) -> MemoryEstimate:
+        return peak_memory(layout, shape=shape, method=spec.method, trainable=trainable)
+
+    layout, why_layout = choose_layout(spec, site, precision, estimate)
+    steps, why_steps = _steps(spec, counts)
+    tokens_per_step = training.global_batch * layout.sequence_length
+    flops = tokens_per_step * flops_per_token(
+        shape, method=spec.method, trainable=trainable, sequence_length=layout.sequence_length
+    )
+    cost = _cost(spec, site, layout, flops_per_step=flops, steps=steps)
+    memory = estimate(layout)
+    reasons = (site.reason, why_precision, *why_layout, why_steps, *_notes(spec, shape, trainable, counts))
+    reasons += tuple(_budget_note(spec, cost, flops, steps))
+    if not fits(memory, site):
+        reasons += (remedy(spec, site, layout, estimate),)
+    accumulation = training.global_batch // layout.workers // layout.micro_batch
+    return RunPlan(
+        **vars(layout),
+        gpu_hours=cost.gpu_hours if cost else None,
+        wall_hours=cost.wall_hours if cost else None,
+        usd=cost.usd if cost else None,
+        device_name=site.device.name,
+        gpus_per_worker=site.gpus_per_worker,
+        cpus_per_worker=spec.resources.cpus_per_worker,
+        accumulation=accumulation,
+        global_batch=training.global_batch,
+        steps=steps,
+        warmup_steps=None if steps is None else warmup_steps(training.warmup_fraction, steps),
+        tokens_per_step=tokens_per_step,
+        parameters=shape.parameters,
+        trainable_parameters=trainable,
+        flops_per_step=flops,
+        usd_per_device_hour=site.usd_per_device_hour or 0.0,
+        peak_gib=memory.peak_gib,
+        fits=fits(memory, site),
+        deepspeed=deepspeed_config(
+            layout, training=training, accumulation=accumulation, trainable=trainable, raw=spec.deepspeed.raw
+        ),
+        reasons=reasons,
+    )
+
+
+def warmup_steps(fraction: float, steps: int) -> int:
+    """Steps over which the learning rate rises: the fraction rounded, and at least 1 unless it is zero."""
+    return max(1, round(fraction * steps)) if fraction > 0 else 0
+
+
+def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int]:
+    """The model's shape and its trainable weights; raises ModelError when the samples are longer than its context."""
+    length, own_tokenizer = spec.data.sequence_length, spec.model.base is not None and spec.model.tokenizer == "auto"
+    vocabulary = None if counts is None or own_tokenizer else counts.vocab_size
+    config = model_config(spec.model, vocab_size=vocabulary, sequence_length=length)
+    shape = model_shape(config, task=spec.task, num_labels=None if counts is None else counts.num_labels)
+    if shape.context is not None and length > shape.context:
+        raise ModelError(
+            "the samples are longer than the model's context",
+            got=f"data.sequence_length: {length}",
+            allowed=f"at most {shape.context} tokens",
+            do=f"set data.sequence_length={shape.context}",
+        )
+    return shape, trainable_parameters(spec, shape)
+
+
+def _steps(spec: RunSpec, counts: DatasetCounts | None) -> tuple[int | None, str]:
+    """Optimizer steps and why; raises DataError when the data is smaller than one batch."""
+    training, batch, length = spec.training, spec.training.global_batch, spec.data.sequence_length
+    if counts is not None and counts.train_samples < batch:
+        raise DataError(
+            "the training data does not fill one batch",
+            got=f"{counts.train_samples} samples of up to {length} tokens for training.global_batch {batch}",
+            do=f"set training.global_batch={max(1, counts.train_samples)} or less, a shorter data.sequence_length, "
+            "or give more data",
+        )
+    if training.steps is not None:
+        return training.steps, f"steps: {training.steps:,}, as set"
+    if training.tokens is not None:
+        steps = math.ceil(training.tokens / (batch * length))
+        return steps, f"steps: {steps:,} = {training.tokens:,} tokens / ({batch} samples x {length} tokens)"
+    assert training.epochs is not None  # the spec holds one of the three
+    if counts is None:
+        return None, f"steps: open until the data is read; the length is {training.epochs:g} epochs"
+    steps = math.ceil(training.epochs * counts.train_samples / batch)
+    return steps, f"steps: {steps:,} = {training.epochs:g} epochs x {counts.train_samples:,} samples / {batch}"
+
+
+def _cost(spec: RunSpec, site: Site, layout: Layout, *, flops_per_step: float, steps: int | None) -> RunCost | None:
+    if steps is None:
+        return None
+    return run_cost(
+        flops_per_step,
+        steps=steps,
+        workers=layout.workers,
+        device=site.device,
+        precision=layout.precision,
+        cpus_per_worker=spec.resources.cpus_per_worker,
+        usd_per_device_hour=site.usd_per_device_hour,
+        activation_checkpointing=layout.activation_checkpointing,
+    )
+
+
+def _notes(spec: RunSpec, shape: ModelShape, trainable: int, counts: DatasetCounts | None) -> Iterator[str]:
+    """What the figures rest on."""
+    about = "" if shape.exact else f"about (the architecture {shape.model_type} is counted as a standard transformer) "
+    yield (
+        f"parameters: {about}{human_count(shape.parameters)}, of which method {spec.method} trains "
+        f"{human_count(trainable)} ({100 * trainable / shape.parameters:.3g} %)"
+    )
+    if spec.task == "text-classification" and (counts is None or counts.num_labels is None):
+        yield "labels: 2 assumed until the data is read"
+    if spec.search is not None:
+        yield "search: this is the base training; every trial is planned on its own"
+
+
+def _budget_note(spec: RunSpec, cost: RunCost | None, flops_per_step: float, steps: int | None) -> Iterator[str]:
+    """A warning where the middle estimate is above the budget, which would stop the run early."""
+    budget = spec.parsed_budget
+    if budget is None or cost is None or steps is None:
+        return
+    needs = {
+        "usd": cost.usd.mid if cost.usd else 0.0,  # no price was refused with the placement
+        "gpu-hours": cost.gpu_hours.mid,
+        "hours": cost.wall_hours.mid,
+        "flops": flops_per_step * steps,
+    }[budget.unit]
+    if needs > budget.amount:
+        yield (
+            f"budget: {budget} is less than the {needs:.3g}{budget.unit} that {steps:,} steps take in the middle "
+            f"estimate; the run will stop near step {int(steps * budget.amount / needs):,}"
+        )

@@ -1,0 +1,114 @@
+"""The values that planning works with: cluster, dataset counts, intervals, and the `RunPlan` that `run` carries out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A 90 % interval with its middle."""
+
+    low: float
+    mid: float
+    high: float
+
+    def scaled(self, factor: float) -> Interval:
+        """All three figures times a factor."""
+        return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeShape:
+    """One machine of a cluster."""
+
+    cpus: int
+    """CPU cores that Ray may give out."""
+    gpus: int
+    """GPUs that Ray may give out."""
+    memory_gib: float
+    """Host memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterShape:
+    """What there is to run on: live from Ray, or as asked for on the command line."""
+
+    nodes: tuple[NodeShape, ...]
+    device_name: str
+    """Key of the device catalogue: a GPU's name, or `cpu`."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs over all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores over all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCounts:
+    """What the prepared dataset holds, once it has been looked at."""
+
+    train_samples: int
+    """Samples of one epoch: packed blocks, or labelled examples."""
+    train_tokens: int
+    """Tokens of one epoch, without padding."""
+    validation_samples: int
+    vocab_size: int
+    """Entries of the tokenizer that encoded the data."""
+    num_labels: int | None = None
+    """Classes, for classification."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Everything a worker needs to know about how to train; printed it is the dry run, and it is logged with the run."""
+
+    workers: int
+    device: Device
+    device_name: str
+    gpus_per_worker: int
+    cpus_per_worker: int
+    zero_stage: int
+    offload: Literal["none", "optimizer", "all"]
+    micro_batch: int
+    """Samples per worker and forward pass."""
+    accumulation: int
+    """Forward passes per optimizer step: global_batch = workers x micro_batch x accumulation."""
+    global_batch: int
+    sequence_length: int
+    precision: Literal["fp32", "bf16", "fp16"]
+    activation_checkpointing: bool
+    steps: int | None
+    """Optimizer steps; None until an `epochs` length has met its dataset."""
+    warmup_steps: int | None
+    tokens_per_step: int
+    """Upper bound for classification, whose samples are shorter than `sequence_length`."""
+    parameters: int
+    """All weights of the model."""
+    trainable_parameters: int
+    flops_per_step: float
+    """Model FLOPs of one optimizer step, attention included, recomputation not."""
+    usd_per_device_hour: float
+    peak_gib: Interval
+    """Peak memory per device (on a CPU: per worker process)."""
+    gpu_hours: Interval | None
+    """Device hours; None while `steps` is None."""
+    wall_hours: Interval | None
+    usd: Interval | None
+    fits: bool
+    deepspeed: dict[str, Any]
+    """The whole DeepSpeed configuration."""
+    reasons: tuple[str, ...] = field(default=())
+    """Why each choice was made, one sentence each; when it does not fit, the smallest change that would."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return asdict(self)

@@ -1,0 +1,230 @@
+"""Spec -> result, on Ray: plan, prepare the data, open the MLflow run, train or search, close. The one place that acts.
+
+What can be refused is refused before Ray starts: `check` is pure, `launch` calls it first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator import locations
+from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.run_plan import ClusterShape, RunPlan
+from orchestrator.scheduling.session import ray_session
+from orchestrator.scheduling.tokenize import encode_on_ray
+from orchestrator.scheduling.train_run import Watcher, run_training
+from orchestrator.spec import RunSpec
+from orchestrator.tracking.store import check_store
+from orchestrator.tracking.tracker import (
+    MlflowTracker,
+    NoTracker,
+    find_outboxes,
+    flush_outbox,
+    open_run,
+    run_tags,
+)
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.prepare import PreparedData, prepare
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What `orchestrator run` answers; the fields are a contract."""
+
+    status: str
+    """`finished`, `stopped_by_budget` or `failed`."""
+    mlflow_run_id: str | None
+    checkpoint: str | None
+    model_path: str | None
+    metrics: dict[str, float]
+    restarts: int
+    run_folder: str
+    notes: tuple[str, ...] = ()
+    best: dict[str, Any] | None = field(default=None)
+    """The best trial of a search: its overrides, MLflow run and folder."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """What a face shows while a run goes on."""
+
+    watcher: Watcher
+    say: Callable[[str], None]
+    """Shows one line about a phase."""
+    connected: Callable[[], None] = lambda: None
+    """Called once Ray is up, which replaces the process's SIGTERM handler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A spec that has met its data and its cluster."""
+
+    spec: RunSpec
+    plan: RunPlan
+    data: PreparedData
+    run_folder: Path
+
+
+def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResult:
+    """Runs a training or a search to its end; the same spec again goes on where it was, or reports what it gave.
+
+    `fresh` forgets an earlier run of this spec. Raises Interrupted when asked to stop, and whatever the run raised;
+    its MLflow run is closed truthfully in either case.
+    """
+    check_storage(spec)
+    if spec.tracking.enabled:
+        check_store(tracking_uri(spec))
+    with ray_session() as cluster:
+        listener.connected()
+        if spec.search is not None:
+            from orchestrator.scheduling.search import run_search
+
+            return run_search(spec, cluster, listener, fresh=fresh)
+        make_plan(spec, cluster)  # refuses what the cluster cannot do before any data is read
+        prepared = prepare_run(spec, cluster, listener)
+        if fresh:
+            forget(prepared.run_folder)
+        earlier = earlier_outcome(prepared.run_folder)
+        if earlier is not None:
+            listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
+            return _result(prepared, earlier, run_id=remembered_run_id(prepared.run_folder), restarts=0)
+        return _train(prepared, listener)
+
+
+def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Prepared:
+    """Data from the cache or tokenised on the cluster, and the plan that has met it."""
+    listener.say("preparing data")
+    cache = locations.home() / "cache" / "data"
+    data = prepare(spec, cache=cache, encode=encode_on_ray)
+    plan = make_plan(spec, cluster, counts=data.counts)
+    identity = hashlib.sha256(f"{spec.fingerprint()} {data.fingerprint}".encode()).hexdigest()[:8]
+    storage = (
+        Path(spec.checkpoint.storage).expanduser().absolute() if spec.checkpoint.storage else locations.home() / "runs"
+    )
+    return Prepared(spec=spec, plan=plan, data=data, run_folder=storage / f"{spec.name}-{identity}")
+
+
+def _train(prepared: Prepared, listener: Listener) -> RunResult:
+    make_folder(prepared.run_folder)
+    tracker = open_tracker(prepared, prepared.run_folder)
+    handle = tracker.handle
+    job = TrainingJob(
+        spec=prepared.spec, plan=prepared.plan, data=prepared.data, run_folder=prepared.run_folder, handle=handle
+    )
+    listener.say("starting workers")
+    try:
+        result = run_training(job, listener.watcher)
+    except OrchestratorError as error:
+        flush(prepared.run_folder)
+        tracker.close_run("failed", error=str(error))
+        raise
+    except BaseException:
+        tracker.close_run("killed", error="the driver was ended")
+        raise
+    flush(prepared.run_folder)
+    outcome = result.outcome
+    tags = {"orchestrator.restarts": str(result.restarts), "orchestrator.run_folder": str(prepared.run_folder)}
+    if outcome.status == "interrupted":
+        tracker.close_run("killed", tags=tags | {"orchestrator.stop_reason": "interrupted"})
+        raise Interrupted(
+            f"stopped at step {outcome.step} of {outcome.steps}, with a checkpoint",
+            got=outcome.checkpoint,
+            do="the same command goes on from there",
+        )
+    if outcome.status == "stopped_by_budget":
+        tags["orchestrator.stop_reason"] = "budget"
+    tracker.close_run("finished", tags=tags | {"orchestrator.model_path": str(outcome.model_path)})
+    return _result(prepared, outcome, run_id=None if handle is None else handle.run_id, restarts=result.restarts)
+
+
+def open_tracker(prepared: Prepared, folder: Path, *, parent_run_id: str | None = None) -> MlflowTracker | NoTracker:
+    """The MLflow run of a run folder: a new one, or the one the folder remembers."""
+    spec = prepared.spec
+    if not spec.tracking.enabled:
+        return NoTracker()
+    tracker = open_run(
+        tracking_uri(spec),
+        spec.tracking.experiment,
+        spec.name if parent_run_id is None else folder.name,
+        run_id=remembered_run_id(folder),
+        parent_run_id=parent_run_id,
+        tags=run_tags(spec, data_fingerprint=prepared.data.fingerprint),
+    )
+    assert tracker.handle is not None
+    (folder / "mlflow.json").write_text(json.dumps(asdict(tracker.handle)))
+    tracker.log_spec_and_plan(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False), prepared.plan.to_dict())
+    return tracker
+
+
+def flush(run_folder: Path) -> None:
+    """Ships metrics that dead workers, or workers that do not reach the store, left in a run's folder."""
+    for outbox in find_outboxes(run_folder):
+        flush_outbox(outbox)
+
+
+def remembered_run_id(folder: Path) -> str | None:
+    """The MLflow run that a run folder belongs to, if it was tracked."""
+    file = folder / "mlflow.json"
+    return json.loads(file.read_text())["run_id"] if file.is_file() else None
+
+
+def earlier_outcome(folder: Path) -> Outcome | None:
+    """What a finished run gave; None when it is not over."""
+    file = folder / "outcome.json"
+    if not file.is_file():
+        return None
+    value = json.loads(file.read_text())
+    return Outcome(**{**value, "notes": tuple(value["notes"])})
+
+
+def tracking_uri(spec: RunSpec) -> str:
+    """The store of a spec, or the default one."""
+    return spec.tracking.uri or locations.default_tracking_uri()
+
+
+def check_storage(spec: RunSpec) -> None:
+    """Refuses a storage folder that is a file; raises SpecError."""
+    storage = spec.checkpoint.storage
+    if storage is not None and Path(storage).expanduser().is_file():
+        raise SpecError("checkpoint.storage is a file", got=storage, do="give a folder, new or existing")
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a run folder; raises StorageError when it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            "the run's folder cannot be created", got=f"{folder} ({error.strerror})", do="set checkpoint.storage"
+        ) from error
+
+
+def forget(folder: Path) -> None:
+    """Removes an earlier run's folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _result(prepared: Prepared, outcome: Outcome, *, run_id: str | None, restarts: int) -> RunResult:
+    return RunResult(
+        status=outcome.status,
+        mlflow_run_id=run_id,
+        checkpoint=outcome.checkpoint,
+        model_path=outcome.model_path,
+        metrics=outcome.metrics,
+        restarts=restarts,
+        run_folder=str(prepared.run_folder),
+        notes=outcome.notes,
+    )

@@ -1,0 +1,66 @@
+"""Tells Ray Train's workers where to meet, and nothing more: the engine itself joins the process group.
+
+Ray's own TorchConfig imports torch into the driver and the controller (2.5 s each); this does not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray.train.backend import Backend, BackendConfig
+
+
+@dataclass
+class RendezvousConfig(BackendConfig):
+    """Selects `RendezvousBackend`."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend Ray Train instantiates in its controller."""
+        return RendezvousBackend
+
+    @property
+    def framework(self) -> None:
+        """No framework of Ray's list."""
+        return None
+
+
+class RendezvousBackend(Backend):  # type: ignore[misc]
+    """Sets MASTER_ADDR, MASTER_PORT and the network interface on every worker before training starts."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Rank 0's address and a free port of its host go to all workers."""
+        address, port = worker_group.execute_single(0, _address_and_port)
+        worker_group.execute(_set_environment, address=address, port=port)
+
+
+def _address_and_port() -> tuple[str, int]:
+    address = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return address, probe.getsockname()[1]
+
+
+def _set_environment(*, address: str, port: int) -> None:
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    interface = _interface_of(ray.util.get_node_ip_address())
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if interface != "lo":
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface that has an address; gloo otherwise guesses, and across hosts guesses wrong."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return None

@@ -1,0 +1,110 @@
+"""One Ray session for a command: the cluster that RAY_ADDRESS names, or a private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+
+from orchestrator.errors import ClusterError
+from orchestrator.planning.hardware import local_cluster
+from orchestrator.planning.run_plan import ClusterShape, NodeShape
+
+WORKER_ENVIRONMENT: Mapping[str, str] = {
+    "TOKENIZERS_PARALLELISM": "false",
+    # Without these, glibc hands every freed large tensor back to the kernel and faults it in again at the next step.
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+}
+"""Environment of every worker process."""
+
+_DRIVER_ENVIRONMENT: Mapping[str, str] = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; asking for it silences a warning
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker or a finished run is seen within half a second
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@contextmanager
+def ray_session() -> Iterator[ClusterShape]:
+    """Connects, or starts Ray here, and gives the cluster's shape; a cluster it started ends with it.
+
+    Raises ClusterError when the cluster named by RAY_ADDRESS does not answer or Ray cannot start here.
+    """
+    for name, value in _DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module="ray")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield live_shape()
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        _connect(address)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} does not answer" if address else "Ray cannot start on this machine",
+            got=" ".join(str(error).split())[:300],
+            do="check RAY_ADDRESS, or unset it to run on this machine" if address else "run `orchestrator doctor`",
+        ) from error
+    try:
+        yield live_shape()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    shape = local_cluster()
+    ray.init(
+        address="local",
+        num_cpus=shape.cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=_short_temporary_folder(),
+    )
+
+
+def _short_temporary_folder() -> str | None:
+    """Ray's Unix sockets allow 107 bytes, so a long $TMPDIR is passed over; None is Ray's own default."""
+    return None if len(tempfile.gettempdir()) < 40 else "/tmp/ray"
+
+
+def live_shape() -> ClusterShape:
+    """The shape of the connected cluster, from what Ray says its nodes have."""
+    nodes = []
+    accelerators = set()
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            nodes.append(
+                NodeShape(
+                    cpus=int(resources.get("CPU", 0)),
+                    gpus=int(resources.get("GPU", 0)),
+                    memory_gib=resources.get("memory", 0.0) / 2**30,
+                )
+            )
+            accelerators |= {
+                name.removeprefix("accelerator_type:") for name in resources if "accelerator_type:" in name
+            }
+    name = sorted(accelerators)[0] if accelerators and any(node.gpus for node in nodes) else "cpu"
+    return ClusterShape(nodes=tuple(nodes), device_name=name)
+
+
+def worker_runtime_environment() -> dict[str, dict[str, str]]:
+    """What Ray must set in workers' environments where they do not inherit this process's (a remote cluster)."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return {}
+    return {"env_vars": {**WORKER_ENVIRONMENT}}

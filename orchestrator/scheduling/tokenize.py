@@ -1,0 +1,59 @@
+"""Encodes text on all cores of a Ray cluster. Texts and ids travel through the object store, so that no other node
+needs to see a file. `prepare` takes `encode_on_ray` where it would take `encode_here`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+
+from orchestrator.errors import CapacityError, TransientError
+from orchestrator.training.tokenization import Chunk
+
+T = TypeVar("T")
+
+_IN_FLIGHT_PER_CPU = 2  # One running, one waiting on its node; more only fills the object store.
+
+
+def _encode(function: Callable[[Chunk], Any], chunk: Chunk) -> Any:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # The task has one core; threads would take its neighbours'.
+    return function(chunk)
+
+
+def encode_on_ray(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+    """Results of a pure function on chunks, in their order, from tasks of one CPU each. Ray must be running.
+
+    Raises CapacityError when the cluster has no CPU, TransientError when Ray gave up on a task, and whatever
+    `function` raises.
+    """
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < 1:
+        raise CapacityError("no node gives Ray a CPU to encode text on", do="start a node with --num-cpus 1 or more")
+    encode = ray.remote(num_cpus=1)(_encode)
+    shared = ray.put(function)
+    pending: deque[ray.ObjectRef] = deque()
+    try:
+        for chunk in chunks:
+            if len(pending) >= _IN_FLIGHT_PER_CPU * cpus:
+                yield _result(pending.popleft())
+            pending.append(encode.remote(shared, chunk))
+        while pending:
+            yield _result(pending.popleft())
+    finally:
+        for task in pending:
+            ray.cancel(task, force=False)
+
+
+def _result(task: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise TransientError("a task that encodes text was lost", got=" ".join(str(error).split())[:300]) from error

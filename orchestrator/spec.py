@@ -1,0 +1,389 @@
+"""What a run is: one typed, frozen `RunSpec`. `spec_file` reads it from YAML; nothing below changes it.
+
+Every cross-field rule that needs no file, model or cluster is checked here, at construction, because a mistake
+found after nodes came up has cost money. Messages state the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from orchestrator.quantities import Budget, parse_budget, parse_count
+
+Kind = Literal["pretrain", "finetune"]
+Method = Literal["full", "head", "lora", "scratch"]
+Task = Literal["causal-lm", "text-classification"]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Offload = Literal["auto", "none", "optimizer", "all"]
+DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
+
+Count = Annotated[PositiveInt, BeforeValidator(parse_count, json_schema_input_type=int | str)]
+"""A positive whole number; `2M`, `10B` and `1e6` are read as numbers."""
+
+MODEL_FAMILIES = ("gpt2", "llama")
+"""Architectures that `model.config` can build from scratch by name; any `config.json` works by path."""
+
+PLANNED_DEEPSPEED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+)
+"""DeepSpeed keys the plan writes itself, each from a field of the spec."""
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSpec(_Block):
+    """Which model: new weights from an architecture (`config`), or pretrained ones (`base`)."""
+
+    config: str | None = None
+    """Architecture for new weights: `gpt2`, `llama`, or the path of a Hugging Face `config.json` or its folder."""
+    overrides: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    """Values that replace those of the architecture, by their Hugging Face names (`n_layer: 4`)."""
+    base: str | None = None
+    """Pretrained model: a folder, `package://NAME/path`, a hub name, or `runs:/ID` for a finished run's model."""
+    tokenizer: str = "auto"
+    """`auto` is the base model's own, or a byte-level BPE trained on the corpus for new weights; else a folder or hub name."""
+    vocab_size: Count = 8192
+    """Entries of a tokenizer trained on the corpus; not used when a tokenizer is given."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.config is None) == (self.base is None):
+            raise ValueError("set exactly one of model.config (new weights) and model.base (pretrained weights)")
+        if self.base is not None and self.overrides:
+            raise ValueError(
+                "model.overrides changes an architecture, and pretrained weights fit only their own: "
+                "remove overrides, or use model.config for new weights"
+            )
+        return self
+
+
+class LoraSpec(_Block):
+    """Low-rank adapters (Hu et al. 2021), used by `method: lora`."""
+
+    rank: PositiveInt = 8
+    """Rank r of each adapter."""
+    alpha: PositiveFloat = 16.0
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before each adapter."""
+    targets: tuple[str, ...] | None = None
+    """Names of the modules that get an adapter; none given means the attention's projections of the architecture."""
+
+
+class DataSpec(_Block):
+    """Which examples: local files, folders, globs or hub names, read with `datasets`."""
+
+    train: str | tuple[str, ...]
+    """File, folder, glob, `package://` or `sysconfig://` location, or hub name; or a list of them."""
+    validation: str | tuple[str, ...] | None = None
+    """Held-out data; none given splits off `validation_fraction` of the training data."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the training data held out when `validation` is not given; stratified by label for classification."""
+    exclude: tuple[str, ...] = ()
+    """Names of files or folders to leave out below a folder or glob (`*` works)."""
+    format: DataFormat = "auto"
+    """How to read the files; `auto` goes by their endings and reads unknown text files as text."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    label_column: str | None = None
+    """Column that holds the class, for classification."""
+    sequence_length: Count = 512
+    """Tokens of one sample: the packed block for language modelling, the cut-off for classification."""
+    max_train_examples: Count | None = None
+    """Use at most this many training documents or rows, drawn by `training.seed` (classification: stratified)."""
+    max_validation_examples: Count | None = None
+    """Use at most this many held-out documents or rows."""
+
+
+class TrainingSpec(_Block):
+    """How to train. Exactly one of `tokens`, `steps` and `epochs` gives the length."""
+
+    tokens: Count | None = None
+    """Length as tokens seen."""
+    steps: Count | None = None
+    """Length as optimizer steps."""
+    epochs: PositiveFloat | None = None
+    """Length as passes over the training data."""
+    global_batch: Count
+    """Samples per optimizer step over all workers; it does not change with their number."""
+    micro_batch: Literal["auto"] | PositiveInt = "auto"
+    """Samples per worker and forward pass; `auto` takes the largest that divides the batch and fits."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Learning rate after warm-up: cosine or linear to `final_learning_rate_fraction`, or constant."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps over which the learning rate rises linearly from zero."""
+    final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the last step as a share of the peak."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's decoupled weight decay; biases and normalisation weights are left out."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's first-moment decay."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's second-moment decay."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's denominator term."""
+    gradient_clip: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    precision: Precision = "auto"
+    """Number format of weights and activations in the forward pass; `auto`: bf16 where the device has it, fp32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds initial weights, dropout, data order and splits."""
+    eval_every_steps: Count | None = None
+    """Evaluate on the held-out data every so many steps; always also at the end."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("tokens", "steps", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"training.{name}" for name in given) or "none of them"
+            raise ValueError(
+                f"set exactly one of training.tokens, training.steps and training.epochs; got {found}. "
+                "On the command line, training.tokens=null clears a field"
+            )
+        return self
+
+
+class DeepSpeedSpec(_Block):
+    """What the plan leaves to the user. Written as `auto`, a mapping, or the path of a JSON file."""
+
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """ZeRO stage (Rajbhandari et al. 2020): 1 shards optimizer states, 2 also gradients, 3 also weights."""
+    offload: Offload = "auto"
+    """What moves to host memory: nothing, optimizer states, or optimizer states and weights (`all` needs stage 3)."""
+    raw: dict[str, Any] = Field(default_factory=dict)
+    """Any other DeepSpeed keys, passed through."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        if value == "auto":
+            return {}
+        if not isinstance(value, dict):
+            return value
+        own = {"zero_stage", "offload", "raw"}
+        merged = {key: value[key] for key in own & value.keys()}
+        raw = {**merged.get("raw", {}), **{key: item for key, item in value.items() if key not in own}}
+        stage = (
+            raw.get("zero_optimization", {}).get("stage") if isinstance(raw.get("zero_optimization"), dict) else None
+        )
+        if stage is not None and merged.setdefault("zero_stage", stage) != stage:
+            raise ValueError(
+                f"deepspeed.zero_stage is {merged['zero_stage']} and deepspeed.zero_optimization.stage is {stage}: keep one"
+            )
+        return {**merged, "raw": raw}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        planned = [key for key in PLANNED_DEEPSPEED_KEYS if key in self.raw]
+        if planned:
+            raise ValueError(
+                f"the plan writes {', '.join(planned)} itself: use training.global_batch, micro_batch, precision, "
+                "gradient_clip, learning_rate and schedule instead"
+            )
+        if self.offload == "all" and self.zero_stage not in ("auto", 3):
+            raise ValueError("deepspeed.offload: all moves weights and needs zero_stage: 3")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("deepspeed.offload: optimizer needs zero_stage: 1, 2 or 3")
+        return self
+
+
+class ResourcesSpec(_Block):
+    """What each training gets from the cluster."""
+
+    workers: PositiveInt = 1
+    """Ray Train workers of one training; each is one rank."""
+    gpus_per_worker: Literal["auto", 0, 1] = "auto"
+    """GPUs of a worker; `auto` takes one where the cluster has GPUs."""
+    cpus_per_worker: PositiveInt = 1
+    """CPU cores of a worker, and its threads."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often dead workers are replaced and the run goes on from its newest checkpoint."""
+    usd_per_device_hour: NonNegativeFloat | None = None
+    """Price of one device for an hour; none given takes the catalogue's (`configs/devices.yaml`)."""
+
+
+class CheckpointSpec(_Block):
+    """When and where the run is saved."""
+
+    every_steps: Count | None = None
+    """Save every so many steps; always also at the end and when stopped."""
+    keep: PositiveInt = 3
+    """How many of the newest checkpoints stay."""
+    storage: str | None = None
+    """Folder for runs, seen by every node; none given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`)."""
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError(
+                f"checkpoint.storage must be a folder that every node sees, such as /mnt/shared/runs; got {value}"
+            )
+        return value
+
+
+class TrackingSpec(_Block):
+    """Where results go."""
+
+    enabled: bool = True
+    """Off logs nothing to MLflow; results stay in the run's folder."""
+    uri: str | None = None
+    """MLflow store; none given is `$MLFLOW_TRACKING_URI`, or a SQLite file below `$ORCHESTRATOR_HOME`."""
+    experiment: str = "default"
+    """MLflow experiment."""
+
+
+Distribution = Literal["choice", "grid", "uniform", "loguniform", "int_uniform"]
+
+
+class SearchSpec(_Block):
+    """A search over fields of this spec: each point becomes a training of its own."""
+
+    space: dict[str, dict[str, Any]]
+    """Field path to one of `{grid: [...]}`, `{choice: [...]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}`,
+    `{int_uniform: [low, high]}`. Grid values are all tried; the others are drawn. A grid or choice may also map each
+    value to a space of its own: `{grid: {full: {training.learning_rate: {...}}, lora: {...}}}`."""
+    samples: PositiveInt = 1
+    """Draws for every grid point."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """`asha` stops the worse trials early (Li et al. 2020); `none` lets all of them finish."""
+    metric: str | None = None
+    """Metric that ranks trials; none given is `eval/accuracy` for classification and `eval/loss` otherwise."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether the metric should be small or large; `auto` knows the metrics of this project."""
+    grace_steps: Count | None = None
+    """Steps that ASHA lets every trial run; none given is the first evaluation."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """ASHA keeps one in so many at each rung."""
+    max_concurrent: Literal["auto"] | PositiveInt = "auto"
+    """Trials at a time; `auto` is what the cluster's devices allow."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the draws."""
+
+
+class RunSpec(_Block):
+    """One training, or with `search` a search of trainings."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Name of the run and its folder: letters, digits, `.`, `_` and `-`."""
+    kind: Kind
+    """`pretrain` trains every weight on raw text; `finetune` adapts a base model to a task."""
+    model: ModelSpec
+    """Which model."""
+    method: Method = "full"
+    """Fine-tuning: `full` trains every weight, `head` only a new head on frozen features, `lora` low-rank adapters,
+    `scratch` the same architecture with new weights, to compare with."""
+    lora: LoraSpec = LoraSpec()
+    """Adapter settings for `method: lora`."""
+    task: Task = "causal-lm"
+    """What is learnt."""
+    data: DataSpec
+    """Which examples."""
+    training: TrainingSpec
+    """How to train."""
+    deepspeed: DeepSpeedSpec = DeepSpeedSpec()
+    """`auto`, `{zero_stage: 2, ...raw DeepSpeed keys}`, or the path of a JSON file with DeepSpeed keys."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """What each training gets from the cluster."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """When and where the run is saved."""
+    budget: Annotated[str, Field(pattern=r"^[0-9]")] | None = None
+    """`50usd`, `100gpu-hours`, `1e20flops` or `8hours`: the run stops cleanly, with a checkpoint, before it is overrun."""
+    tracking: TrackingSpec = TrackingSpec()
+    """Where results go."""
+    search: SearchSpec | None = None
+    """Turns the training into a search of trainings."""
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_budget(value)
+        return value
+
+    @model_validator(mode="after")
+    def _kind_task_and_method_agree(self) -> Self:
+        if self.kind == "pretrain" and self.task != "causal-lm":
+            raise ValueError(f"kind: pretrain learns task: causal-lm; for task: {self.task} use kind: finetune")
+        if self.kind == "pretrain" and self.method not in ("full", "scratch"):
+            raise ValueError(f"method: {self.method} adapts a base model: use kind: finetune, or remove method")
+        if self.kind == "finetune" and self.model.base is None:
+            raise ValueError("kind: finetune needs model.base; to compare with new weights use method: scratch")
+        if self.task == "text-classification" and self.data.label_column is None:
+            raise ValueError("task: text-classification needs data.label_column, the column that holds the class")
+        if self.task == "causal-lm" and self.data.label_column is not None:
+            raise ValueError("data.label_column is for task: text-classification; remove it, or set that task")
+        if self.task == "causal-lm" and self.method == "head":
+            raise ValueError("method: head trains a new classification head; for task: causal-lm use full or lora")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Self:
+        training, workers = self.training, self.resources.workers
+        if training.global_batch % workers:
+            lower = training.global_batch // workers * workers
+            near = f"{lower} or {lower + workers}" if lower else f"{workers}"
+            raise ValueError(
+                f"training.global_batch {training.global_batch} cannot be split over {workers} workers: "
+                f"use {near}, or other resources.workers"
+            )
+        if training.micro_batch != "auto" and (training.global_batch // workers) % training.micro_batch:
+            raise ValueError(
+                f"training.micro_batch {training.micro_batch} does not divide the {training.global_batch // workers} "
+                "samples that each worker gets per step: use one of its divisors, or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _search_can_prune(self) -> Self:
+        if self.search is not None and self.search.scheduler == "asha" and self.training.eval_every_steps is None:
+            raise ValueError("search.scheduler: asha compares trials at evaluations: set training.eval_every_steps")
+        return self
+
+    @property
+    def parsed_budget(self) -> Budget | None:
+        """The budget as a value, or None."""
+        return None if self.budget is None else parse_budget(self.budget)
+
+    @property
+    def quality_metric(self) -> str:
+        """The metric that says how good the result is: accuracy for classification, loss otherwise."""
+        return "eval/accuracy" if self.task == "text-classification" else "eval/loss"
+
+    def fingerprint(self) -> str:
+        """Eight hex digits over everything that shapes the result: equal for a run and its resumption.
+
+        Left out: where results and checkpoints go, the number of workers, failures, price and budget.
+        """
+        kept = self.model_dump(
+            mode="json", exclude={"tracking", "checkpoint", "resources", "budget", "deepspeed", "name"}
+        )
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,213 @@
+"""YAML file and `key=value` overrides to a `RunSpec`, with messages that name the key and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import SpecError
+from orchestrator.spec import RunSpec
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, with `1e-4` as a number (YAML 1.2), and duplicate keys refused."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return dict(loader.construct_pairs(node, deep=True))  # type: ignore[no-untyped-call]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec:
+    """The spec in a YAML file with `key=value` overrides applied.
+
+    Raises SpecError when the file cannot be read, is not YAML, has an unknown key or an impossible value.
+    """
+    raw = read_yaml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    _inline_deepspeed_file(raw, Path(path).parent)
+    return parse_spec(raw, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises SpecError when there is none."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        folder = file.parent
+        nearby = sorted(p.name for p in folder.glob("*.y*ml"))[:8] if folder.is_dir() else []
+        raise SpecError(
+            "the spec file cannot be read",
+            got=f"{file} ({getattr(error, 'strerror', None) or error})",
+            allowed=f"YAML files here: {', '.join(nearby)}" if nearby else None,
+            do="give the path of a spec; configs/ holds some that run as they are",
+        ) from error
+    try:
+        raw = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{file} is not valid YAML", got=" ".join(str(error).split())) from error
+    if not isinstance(raw, dict):
+        raise SpecError(
+            f"{file} holds no spec",
+            got="an empty file" if raw is None else type(raw).__name__,
+            do="start from configs/",
+        )
+    return raw
+
+
+def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
+    """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
+    try:
+        return RunSpec.model_validate(raw)
+    except ValidationError as error:
+        raise _spec_error(error, source) from error
+
+
+def parse_value(text: str) -> Any:
+    """The value on the right of `key=value`, read as YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SpecError("the value of an override is not valid YAML", got=text) from error
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Sets `a.b=value` in a nested mapping, in place; `null` clears. Raises SpecError when it cannot."""
+    path, found, text = override.partition("=")
+    if not found or not path.strip():
+        raise SpecError(
+            "an override is key=value",
+            got=override,
+            do="for example training.learning_rate=3e-4 or training.tokens=null",
+        )
+    set_path(raw, path.strip(), parse_value(text))
+
+
+def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a dotted path in a nested mapping, in place. Raises SpecError when a parent is not a mapping."""
+    *parents, last = path.split(".")
+    where = raw
+    for depth, key in enumerate(parents):
+        child = where.get(key)
+        if child is None or (child == "auto" and key == "deepspeed"):
+            child = where[key] = {}
+        if not isinstance(child, dict):
+            raise SpecError(
+                f"{path} cannot be set: {'.'.join(parents[: depth + 1])} is not a block", got=f"{key}: {child}"
+            )
+        where = child
+    where[last] = value
+
+
+def _inline_deepspeed_file(raw: dict[str, Any], folder: Path) -> None:
+    """Replaces `deepspeed: FILE.json` by what the file holds, so that the spec says everything itself."""
+    name = raw.get("deepspeed")
+    if not isinstance(name, str) or name == "auto":
+        return
+    candidates = [Path(name), folder / name]
+    file = next((c for c in candidates if c.is_file()), None)
+    if file is None:
+        raise SpecError("deepspeed names no file", got=name, allowed="auto, a mapping, or the path of a JSON file")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SpecError(f"{file} is not valid JSON", got=str(error)) from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{file} must hold a JSON object", got=type(content).__name__)
+    raw["deepspeed"] = content
+
+
+def _spec_error(error: ValidationError, source: str) -> SpecError:
+    """One readable error from pydantic's list: a lone problem in full, several as lines."""
+    problems = [_describe(dict(item)) for item in error.errors()]
+    what, got, allowed, do = problems[0]
+    if len(problems) == 1:
+        return SpecError(f"{source}: {what}", got=got, allowed=allowed, do=do)
+    lines = [f"\n  - {w}" + (f" (got {g})" if g else "") + (f"; {d}" if d else "") for w, g, _, d in problems]
+    return SpecError(f"{source} has {len(problems)} problems:{''.join(lines)}")
+
+
+def _describe(item: dict[str, Any]) -> tuple[str, str | None, str | None, str | None]:
+    """(what, got, allowed, do) of one pydantic error."""
+    place = tuple(item["loc"])
+    path = _dotted(place)
+    given = item.get("input")
+    shown = None if given is None or isinstance(given, dict | list | BaseModel) else repr(given)
+    if item["type"] == "extra_forbidden":
+        valid = _fields_at(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
+        fix = f"did you mean {_dotted((*place[:-1], near[0]))}?" if near else "remove it"
+        return f"unknown key {path}", None, ", ".join(valid), fix
+    if item["type"] == "missing":
+        return f"{path} is required", None, None, f"add {path}"
+    if item["type"] == "value_error":
+        text = str(item["ctx"]["error"])
+        return (f"{path}: {text}" if path and not text.startswith(path) else text), None, None, None
+    if item["type"] == "literal_error":
+        return f"{path} has no such value", shown, str(item["ctx"]["expected"]), None
+    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}", shown, None, None
+
+
+def _dotted(place: tuple[Any, ...]) -> str:
+    """A pydantic location as a dotted path, without the names of union branches."""
+    return ".".join(str(part) for part in place if not re.search(r"[\[\]()]|^(int|str|literal|tuple)$", str(part)))
+
+
+def _fields_at(place: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the block at a location, in the order of the class."""
+    block: type[BaseModel] = RunSpec
+    for part in place:
+        field = block.model_fields.get(str(part))
+        inner = None if field is None else _block_type(field.annotation)
+        if inner is None:
+            return []
+        block = inner
+    return list(block.model_fields)
+
+
+def _block_type(annotation: Any) -> type[BaseModel] | None:
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a spec file, for editors; `deepspeed` also takes `auto` or a file name."""
+    schema = RunSpec.model_json_schema()
+    schema["title"] = "orchestrator run spec"
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    deepspeed = schema["properties"]["deepspeed"]
+    description = deepspeed.pop("description", "")
+    deepspeed.pop("default", None)
+    block = schema["$defs"]["DeepSpeedSpec"]
+    block["additionalProperties"] = True
+    schema["properties"]["deepspeed"] = {
+        "description": description,
+        "default": "auto",
+        "anyOf": [{"$ref": "#/$defs/DeepSpeedSpec"}, {"type": "string"}],
+    }
+    return schema

@@ -1,0 +1,1 @@
+"""What came out: the only place that imports mlflow."""

@@ -1,0 +1,254 @@
+"""MLflow's store: is it there, a quiet client for it, and the experiment's id. Foreign errors end here.
+
+Importing this module does not import mlflow; the first client does (1 to 2 s).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from orchestrator import locations
+from orchestrator.errors import SpecError, StorageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REACH_TIMEOUT_S = 5.0
+"""How long a server may take to answer before a run is refused (a guess: far above any healthy round trip)."""
+
+ALLOWED_URIS = "http://HOST:PORT, https://..., sqlite:////abs/path.db, or a postgresql, mysql or mssql URI"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_SQLITE = "sqlite:///"
+
+_ENVIRONMENT = {
+    # With MLflow's own defaults (7 retries, 120 s) a dead server holds a caller for minutes.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # Usage reports to MLflow's makers are for the user to turn on.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Set before mlflow is imported, unless the user has set them."""
+
+
+def absolute(uri: str) -> str:
+    """The same store from any working directory: a SQLite path made absolute, everything else unchanged."""
+    if not uri.startswith("sqlite:"):
+        return uri
+    options = uri.partition("?")
+    return f"{_SQLITE}{_sqlite_path(uri)}{options[1]}{options[2]}"
+
+
+def redacted(uri: str) -> str:
+    """A URI fit for a message: without its password."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+
+
+def check_store(uri: str) -> None:
+    """Refuse a store that cannot work, before anything is started; imports nothing heavy.
+
+    Raises SpecError for a kind of store that is not supported, StorageError for one that does not answer.
+    """
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("http", "https"):
+        _check_http(uri)
+    elif scheme == "sqlite":
+        _check_sqlite(_sqlite_path(uri))
+    elif scheme in _DATABASE_PORTS:
+        _check_port(uri, default_port=_DATABASE_PORTS[scheme])
+    elif scheme in ("", "file"):
+        raise SpecError(
+            "MLflow no longer takes new results in a folder of files",
+            got=uri,
+            allowed=ALLOWED_URIS,
+            do=f"set tracking.uri to a database file, such as {_SQLITE}{locations.home() / 'mlflow.db'}",
+        )
+    else:
+        raise SpecError("this kind of MLflow store is not supported", got=redacted(uri), allowed=ALLOWED_URIS)
+
+
+def client(uri: str, *, create: bool = True) -> MlflowClient:
+    """A client of the store; a new SQLite store is created first (3 to 5 s, once) where `create` allows it.
+
+    Raises StorageError when the store cannot be opened, SpecError when its database driver is not installed.
+    """
+    quiet()
+    with _translated_opening(uri):
+        from mlflow import MlflowClient
+
+        quiet()  # importing mlflow configures its loggers anew
+        if not uri.startswith("sqlite:"):
+            return MlflowClient(tracking_uri=uri)
+        path = _sqlite_path(uri)
+        if not create and not path.exists():
+            raise StorageError(
+                "there is no MLflow store at this place on this machine",
+                got=uri,
+                do="give the store of an earlier run, or start a run first: orchestrator run SPEC",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Two processes that both find no tables both create them, and one fails: one at a time.
+        with _locked(path.with_name(path.name + ".lock")):
+            return MlflowClient(tracking_uri=absolute(uri))
+
+
+def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
+    """The id of an experiment, created if need be; safe when several processes do so at once.
+
+    Raises SpecError for an experiment that was deleted (its results may have been discarded on purpose).
+    """
+    from mlflow.exceptions import MlflowException
+
+    with translated(uri, doing=f"find or create the experiment {name!r}"):
+        found = mlflow_client.get_experiment_by_name(name)
+        if found is None:
+            # A server knows where artifacts go; a bare database would put them below the working directory.
+            artifacts = None if uri.startswith("http") else (locations.home() / "artifacts").as_uri()
+            try:
+                return str(mlflow_client.create_experiment(name, artifact_location=artifacts))
+            except MlflowException as exc:
+                if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = mlflow_client.get_experiment_by_name(name)
+    assert found is not None, "MLflow says that the experiment exists"
+    if found.lifecycle_stage == "deleted":
+        raise SpecError(
+            f"the experiment {name!r} was deleted",
+            got=f"tracking.experiment: {name}",
+            do="use another name, or bring it back: MLFLOW_TRACKING_URI="
+            f"{redacted(uri)} mlflow experiments restore -x {found.experiment_id}",
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def translated(uri: str, *, doing: str) -> Iterator[None]:
+    """MLflow's errors as StorageError: "MLflow could not {doing}"."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as exc:
+        raise StorageError(
+            f"MLflow could not {doing}",
+            got=f"{redacted(uri)}: {_first_line(exc)}",
+            do="check that the store is up and takes writes: orchestrator doctor",
+        ) from exc
+
+
+def quiet() -> None:
+    """Keep MLflow's and alembic's notices off the user's terminal; errors still come, as exceptions.
+
+    Called with every client, because importing mlflow and test runners reset loggers and warning filters.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    level = os.environ["MLFLOW_LOGGING_LEVEL"].upper()
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(level)
+    warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)(\.|$)")
+
+
+@contextmanager
+def _translated_opening(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except ModuleNotFoundError as exc:
+        raise SpecError(
+            f"the database driver {exc.name} is not installed", got=redacted(uri), do=f"pip install {exc.name}"
+        ) from exc
+    except Exception as exc:  # mlflow, sqlalchemy, alembic and the driver each raise their own here
+        raise StorageError(
+            "the MLflow store cannot be opened",
+            got=f"{redacted(uri)}: {_first_line(exc)}",
+            do="check its address and rights; `mlflow db upgrade URI` brings an old one up to date",
+        ) from exc
+
+
+def _first_line(exc: BaseException) -> str:
+    return next(iter(str(exc).splitlines()), type(exc).__name__)
+
+
+def _sqlite_path(uri: str) -> Path:
+    path = uri.removeprefix(_SQLITE).partition("?")[0]
+    if not uri.startswith(_SQLITE) or path in ("", ":memory:"):
+        raise SpecError(
+            "the SQLite store needs a file, since several processes write to it",
+            got=uri,
+            allowed="sqlite:///relative.db or sqlite:////absolute/path.db",
+        )
+    return Path(path).expanduser().absolute()
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(13, "it is not writable")
+    except OSError as exc:
+        raise StorageError(
+            "the MLflow store cannot be written",
+            got=f"{_SQLITE}{path}: {exc.strerror}",
+            do="set tracking.uri or $ORCHESTRATOR_HOME to a place that can be written",
+        ) from exc
+
+
+def _check_http(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=REACH_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError as exc:
+        # A refusal is an answer too: a proxy in front may hide /health. Only a server's own failure counts.
+        if exc.code < 500:
+            return
+        cause: object = f"HTTP {exc.code}"
+        exc.close()
+        origin: Exception = exc
+    except (OSError, ValueError) as exc:
+        cause, origin = getattr(exc, "reason", exc), exc
+    raise StorageError(
+        "the MLflow server does not answer",
+        got=f"{redacted(uri)}: {cause}",
+        allowed=f"an answer within {REACH_TIMEOUT_S:g} s",
+        do="start it (mlflow server), correct tracking.uri, or set tracking.enabled=false",
+    ) from origin
+
+
+def _check_port(uri: str, *, default_port: int) -> None:
+    parts = urlsplit(uri)
+    try:
+        address = (parts.hostname or "localhost", parts.port or default_port)
+        with socket.create_connection(address, timeout=REACH_TIMEOUT_S):
+            return
+    except (OSError, ValueError) as exc:
+        raise StorageError(
+            "the database of the MLflow store does not answer",
+            got=f"{redacted(uri)}: {exc}",
+            allowed=f"a connection within {REACH_TIMEOUT_S:g} s",
+            do="start it, or correct tracking.uri",
+        ) from exc
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, also when the process dies
+        yield

@@ -1,0 +1,276 @@
+"""Encoded splits on disk -> batches. `prepare` writes them, the training loop asks for the samples of a step.
+
+Every draw is a pure function of the seed: what is held out, and which samples a step sees. `SampleOrder` computes
+the shuffle, `rank_slice` cuts a global batch so that any number of workers trains on the same ones; nothing keeps
+a position, and resuming needs the step number alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from orchestrator.errors import StorageError
+
+Split = Literal["train", "validation"]
+Batch = dict[str, np.ndarray]
+
+PAD_MULTIPLE = 8
+"""Batch lengths are rounded up to this: tensor cores want multiples of 8 in 16-bit formats (NVIDIA, "Matrix
+Multiplication Background User's Guide")."""
+_FEISTEL_ROUNDS = 8
+"""Four make a strong permutation of large domains (Luby and Rackoff 1988); small domains want more."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step: 2^64 over the golden ratio.
+
+
+class Samples(Protocol):
+    """One split of a prepared dataset, memory-mapped."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of one epoch, without padding."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of each of these samples, without padding."""
+        ...
+
+    def padded_length(self, indices: np.ndarray) -> int:
+        """Columns of the batch of these samples."""
+        ...
+
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None) -> Batch:
+        """Arrays of int64 for a model's forward pass; `pad_to` sets the columns where samples differ in length."""
+        ...
+
+
+class PackedSamples:
+    """Blocks of a token stream for causal language modelling: no padding, every token predicted once."""
+
+    def __init__(self, tokens: np.ndarray, *, length: int) -> None:
+        self._tokens = tokens
+        self._length = length
+        self._offsets = np.arange(length + 1)
+
+    def __len__(self) -> int:
+        return packed_samples(len(self._tokens), self._length)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of one epoch: those that some block predicts."""
+        return len(self) * self._length
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """The block length, for each sample."""
+        return np.full(len(indices), self._length)
+
+    def padded_length(self, indices: np.ndarray) -> int:
+        """The block length, for any samples."""
+        return self._length
+
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None) -> Batch:
+        """`input_ids` and `labels`, the next token of each; both (samples, block length)."""
+        blocks = self._tokens[np.asarray(indices)[:, None] * self._length + self._offsets].astype(np.int64)
+        return {"input_ids": blocks[:, :-1], "labels": blocks[:, 1:]}
+
+
+class LabelledSamples:
+    """Rows of token ids with a class each."""
+
+    def __init__(
+        self, tokens: np.ndarray, *, lengths: np.ndarray, labels: np.ndarray, pad_id: int, longest: int
+    ) -> None:
+        self._tokens = tokens
+        self._lengths = lengths.astype(np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._labels = labels.astype(np.int64)
+        self._pad_id = pad_id
+        self._longest = longest
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of one epoch, without padding."""
+        return int(self._lengths.sum())
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of each row, without padding."""
+        found: np.ndarray = self._lengths[indices]
+        return found
+
+    def padded_length(self, indices: np.ndarray) -> int:
+        """The longest row of the batch, rounded up to `PAD_MULTIPLE` but not beyond the cut-off of the spec."""
+        longest = int(self._lengths[indices].max())
+        return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self._longest)
+
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None) -> Batch:
+        """`input_ids` and `attention_mask`, both (samples, columns), and `labels`, the class of each sample."""
+        columns = np.arange(self.padded_length(indices) if pad_to is None else pad_to)
+        lengths = self._lengths[indices]
+        assert lengths.max() <= len(columns), "pad_to is shorter than a row"
+        real = columns < lengths[:, None]
+        places = np.where(real, self._starts[indices][:, None] + columns, 0)
+        ids = np.where(real, self._tokens[places], self._pad_id).astype(np.int64)
+        return {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": self._labels[indices]}
+
+
+def write_packed(folder: Path, split: Split, parts: Iterable[np.ndarray]) -> int:
+    """Writes a token stream part by part; the number of its tokens."""
+    tokens = 0
+    with (folder / f"{split}.bin").open("wb") as stream:
+        for ids in parts:
+            stream.write(ids.data)
+            tokens += len(ids)
+    return tokens
+
+
+def write_labelled(
+    folder: Path, split: Split, parts: Iterable[tuple[np.ndarray, np.ndarray]], *, labels: np.ndarray
+) -> int:
+    """Writes (ids, lengths) of rows part by part, and the class of each row; the number of their tokens."""
+    lengths: list[np.ndarray] = []
+    with (folder / f"{split}.bin").open("wb") as stream:
+        for ids, each in parts:
+            stream.write(ids.data)
+            lengths.append(each)
+    every = np.concatenate(lengths)
+    np.save(folder / f"{split}.lengths.npy", every)
+    np.save(folder / f"{split}.labels.npy", labels)
+    return int(every.sum())
+
+
+def packed_samples(tokens: int, length: int) -> int:
+    """Blocks of `length` inputs in a stream: neighbours share a token, the target of one and input of the next."""
+    return max(0, (tokens - 1) // length)
+
+
+def open_split(path: Path, split: Split) -> Samples:
+    """A split of the folder that `prepare` wrote, without reading its tokens.
+
+    Raises StorageError when the folder or a file of it is gone.
+    """
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        tokens = np.memmap(path / f"{split}.bin", dtype=meta["dtype"], mode="r")
+        # A plain array over the same map: np.memmap's own indexing costs 10 us more each time.
+        plain = np.asarray(tokens)
+        if meta["task"] == "causal-lm":
+            return PackedSamples(plain, length=meta["sequence_length"])
+        return LabelledSamples(
+            plain,
+            lengths=np.load(path / f"{split}.lengths.npy"),
+            labels=np.load(path / f"{split}.labels.npy"),
+            pad_id=meta["pad_id"],
+            longest=meta["sequence_length"],
+        )
+    except OSError as error:
+        raise StorageError(
+            f"the prepared data in {path} cannot be read",
+            got=error.strerror or str(error),
+            do="the folder must be seen by every node: set ORCHESTRATOR_HOME or checkpoint.storage to a shared one",
+        ) from error
+
+
+def draw_documents(sizes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Sorted numbers of documents drawn until they hold `fraction` of all bytes: at least one, never all.
+
+    A document that would bring in half as much again as is wanted is passed over, so that one long book among
+    many short ones is not held out by accident.
+    """
+    wanted = fraction * float(sizes.sum())
+    chosen: list[int] = []
+    held = 0.0
+    for number in np.random.default_rng(seed).permutation(len(sizes)):
+        if held >= wanted or len(chosen) == len(sizes) - 1:
+            break
+        if held + sizes[number] <= 1.5 * wanted:
+            chosen.append(int(number))
+            held += float(sizes[number])
+    return np.sort(np.array(chosen or [int(sizes.argmin())], dtype=np.int64))
+
+
+def draw_stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Sorted indices of `count` rows: one of each class, the rest in proportion to the classes.
+
+    Of a class with two rows or more one stays undrawn where `count` allows, so that both sides know every class.
+    scikit-learn's split promises neither, and refuses counts that leave fewer rows than classes (999 of 1,000).
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    last = (first + sizes - 1)[sizes > 1]
+    assert len(first) <= count <= len(labels), "the caller checks that every class can be drawn"
+    free = np.delete(by_class, np.concatenate([first, last]))
+    more = count - len(first)
+    # Evenly spaced places in rows sorted by class: each class gets its share, give or take one.
+    taken = min(more, len(free))
+    spread = free[(2 * np.arange(taken) + 1) * len(free) // max(1, 2 * taken)]
+    rest = by_class[last][: more - taken]
+    return np.sort(np.concatenate([by_class[first], spread, rest]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOrder:
+    """A shuffle of `size` samples for every epoch, computed and not stored: O(1) memory at any size.
+
+    A generalised Feistel network over a x b >= size (Black and Rogaway 2002, "Ciphers with Arbitrary Finite
+    Domains"), keyed by (seed, epoch, round) through splitmix64 (Steele, Lea and Flood 2014); values beyond `size`
+    are sent through it again until they fall inside ("cycle walking").
+    """
+
+    seed: int
+    size: int
+
+    def samples(self, positions: np.ndarray) -> np.ndarray:
+        """Sample numbers (int64) at positions of the endless stream of epochs; position i is in epoch i // size."""
+        wanted = np.asarray(positions, dtype=np.uint64)
+        size = np.uint64(self.size)
+        keys = _mix(_mix(np.full(1, self.seed, dtype=np.uint64)) ^ (wanted // size))
+        values = self._permuted(wanted % size, keys)
+        while (outside := values >= size).any():
+            values[outside] = self._permuted(values[outside], keys[outside])
+        return values.astype(np.int64)
+
+    def _permuted(self, values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        width = np.uint64(int(np.ceil(np.sqrt(self.size))))
+        height = np.uint64(-(-self.size // int(width)))
+        left: np.ndarray = values // height
+        right: np.ndarray = values % height
+        for step in range(_FEISTEL_ROUNDS):
+            if step % 2:
+                right = (right + _mix(keys ^ left) % height) % height
+            else:
+                left = (left + _mix(keys ^ right) % width) % width
+            keys = keys + _GOLDEN
+        result: np.ndarray = left * height + right
+        return result
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The output function of splitmix64: every bit of the result depends on every bit of the value."""
+    mixed = values + _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def global_batch(order: SampleOrder, step: int, batch: int) -> np.ndarray:
+    """Samples of optimizer step `step` (from 0) over all workers; the same for any number of them."""
+    return order.samples(np.arange(step * batch, (step + 1) * batch))
+
+
+def rank_slice(
+    batch_indices: np.ndarray, *, rank: int, world_size: int, micro_batch: int, accumulation: int
+) -> list[np.ndarray]:
+    """One rank's share of a global batch: one array of `micro_batch` samples for each of `accumulation` passes."""
+    assert len(batch_indices) == world_size * micro_batch * accumulation, "the plan's batch does not split evenly"
+    return list(batch_indices.reshape(accumulation, world_size, micro_batch)[:, rank])

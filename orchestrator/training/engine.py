@@ -1,0 +1,152 @@
+"""RunPlan -> a DeepSpeed engine behind five verbs: step, evaluate, save, load, full_state.
+
+The only place that knows DeepSpeed's ways: its op builds, its output, and where it keeps gradient norms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.errors import StorageError
+from orchestrator.planning.run_plan import RunPlan
+from orchestrator.training.checkpoints import storage_errors
+from orchestrator.training.job import WorkerContext
+from orchestrator.training.models import parameter_groups
+from orchestrator.training.objectives import Batch, Objective
+
+_STATE = "state"
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Long enough for rank 0 to verify a large checkpoint while the others wait."""
+
+
+def join_process_group(plan: RunPlan, context: WorkerContext) -> None:
+    """Joins the process group named by MASTER_ADDR and MASTER_PORT; in a single process they default to a free port."""
+    torch.set_num_threads(plan.cpus_per_worker)
+    if plan.device == "cuda":
+        torch.cuda.set_device(context.local_rank)
+    if dist.is_initialized():
+        return
+    os.environ.update(RANK=str(context.rank), WORLD_SIZE=str(context.world_size), LOCAL_RANK=str(context.local_rank))
+    backend = "nccl" if plan.device == "cuda" else "gloo"
+    if context.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+
+
+class Engine:
+    """One rank's share of a DeepSpeed training."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        plan: RunPlan,
+        weight_decay: float,
+        objective: Objective,
+        context: WorkerContext,
+    ) -> None:
+        """Wraps a module; every rank calls it. Joins no process group itself."""
+        os.environ.setdefault("DS_ACCELERATOR", plan.device)
+        import deepspeed
+
+        _quieten(plan)
+        self._plan = plan
+        self._objective = objective
+        self._is_leader = context.rank == 0
+        self._device = torch.device(f"cuda:{context.local_rank}" if plan.device == "cuda" else "cpu")
+        self._trains_all = all(parameter.requires_grad for parameter in model.parameters())
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, weight_decay),
+            config=dict(plan.deepspeed),
+            dist_init_required=False,
+        )
+
+    def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> tuple[torch.Tensor, float | None]:
+        """One optimizer step over this rank's micro-batches.
+
+        Returns the mean loss of this rank (0-d tensor) and the global gradient norm before clipping.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.train()
+        total = torch.zeros((), device=self._device)
+        norm = None
+        for index, batch in enumerate(micro_batches):
+            loss = self._objective.loss(self._engine, self._to_device(batch))
+            total += loss.detach()
+            self._engine.backward(loss)
+            if index == len(micro_batches) - 1 and self._plan.zero_stage == 0:
+                norm = self._norm_of_whole_gradients()
+            self._engine.step()
+        known = self._engine.get_global_grad_norm()
+        return total / len(micro_batches), norm if known is None else float(known)
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """Sums per sample, shape (n, 3), of the task's objective; no gradients, no dropout."""
+        self._engine.eval()
+        with torch.no_grad():
+            return self._objective.evaluate(self._engine, self._to_device(batch))
+
+    def save(self, folder: Path) -> None:
+        """Every rank writes its share below `folder`. Raises StorageError when the disk does not take it."""
+        with storage_errors(folder):
+            self._engine.save_checkpoint(
+                str(folder), tag=_STATE, save_latest=False, exclude_frozen_parameters=not self._trains_all
+            )
+
+    def load(self, folder: Path) -> None:
+        """Every rank reads its share. Raises StorageError when it cannot be read."""
+        try:
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=_STATE, load_module_strict=self._trains_all)
+        except (OSError, RuntimeError, EOFError, KeyError) as error:
+            raise StorageError(
+                "the checkpoint cannot be loaded", got=f"{folder} ({error})", do="start over with --fresh"
+            ) from error
+        if loaded is None:
+            raise StorageError("the checkpoint holds no training state", got=folder, do="start over with --fresh")
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """All weights on the CPU of rank 0, empty elsewhere; every rank calls it."""
+        if self._plan.zero_stage == 3:
+            return dict(self._engine._zero3_consolidated_16bit_state_dict() or {})
+        if not self._is_leader:
+            return {}
+        return {name: tensor.detach().cpu() for name, tensor in self._engine.module.state_dict().items()}
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum of a small tensor over all ranks."""
+        values = values.to(self._device)
+        dist.all_reduce(values)
+        return values
+
+    def close(self) -> None:
+        """Releases the engine's hooks, so that another can be built in this process."""
+        with contextlib.suppress(AttributeError):
+            self._engine.destroy()
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _norm_of_whole_gradients(self) -> float | None:
+        """Without ZeRO, DeepSpeed clips in place and keeps no norm; the gradients are already averaged here."""
+        norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.stack(norms).norm()) if norms else None
+
+
+def _quieten(plan: RunPlan) -> None:
+    """Errors only, and no shared-memory op on a CPU: building it costs 20 s and more, gloo does its work."""
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if plan.device == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

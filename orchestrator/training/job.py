@@ -1,0 +1,122 @@
+"""The values that cross the border between scheduling and a worker. No torch here, so that a driver stays light."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.planning.run_plan import RunPlan
+from orchestrator.spec import RunSpec
+from orchestrator.tracking.tracker import RunHandle
+from orchestrator.training.prepare import PreparedData
+
+Status = Literal["finished", "stopped_by_budget", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What to train, on what, and where it is kept."""
+
+    spec: RunSpec
+    plan: RunPlan
+    data: PreparedData
+    run_folder: Path
+    """Holds `checkpoints/`, `outbox/`, `model/` and `outcome.json`."""
+    handle: RunHandle | None = None
+    """The MLflow run to log to; None logs nowhere."""
+    final_checkpoint: bool = True
+    """Whether the end of the training is saved as a checkpoint too; a search's trials need only their model."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return self.run_folder / "checkpoints"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the finished model goes, as a Hugging Face folder."""
+        return self.run_folder / "model"
+
+    @property
+    def outcome_file(self) -> Path:
+        """Written last: its presence says that the run is over."""
+        return self.run_folder / "outcome.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands, for whoever watches it."""
+
+    step: int
+    steps: int
+    tokens_per_second: float = 0.0
+    eta_s: float = 0.0
+    """Seconds to the last step at the recent pace, evaluations and checkpoints left out."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The newest `train/loss` and `eval/...` figures."""
+    phase: str = "training"
+    """`starting`, `training`, `evaluating`, `saving` or `exporting`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def _ignore(*_: Any) -> None:
+    return None
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """What a worker knows of its surroundings; the defaults make a single process without Ray."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    report: Callable[[int, Mapping[str, float]], None] = _ignore
+    """Called on rank 0 with (step, metrics) after every evaluation; may not return when the trial is stopped."""
+    progress: Callable[[Progress], None] = _ignore
+    """Called on rank 0 at every step; must be cheap."""
+    stop_requested: Callable[[], bool] = _never
+    """Asked on rank 0 at every step; must be cheap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopState:
+    """What a checkpoint keeps besides weights and optimizer: how far the run is and what it has cost."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens seen, without padding."""
+    device_seconds: float = 0.0
+    """Seconds times devices held, over all attempts up to this state."""
+    wall_seconds: float = 0.0
+    """Seconds, over all attempts up to this state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a training ended."""
+
+    status: Status
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    """The last value of every metric."""
+    checkpoint: str | None
+    """Newest complete checkpoint."""
+    model_path: str | None
+    """Hugging Face folder; None unless the run came to its end or its budget's."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, such as a torn checkpoint that was passed over."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)

@@ -1,0 +1,78 @@
+"""What is learnt: the loss of a micro-batch, and sums over held-out data from which every figure follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.spec import Task
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A task's loss for training and its sums for evaluation."""
+
+    loss: Callable[[torch.nn.Module, Batch], Tensor]
+    """Mean loss of a micro-batch, a scalar in fp32."""
+    evaluate: Callable[[torch.nn.Module, Batch], Tensor]
+    """Per sample, shape (n, 3): summed loss in nats, correct predictions, predictions."""
+    summarize: Callable[[float, float, float], dict[str, float]]
+    """The three sums over all held-out samples as named metrics."""
+
+
+def objective_for(task: Task) -> Objective:
+    """The objective of a task."""
+    return _OBJECTIVES[task]
+
+
+def _causal_lm_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
+    logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+
+
+def _causal_lm_evaluate(model: torch.nn.Module, batch: Batch) -> Tensor:
+    logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), reduction="none")
+    correct = (logits.argmax(-1) == batch["labels"]).sum(-1)
+    counts = torch.full_like(correct, batch["labels"].shape[1])
+    return torch.stack([losses.view_as(batch["labels"]).double().sum(-1), correct.double(), counts.double()], dim=1)
+
+
+def _causal_lm_summary(loss: float, correct: float, count: float) -> dict[str, float]:
+    mean = loss / count
+    return {"eval/loss": mean, "eval/perplexity": math.exp(min(mean, 700.0))}
+
+
+def _classification_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits.float()
+
+
+def _classification_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(_classification_logits(model, batch), batch["labels"])
+
+
+def _classification_evaluate(model: torch.nn.Module, batch: Batch) -> Tensor:
+    logits = _classification_logits(model, batch)
+    losses = F.cross_entropy(logits, batch["labels"], reduction="none").double()
+    correct = (logits.argmax(-1) == batch["labels"]).double()
+    return torch.stack([losses, correct, torch.ones_like(correct)], dim=1)
+
+
+def _classification_summary(loss: float, correct: float, count: float) -> dict[str, float]:
+    return {"eval/loss": loss / count, "eval/accuracy": correct / count}
+
+
+_OBJECTIVES: dict[Task, Objective] = {
+    "causal-lm": Objective(loss=_causal_lm_loss, evaluate=_causal_lm_evaluate, summarize=_causal_lm_summary),
+    "text-classification": Objective(
+        loss=_classification_loss, evaluate=_classification_evaluate, summarize=_classification_summary
+    ),
+}

@@ -1,0 +1,401 @@
+"""A spec's data -> a folder of token ids that every worker maps into memory. Called once by the driver.
+
+The folder's name is a fingerprint of all that shapes its content, so the same data is encoded once for all runs and
+trials. It is written beside and renamed: a folder under its name is whole, whoever died on the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from orchestrator.errors import DataError, ModelError, StorageError
+from orchestrator.planning.run_plan import DatasetCounts
+from orchestrator.spec import DataSpec, RunSpec
+from orchestrator.training import batches, tokenization
+from orchestrator.training.corpus import Documents, Source, find_sources, open_documents, read_rows
+from orchestrator.training.tokenization import Chunk, TextTokenizer
+
+T = TypeVar("T")
+_Rows = tuple[list[str], np.ndarray]  # Texts, and the class number of each.
+
+FORMAT_VERSION = 1
+"""Part of the fingerprint: raise it when files of the same name would hold something else."""
+MAX_LABELS = 10_000
+"""Distinct labels of a class column at most (a guess): a column with more holds ids or free text."""
+_HASHED_BYTES = 64_000_000  # Smaller data is known by its content, so that copies agree; hashing 64 MB takes 0.1 s.
+
+
+class EncodeMany(Protocol):
+    """Applies a pure function to chunks of text and gives the results in order; knows where to run it."""
+
+    def __call__(self, function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+        """Takes chunks only as fast as results are taken."""
+        ...
+
+
+def encode_here(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+    """Encodes in this process, on its threads."""
+    return map(function, chunks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Where the encoded data lies, and what it holds."""
+
+    path: Path
+    fingerprint: str
+    """Hex digits over everything that shaped the data; also the folder's name."""
+    counts: DatasetCounts
+    label_names: tuple[str, ...] | None
+    """Name of each class, by its number; None for language modelling."""
+    tokenizer_folder: Path
+    """Loads with `transformers.AutoTokenizer.from_pretrained`."""
+    eos_id: int | None
+    """Ends a document; some encoder models have none."""
+    pad_id: int
+    bytes: int
+    """UTF-8 bytes of the training text."""
+    validation_bytes: int
+    """UTF-8 bytes of the held-out text; with the loss they give bits per byte, comparable across tokenizers."""
+    cached: bool
+    """True when the folder was there already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is known before any text is read."""
+
+    spec: RunSpec
+    train: tuple[Source, ...]
+    validation: tuple[Source, ...]
+    tokenizer: TextTokenizer | None
+    """None until it is trained on the corpus."""
+
+
+def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None = None) -> PreparedData:
+    """The spec's data, split, encoded and on disk below `cache`; a second call finds it there.
+
+    `base` says where `model.base` lies when the caller fetched it (a finished run's model).
+    Raises DataError for data that does not hold what the spec says, ModelError for an unusable tokenizer,
+    StorageError when `cache` cannot be written.
+    """
+    inputs = _find_inputs(spec, base)
+    fingerprint = _fingerprint(inputs)
+    folder = cache / fingerprint
+    if (folder / "meta.json").is_file():
+        return _load(folder, cached=True)
+    partial = cache / f".{fingerprint}.{uuid.uuid4().hex[:8]}.partial"
+    with _storage_errors(cache):
+        try:
+            partial.mkdir(parents=True)
+            _write(inputs, partial, encode)
+            _publish(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _load(folder, cached=False)
+
+
+def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
+    data = spec.data
+    location = tokenization.tokenizer_location(spec.model)
+    if base is not None and location == spec.model.base:
+        location = base
+    find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
+    return _Inputs(
+        spec=spec,
+        train=find(data.train),
+        validation=() if data.validation is None else find(data.validation, split="validation"),
+        tokenizer=None if location is None else tokenization.load_tokenizer(location),
+    )
+
+
+def _fingerprint(inputs: _Inputs) -> str:
+    spec, data = inputs.spec, inputs.spec.data
+    drawn = not (inputs.validation and inputs.tokenizer) or data.max_train_examples or data.max_validation_examples
+    parts = {
+        "format": FORMAT_VERSION,
+        "task": spec.task,
+        "train": _identity(inputs.train),
+        "validation": _identity(inputs.validation),
+        "columns": [data.text_column, data.label_column],
+        "validation_fraction": None if inputs.validation else data.validation_fraction,
+        "max_examples": [data.max_train_examples, data.max_validation_examples],
+        "seed": spec.training.seed if drawn else None,
+        "sequence_length": data.sequence_length,
+        "tokenizer": spec.model.vocab_size if inputs.tokenizer is None else inputs.tokenizer.fingerprint(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(sources: Sequence[Source]) -> list[Any]:
+    """What stands for the content of files: a hash of it, or of much data path, size and time. The hub: the name."""
+    files = [file for source in sources for file in source.files]
+    found: list[Any] = [[s.reader, s.split, len(s.files), s.location if s.reader == "hub" else ""] for s in sources]
+    try:
+        stats = [file.stat() for file in files]
+        if sum(stat.st_size for stat in stats) < _HASHED_BYTES:
+            return found + [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read", got=error.strerror) from error
+    return found + [[str(f.absolute()), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
+
+
+def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
+    """All files of the prepared folder, `meta.json` last."""
+    if inputs.spec.task == "causal-lm":
+        tokenizer, found = _write_documents(inputs, folder, encode)
+    else:
+        assert inputs.tokenizer is not None, "classification fine-tunes a base model, which has a tokenizer"
+        tokenizer, found = inputs.tokenizer, _write_rows(inputs, inputs.tokenizer, folder, encode)
+    tokenizer.save(folder / "tokenizer")
+    meta = {
+        "task": inputs.spec.task,
+        "dtype": np.dtype(tokenization.token_dtype(tokenizer.vocab_size)).name,
+        "sequence_length": inputs.spec.data.sequence_length,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        **found,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def _load(folder: Path, *, cached: bool) -> PreparedData:
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    names = None if meta["label_names"] is None else tuple(meta["label_names"])
+    counted = {key: meta[key] for key in ("train_samples", "train_tokens", "validation_samples", "vocab_size")}
+    return PreparedData(
+        path=folder,
+        fingerprint=folder.name,
+        counts=DatasetCounts(**counted, num_labels=None if names is None else len(names)),
+        label_names=names,
+        tokenizer_folder=folder / "tokenizer",
+        eos_id=meta["eos_id"],
+        pad_id=meta["pad_id"],
+        bytes=meta["train_bytes"],
+        validation_bytes=meta["validation_bytes"],
+        cached=cached,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """Some documents of a corpus; every iteration reads them anew, so that none has to stay in memory."""
+
+    documents: Documents
+    numbers: np.ndarray
+
+    def __iter__(self) -> Iterator[str]:
+        return self.documents.read(self.numbers)
+
+
+def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple[TextTokenizer, dict[str, Any]]:
+    spec = inputs.spec
+    train, validation = _split_documents(inputs)
+    tokenizer = inputs.tokenizer or tokenization.train_tokenizer(
+        _sample(train, spec.training.seed), vocab_size=spec.model.vocab_size, sequence_length=spec.data.sequence_length
+    )
+    if tokenizer.eos_id is None:
+        raise ModelError(
+            "the tokenizer names no end-of-text token to put between documents",
+            got=tokenization.tokenizer_location(spec.model),
+            do="use the tokenizer of a causal language model, or name eos_token in its tokenizer_config.json",
+        )
+    function = functools.partial(tokenization.encode_documents, tokenizer=tokenizer.json, eos_id=tokenizer.eos_id)
+    found: dict[str, Any] = {"label_names": None}
+    # The small one first: where it is too short, nothing long was encoded in vain.
+    splits: tuple[tuple[batches.Split, Iterable[str]], ...] = (("validation", validation), ("train", train))
+    for split, texts in splits:
+        tally = _Tally()
+        chunks = tokenization.document_chunks(tally.count(texts))
+        tokens = batches.write_packed(folder, split, encode(function, chunks))
+        samples = batches.packed_samples(tokens, spec.data.sequence_length)
+        if samples == 0:
+            raise _too_short(split, tokens, spec.data)
+        found |= {f"{split}_samples": samples, f"{split}_tokens": samples * spec.data.sequence_length}
+        found[f"{split}_bytes"] = tally.bytes
+    return tokenizer, found
+
+
+class _Tally:
+    """Counts the bytes of texts on their way; blank ones stay behind."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def count(self, texts: Iterable[str]) -> Iterator[str]:
+        for text in texts:
+            if text and not text.isspace():
+                self.bytes += len(text.encode())
+                yield text
+
+
+def _split_documents(inputs: _Inputs) -> tuple[_Chosen | list[str], _Chosen | list[str]]:
+    """(train, validation): as given, or whole documents drawn by the seed; of a single document its end."""
+    data, seed = inputs.spec.data, inputs.spec.training.seed
+    documents = open_documents(inputs.train, text_column=data.text_column)
+    numbers = np.arange(len(documents))
+    if inputs.validation:
+        held = open_documents(inputs.validation, text_column=data.text_column)
+        validation = _Chosen(documents=held, numbers=np.arange(len(held)))
+    elif len(documents) == 1:
+        (text,) = documents.read(numbers)
+        end = int(len(text) * (1 - data.validation_fraction))
+        cut = text.rfind("\n", 0, end) + 1 or end
+        return [text[:cut]], [text[cut:]]
+    else:
+        chosen = batches.draw_documents(documents.sizes, data.validation_fraction, seed)
+        numbers = np.setdiff1d(numbers, chosen, assume_unique=True)
+        validation = _Chosen(documents=documents, numbers=chosen)
+    train = _Chosen(documents=documents, numbers=numbers)
+    return _at_most(train, data.max_train_examples, seed), _at_most(validation, data.max_validation_examples, seed)
+
+
+def _at_most(chosen: _Chosen, count: int | None, seed: int) -> _Chosen:
+    if count is None or count >= len(chosen.numbers):
+        return chosen
+    drawn = np.random.default_rng(seed).permutation(chosen.numbers)[:count]
+    return _Chosen(documents=chosen.documents, numbers=np.sort(drawn))
+
+
+def _sample(train: _Chosen | list[str], seed: int) -> Iterable[str]:
+    """Documents to train a tokenizer on: all, or so many drawn by the seed as it takes."""
+    if isinstance(train, list):
+        return train
+    drawn = np.random.default_rng(seed).permutation(train.numbers)
+    before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
+    return _Chosen(documents=train.documents, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
+
+
+def _too_short(split: batches.Split, tokens: int, data: DataSpec) -> DataError:
+    hold_out = "raise data.validation_fraction, " if split == "validation" and data.validation is None else ""
+    return DataError(
+        f"the {split} data is shorter than one block" if tokens else f"the {split} data holds no text but white space",
+        got=f"{tokens} tokens",
+        allowed=f"at least {data.sequence_length + 1}: data.sequence_length and the token after it",
+        do=f"{hold_out}lower data.sequence_length, or give more text in data.{split}",
+    )
+
+
+def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode: EncodeMany) -> dict[str, Any]:
+    data = inputs.spec.data
+    names, splits = _split_rows(inputs)
+    function = functools.partial(
+        tokenization.encode_rows,
+        tokenizer=tokenizer.json,
+        sequence_length=data.sequence_length,
+        pad_id=tokenizer.pad_id,
+    )
+    found: dict[str, Any] = {"label_names": names}
+    for split, (texts, labels) in splits.items():
+        tokens = batches.write_labelled(folder, split, encode(function, tokenization.row_chunks(texts)), labels=labels)
+        found |= {f"{split}_samples": len(texts), f"{split}_tokens": tokens}
+        found[f"{split}_bytes"] = sum(len(text.encode()) for text in texts)
+    return found
+
+
+def _split_rows(inputs: _Inputs) -> tuple[tuple[str, ...], dict[batches.Split, _Rows]]:
+    """(class names, texts and class numbers of each split), stratified where rows are drawn."""
+    data, seed = inputs.spec.data, inputs.spec.training.seed
+    assert data.label_column is not None, "the spec asks for it"
+    read = functools.partial(read_rows, text_column=data.text_column, label_column=data.label_column)
+    texts, labels = read(inputs.train)
+    names = _class_names(labels, data.label_column)
+    number = {name: index for index, name in enumerate(names)}
+    train = texts, np.array([number[label] for label in labels], dtype=np.int32)
+    if inputs.validation:
+        texts, labels = read(inputs.validation)
+        if unknown := sorted(set(labels) - set(names)):
+            raise DataError(
+                "the validation data has labels that the training data has not",
+                got=", ".join(unknown[:5]),
+                allowed=", ".join(names[:20]),
+                do="check data.label_column of both, or split the data anew by removing data.validation",
+            )
+        validation = texts, np.array([number[label] for label in labels], dtype=np.int32)
+    else:
+        held = batches.draw_stratified(train[1], _held_out_rows(train[1], names, data), seed)
+        rest = np.setdiff1d(np.arange(len(train[1])), held, assume_unique=True)
+        train, validation = _rows(train, rest), _rows(train, held)
+    return names, {
+        "train": _at_most_rows(train, data.max_train_examples, seed, "data.max_train_examples"),
+        "validation": _at_most_rows(validation, data.max_validation_examples, seed, "data.max_validation_examples"),
+    }
+
+
+def _class_names(labels: Sequence[str], column: str) -> tuple[str, ...]:
+    """The distinct labels in order: by value when all are whole numbers, else by name."""
+    distinct = sorted(set(labels))
+    if not 2 <= len(distinct) <= MAX_LABELS:
+        raise DataError(
+            f"column {column!r} is no class column" if distinct[1:] else f"column {column!r} holds one class only",
+            got=f"{len(distinct)} distinct values in {len(labels)} rows, such as {distinct[0]!r}",
+            allowed=f"2 to {MAX_LABELS} classes",
+            do="set data.label_column to the column that holds the class",
+        )
+    whole = all(re.fullmatch(r"-?\d+", name) for name in distinct)
+    return tuple(sorted(distinct, key=int)) if whole else tuple(distinct)
+
+
+def _held_out_rows(labels: np.ndarray, names: tuple[str, ...], data: DataSpec) -> int:
+    """How many rows to hold out: the fraction, but at least one of each class, and one of each left."""
+    sizes = np.bincount(labels, minlength=len(names))
+    if sizes.min() < 2:
+        lonely = [names[index] for index in np.flatnonzero(sizes < 2)]
+        raise DataError(
+            "a class with one row cannot be in both the training and the held-out data",
+            got=f"label {', '.join(lonely[:5])}" + (f" and {len(lonely) - 5} more" if lonely[5:] else ""),
+            do="add rows, remove these, give data.validation, or set data.label_column if this is no class column",
+        )
+    return int(np.clip(round(len(labels) * data.validation_fraction), len(names), len(labels) - len(names)))
+
+
+def _rows(rows: _Rows, chosen: np.ndarray) -> _Rows:
+    return [rows[0][index] for index in chosen], rows[1][chosen]
+
+
+def _at_most_rows(rows: _Rows, count: int | None, seed: int, field: str) -> _Rows:
+    if count is None or count >= len(rows[0]):
+        return rows
+    if count < (classes := len(np.unique(rows[1]))):
+        raise DataError(f"{field} leaves some class without a row", got=count, allowed=f"at least {classes}")
+    return _rows(rows, batches.draw_stratified(rows[1], count, seed))
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Gives a finished folder its name; another process may have been faster with the same content."""
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if (folder / "meta.json").is_file():
+            return
+        shutil.rmtree(folder)  # Someone deleted a part of it: it counts as absent.
+        os.rename(partial, folder)
+
+
+@contextmanager
+def _storage_errors(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        place = next((p for p in (cache, *cache.parents) if p.exists()), Path("/"))
+        raise StorageError(
+            f"the disk of {cache} is full" if full else f"{cache} cannot be written",
+            got=f"{shutil.disk_usage(place).free / 1e9:.1f} GB free" if full else error.strerror or str(error),
+            do="free space, or set ORCHESTRATOR_HOME to a folder on another disk" if full else "check its permissions",
+        ) from error

@@ -1,0 +1,238 @@
+"""`make bench`: every speed claim as a ratio, medians of several runs taken in turn, printed as a table.
+
+python -m tests.bench.run [--rounds 3] [--steps 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.model_shape import model_config
+from orchestrator.planning.plan import make_plan
+
+from orchestrator.planning.hardware import local_cluster
+from orchestrator.spec import RunSpec
+from orchestrator.spec_file import load_spec
+from orchestrator.training.prepare import PreparedData, encode_here, prepare
+
+SPEC = "configs/pretrain/demo.yaml"
+WARM_STEPS = 5
+"""Steps left out of a throughput: allocators and caches fill."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", choices=("training", "tokenising", "loading"), default=None)
+    options = parser.parse_args()
+    rows: list[tuple[str, str, str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        os.environ["ORCHESTRATOR_HOME"] = f"{folder}/home"
+        spec = bench_spec(options.steps)
+        data = prepare(spec, cache=Path(folder) / "home" / "cache" / "data", encode=encode_here)
+        if options.only in (None, "training"):
+            rows += training_rows(spec, data, Path(folder), rounds=options.rounds)
+        if options.only in (None, "loading"):
+            rows.append(loading_row(spec, data))
+        if options.only in (None, "tokenising"):
+            rows.append(tokenising_row(spec, Path(folder), rounds=options.rounds))
+    print_rows(rows)
+
+
+def bench_spec(steps: int, **more: str) -> RunSpec:
+    overrides = [
+        "training.tokens=null",
+        f"training.steps={steps}",
+        "training.eval_every_steps=null",
+        "checkpoint.every_steps=null",
+        "data.max_validation_examples=1",
+        *(f"{key.replace('__', '.')}={value}" for key, value in more.items()),
+    ]
+    return load_spec(SPEC, overrides)
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def training_rows(spec: RunSpec, data: PreparedData, folder: Path, *, rounds: int) -> list[tuple[str, str, str, str]]:
+    task_file = folder / "task.json"
+    task_file.write_text(json.dumps(bare_task(spec, data)))
+    contestants: dict[str, Callable[[], tuple[float, list[float]]]] = {
+        "bare": lambda: script("bare", task_file, folder),
+        "plain ray": lambda: script("plain_ray", task_file, folder),
+        "run": lambda: orchestrator_run(spec, folder, tracking=True),
+        "untracked": lambda: orchestrator_run(spec, folder, tracking=False),
+    }
+    script("bare", task_file, folder)  # DeepSpeed's op build and the page cache are paid once, by nobody's account
+    starts: dict[str, list[float]] = {name: [] for name in contestants}
+    paces: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contest in contestants.items():
+            started, ends = contest()
+            starts[name].append(ends[0] - started)
+            paces[name].append((len(ends) - 1 - WARM_STEPS) / (ends[-1] - ends[WARM_STEPS]))
+            print(f"{name:10} first step {starts[name][-1]:6.2f} s  {paces[name][-1]:.3f} steps/s", file=sys.stderr)
+    pace = {name: statistics.median(values) for name, values in paces.items()}
+    start = {name: statistics.median(values) for name, values in starts.items()}
+    step_ms = {name: f"{1000 / value:.0f} ms a step" for name, value in pace.items()}
+    return [
+        (
+            "training throughput: run / bare script",
+            f"{pace['run'] / pace['bare']:.3f}",
+            ">= 0.97",
+            f"{step_ms['run']}, {step_ms['bare']}; plain Ray Train {pace['plain ray'] / pace['bare']:.3f}",
+        ),
+        (
+            "start to first step: run / plain Ray Train",
+            f"{start['run'] / start['plain ray']:.3f}",
+            "<= 1.00",
+            f"{start['run']:.1f} s, {start['plain ray']:.1f} s",
+        ),
+        (
+            "tracking on / off",
+            f"{pace['run'] / pace['untracked']:.3f}",
+            ">= 0.99",
+            f"{step_ms['run']}, {step_ms['untracked']}",
+        ),
+    ]
+
+
+def bare_task(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
+    """The same model, data and DeepSpeed dict, for the scripts."""
+    plan = make_plan(spec, local_cluster(), counts=data.counts)
+    model = model_config(spec.model, vocab_size=data.counts.vocab_size, sequence_length=spec.data.sequence_length)
+    return {
+        "model": model,
+        "deepspeed": plan.deepspeed,
+        "tokens": str(data.path / "train.bin"),
+        "dtype": "uint16" if data.counts.vocab_size < 65536 else "uint32",
+        "sequence_length": plan.sequence_length,
+        "workers": plan.workers,
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "steps": plan.steps,
+    }
+
+
+def script(name: str, task_file: Path, folder: Path) -> tuple[float, list[float]]:
+    """(when it was started, when each step ended)."""
+    task = json.loads(task_file.read_text())
+    task_file.write_text(json.dumps({**task, "port": free_port()}))
+    out = folder / f"{name}.json"
+    started = time.time()
+    subprocess.run(
+        [sys.executable, "-m", f"tests.bench.{name}", str(task_file), str(out)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return started, json.loads(out.read_text())["ends"]
+
+
+def orchestrator_run(spec: RunSpec, folder: Path, *, tracking: bool) -> tuple[float, list[float]]:
+    """The real command, in a process of its own; step times are those of its logged losses."""
+    started = time.time()
+    answer = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "run",
+            SPEC,
+            "--fresh",
+            "--json",
+            "training.tokens=null",
+            f"training.steps={spec.training.steps}",
+            "training.eval_every_steps=null",
+            "checkpoint.every_steps=null",
+            "data.max_validation_examples=1",
+            f"tracking.enabled={str(tracking).lower()}",
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    log = Path(json.loads(answer.stdout)["run_folder"]) / "outbox"
+    return started, loss_times(log)
+
+
+def loss_times(outbox: Path) -> list[float]:
+    """Seconds since the epoch at which each step's loss was logged, from the run's own metric log."""
+    times: dict[int, float] = {}
+    for file in outbox.rglob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            item = json.loads(line)
+            if item["key"] == "train/loss":
+                times[item["step"]] = item["timestamp_ms"] / 1000
+    return [times[step] for step in sorted(times)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def loading_row(spec: RunSpec, data: PreparedData) -> tuple[str, str, str, str]:
+    """Time to load one rank's micro-batches of a step against a step of 100 ms."""
+    from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
+
+    plan = make_plan(spec, local_cluster(), counts=data.counts)
+    samples = open_split(data.path, "train")
+    order = SampleOrder(seed=0, size=len(samples))
+    spent = []
+    for step in range(200):
+        started = time.perf_counter()
+        indices = global_batch(order, step, plan.global_batch)
+        for part in rank_slice(
+            indices, rank=0, world_size=plan.workers, micro_batch=plan.micro_batch, accumulation=plan.accumulation
+        ):
+            samples.batch(part)
+        spent.append(time.perf_counter() - started)
+    typical = statistics.median(spent)
+    return ("loading batches / a step of 100 ms", f"{typical / 0.1:.4f}", "<= 0.01", f"{typical * 1e6:.0f} us a step")
+
+
+def tokenising_row(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[str, str, str, str]:
+    from tests.bench.tokenising import compare
+
+    ours, theirs, megabytes = compare(spec, folder, rounds=rounds)
+    return (
+        "tokenising: ours / datasets.map",
+        f"{theirs / ours:.2f}",
+        ">= 1.20",
+        f"{megabytes / ours:.1f} MB/s, {megabytes / theirs:.1f} MB/s",
+    )
+
+
+def print_rows(rows: list[tuple[str, str, str, str]]) -> None:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "deepspeed", "transformers", "mlflow"))
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}\n"
+    )
+    print("| what | ratio | target | figures |\n| --- | --: | --: | --- |")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What all tests share: a state folder of their own, few threads, no hub, and one Ray cluster for those that ask."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Read by the libraries when they are imported, so before any test module is.
+os.environ.update(
+    OMP_NUM_THREADS="1",  # the tests' models are tiny, and workers share the machine's cores
+    TOKENIZERS_PARALLELISM="false",  # tests fork after tokenizing
+    MPLBACKEND="Agg",
+    HF_HUB_OFFLINE="1",  # a hub name typed into a test fails at once instead of after retries
+    RAY_AUTH_MODE="disabled",  # a token in the developer's home would otherwise turn authentication on
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # Ray's coming default; it warns until it is chosen
+)
+# What a developer's shell points at is not for tests to write to.
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_TMPDIR"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def orchestrator_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs, caches and the default MLflow store of this test session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCHESTRATOR_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of four logical CPUs, started when the first test asks for it and shared by all that do."""
+    import ray
+
+    # pytest's own folders are too long for Ray's Unix sockets (107 bytes).
+    temp = tempfile.mkdtemp(prefix="ray-test-", dir="/tmp")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=temp)
+    yield
+    ray.shutdown()
+    shutil.rmtree(temp, ignore_errors=True)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import StorageError
+from orchestrator.training import batches
+from orchestrator.training.batches import (
+    LabelledSamples,
+    PackedSamples,
+    SampleOrder,
+    draw_documents,
+    draw_stratified,
+    global_batch,
+    open_split,
+    rank_slice,
+)
+
+SIZES = st.one_of(st.integers(1, 40), st.integers(41, 3000))
+SEEDS = st.integers(0, 2**40)
+
+
+def write_split(folder: Path, tokens: np.ndarray, **meta: Any) -> Path:
+    known = {"task": "causal-lm", "dtype": tokens.dtype.name, "sequence_length": 4, "pad_id": 0}
+    (folder / "meta.json").write_text(json.dumps(known | meta))
+    batches.write_packed(folder, "train", [tokens[:5], tokens[5:]])
+    return folder
+
+
+def labelled(lengths: list[int], *, longest: int) -> LabelledSamples:
+    return LabelledSamples(
+        np.arange(1, sum(lengths) + 1, dtype=np.uint16),
+        lengths=np.array(lengths),
+        labels=np.arange(len(lengths)),
+        pad_id=0,
+        longest=longest,
+    )
+
+
+@given(size=SIZES, seed=SEEDS, epoch=st.integers(0, 1000))
+def test_every_epoch_sees_every_sample_once(size: int, seed: int, epoch: int) -> None:
+    positions = np.arange(epoch * size, (epoch + 1) * size)
+    seen = SampleOrder(seed=seed, size=size).samples(positions)
+    assert np.array_equal(np.sort(seen), np.arange(size))
+
+
+@given(size=SIZES, seed=SEEDS, data=st.data())
+def test_order_is_a_function_of_the_position_alone(size: int, seed: int, data: st.DataObject) -> None:
+    order = SampleOrder(seed=seed, size=size)
+    together = order.samples(np.arange(3 * size))
+    some = data.draw(st.lists(st.integers(0, 3 * size - 1), min_size=1, max_size=8))
+    assert order.samples(np.array(some)).tolist() == together[some].tolist()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    first = SampleOrder(seed=0, size=500).samples(np.arange(1000))
+    other = SampleOrder(seed=1, size=500).samples(np.arange(500))
+    # Two unrelated orders of 500 agree at one place on average.
+    assert (first[:500] == first[500:]).sum() < 10
+    assert (first[:500] == other).sum() < 10
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 10])
+def test_every_sample_is_as_likely_at_every_place(size: int) -> None:
+    draws = 1500
+    orders = np.array([SampleOrder(seed=seed, size=size).samples(np.arange(size)) for seed in range(draws)])
+    for place in range(size):
+        counts = np.bincount(orders[:, place], minlength=size)
+        chi2 = float(((counts - draws / size) ** 2 / (draws / size)).sum())
+        assert chi2 < size - 1 + 6 * (2 * (size - 1)) ** 0.5, f"place {place}: {counts}"
+
+
+def test_neighbours_in_the_data_are_no_neighbours_in_the_order() -> None:
+    order = SampleOrder(seed=3, size=10_007).samples(np.arange(10_007))
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(order, np.arange(10_007))[0, 1]) < 0.05
+
+
+def test_order_of_a_trillion_samples_needs_no_array() -> None:
+    order = SampleOrder(seed=0, size=10**12)
+    found = order.samples(np.arange(10**12 - 4, 10**12 + 4))
+    assert len(set(found.tolist())) == 8
+    assert 0 <= found.min() <= found.max() < 10**12
+
+
+def test_hash_is_splitmix64() -> None:
+    # First outputs of Vigna's reference implementation at seed 0.
+    state = np.array([0, 0x9E3779B97F4A7C15], dtype=np.uint64)
+    assert [hex(value) for value in batches._mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
+
+
+def test_order_stays_the_same_between_versions() -> None:
+    # A run that is resumed after an update must go on in the order it began with.
+    first, second = [6, 3, 1, 8, 5, 7, 9, 4, 2, 0], [9, 3, 6, 4, 8, 0, 5, 7, 1, 2]
+    assert SampleOrder(seed=7, size=10).samples(np.arange(20)).tolist() == first + second
+
+
+@given(world=st.integers(1, 6), micro=st.integers(1, 5), accumulation=st.integers(1, 4), step=st.integers(0, 50))
+def test_ranks_share_out_the_global_batch(world: int, micro: int, accumulation: int, step: int) -> None:
+    batch = global_batch(SampleOrder(seed=0, size=37), step, world * micro * accumulation)
+    shares = [
+        rank_slice(batch, rank=rank, world_size=world, micro_batch=micro, accumulation=accumulation)
+        for rank in range(world)
+    ]
+    assert all(len(part) == micro for share in shares for part in share)
+    together = [part for pass_ in range(accumulation) for part in (share[pass_] for share in shares)]
+    assert np.array_equal(np.concatenate(together), batch)
+
+
+def test_steps_follow_each_other_without_gap() -> None:
+    order = SampleOrder(seed=0, size=10)
+    steps = np.concatenate([global_batch(order, step, 4) for step in range(5)])
+    assert np.array_equal(np.sort(steps[:10]), np.arange(10))
+    assert np.array_equal(np.sort(steps[10:]), np.arange(10))
+
+
+@given(tokens=st.integers(2, 300), length=st.integers(1, 40))
+def test_packing_predicts_every_token_once(tokens: int, length: int) -> None:
+    samples = PackedSamples(np.arange(tokens, dtype=np.uint16), length=length)
+    assert len(samples) == (tokens - 1) // length
+    if not len(samples):
+        return
+    batch = samples.batch(np.arange(len(samples)))
+    assert np.array_equal(batch["labels"].ravel(), np.arange(1, samples.token_count + 1))
+    assert np.array_equal(batch["input_ids"] + 1, batch["labels"])
+    assert batch["input_ids"].dtype == batch["labels"].dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_split_on_disk_gives_the_tokens_that_were_written(tmp_path: Path, dtype: type[np.generic]) -> None:
+    highest = np.iinfo(dtype).max  # type: ignore[type-var]
+    tokens = np.array([1, 2, 3, 4, 5, 6, 7, 8, highest], dtype=dtype)
+    samples = open_split(write_split(tmp_path, tokens), "train")
+    assert len(samples) == 2
+    assert samples.batch(np.array([1]))["labels"].tolist() == [[6, 7, 8, highest]]
+
+
+def test_labelled_split_on_disk_gives_the_rows_that_were_written(tmp_path: Path) -> None:
+    parts = [(np.array([5, 6, 7], dtype=np.uint16), np.array([1, 2])), (np.array([8], dtype=np.uint16), np.array([1]))]
+    write_split(tmp_path, np.zeros(9, dtype=np.uint16), task="text-classification", pad_id=9)
+    assert batches.write_labelled(tmp_path, "train", parts, labels=np.array([1, 0, 1])) == 4
+    samples = open_split(tmp_path, "train")
+    batch = samples.batch(np.array([2, 1]))
+    assert samples.token_count == 4
+    assert samples.lengths(np.array([0, 1, 2])).tolist() == [1, 2, 1]
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        "input_ids": [[8, 9, 9, 9], [6, 7, 9, 9]],
+        "attention_mask": [[1, 0, 0, 0], [1, 1, 0, 0]],
+        "labels": [1, 0],
+    }
+
+
+def test_rows_are_padded_to_a_multiple_of_eight_within_the_cut_off() -> None:
+    samples = labelled([3, 9, 20], longest=20)
+    assert samples.padded_length(np.array([0])) == 8
+    assert samples.padded_length(np.array([0, 1])) == 16
+    assert samples.padded_length(np.array([2])) == 20
+
+
+def test_caller_may_set_the_padded_length() -> None:
+    batch = labelled([3, 2], longest=20).batch(np.array([0, 1]), pad_to=5)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]]
+
+
+def test_missing_split_says_that_every_node_must_see_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="seen by every node"):
+        open_split(tmp_path / "elsewhere", "train")
+
+
+@given(
+    sizes=st.lists(st.integers(1, 1000), min_size=2, max_size=60),
+    fraction=st.floats(0.001, 0.999),
+    seed=st.integers(0, 100),
+)
+def test_some_documents_are_held_out_and_some_stay(sizes: list[int], fraction: float, seed: int) -> None:
+    chosen = draw_documents(np.array(sizes), fraction, seed)
+    assert 1 <= len(chosen) < len(sizes)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert np.array_equal(np.sort(chosen), chosen)
+
+
+def test_held_out_documents_hold_about_the_fraction_of_bytes() -> None:
+    sizes = np.random.default_rng(0).integers(1, 1000, size=2000)
+    for seed in range(5):
+        share = sizes[draw_documents(sizes, 0.05, seed)].sum() / sizes.sum()
+        assert share == pytest.approx(0.05, rel=0.03)
+
+
+def test_one_long_book_among_short_ones_is_not_held_out() -> None:
+    sizes = np.array([100_000, *[100] * 1000])
+    assert all(0 not in draw_documents(sizes, 0.01, seed) for seed in range(50))
+
+
+@settings(max_examples=200)
+@given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=6), seed=st.integers(0, 99), data=st.data())
+def test_stratified_draw_knows_every_class_on_both_sides(sizes: list[int], seed: int, data: st.DataObject) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    count = data.draw(st.integers(len(sizes), len(labels) - len(sizes)))
+    drawn = draw_stratified(labels, count, seed)
+    assert len(set(drawn.tolist())) == count
+    assert set(labels[drawn]) == set(np.delete(labels, drawn)) == set(range(len(sizes)))
+    exact = count * np.array(sizes) / len(labels)
+    # One row of each class is drawn and one kept for certain; the rest is in proportion.
+    assert (np.abs(np.bincount(labels[drawn]) - exact) <= 1 + len(sizes)).all()
+
+
+def test_stratified_draw_keeps_the_proportions() -> None:
+    labels = np.repeat([0, 1], [9000, 1000])
+    drawn = draw_stratified(labels, 500, seed=0)
+    assert np.bincount(labels[drawn]).tolist() == [450, 50]
+    assert not np.array_equal(drawn, draw_stratified(labels, 500, seed=1))
+
+
+def test_stratified_draw_may_leave_a_single_row() -> None:
+    labels = np.repeat([0, 1, 2], 10)
+    assert len(draw_stratified(labels, 29, seed=0)) == 29
+    assert len(draw_stratified(labels, 30, seed=0)) == 30
+
+
+def test_order_and_batch_cost_less_than_a_hundredth_of_a_short_step(tmp_path: Path) -> None:
+    tokens = np.arange(3_000_000, dtype=np.uint32)
+    samples = open_split(write_split(tmp_path, tokens, sequence_length=256), "train")
+    order = SampleOrder(seed=0, size=len(samples))
+    seconds = []
+    for step in range(50):
+        start = time.perf_counter()
+        samples.batch(global_batch(order, step, 8))
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.001, "of a step of 100 ms"

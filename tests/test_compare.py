@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from rich.console import Console
+
+from orchestrator.errors import SpecError, StorageError
+from orchestrator.tracking import store
+from orchestrator.tracking.compare import (
+    RunRow,
+    collect,
+    comparison_link,
+    loss_curves,
+    rank,
+    render_table,
+    to_json,
+)
+from orchestrator.tracking.report import write_report
+from orchestrator.tracking.tracker import MetricLog, MlflowTracker, open_run
+
+
+def row(run_id: str, quality: float | None = None, **others: Any) -> RunRow:
+    values: dict[str, Any] = {
+        "experiment_id": "1",
+        "name": f"run-{run_id}",
+        "status": "finished",
+        "start_time_ms": 0,
+        "kind": "finetune",
+        "method": "lora",
+        "quality_metric": "eval/accuracy",
+    }
+    return RunRow(run_id=run_id, quality=quality, **(values | others))
+
+
+def ids(rows: list[RunRow]) -> list[str]:
+    return [item.run_id for item in rows]
+
+
+def text(rows: list[RunRow], *, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(render_table(rows, experiment="exp", width=width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# Ranking
+
+
+def test_accuracy_ranks_from_the_top_and_loss_from_the_bottom() -> None:
+    by_accuracy = rank([row("a", 0.7), row("b", 0.9)])
+    by_loss = rank([row("a", 0.7, quality_metric="eval/loss"), row("b", 0.9, quality_metric="eval/loss")])
+    assert ids(by_accuracy) == ["b", "a"]
+    assert ids(by_loss) == ["a", "b"]
+    assert [item.rank for item in by_accuracy] == [1, 2]
+
+
+def test_runs_without_a_result_come_last_and_have_no_rank() -> None:
+    ranked = rank([row("a"), row("b", 0.5), row("c", quality_metric=None, kind=None)])
+    assert [(item.run_id, item.rank) for item in ranked] == [("b", 1), ("a", None), ("c", None)]
+
+
+def test_kinds_and_metrics_are_ranked_apart() -> None:
+    ranked = rank(
+        [
+            row("p", 3.0, kind="pretrain", quality_metric="eval/loss"),
+            row("f", 2.0, quality_metric="eval/loss"),
+            row("c", 0.9),
+        ]
+    )
+    assert [(item.group, item.rank) for item in ranked] == [
+        (("finetune", "eval/accuracy"), 1),
+        (("finetune", "eval/loss"), 1),
+        (("pretrain", "eval/loss"), 1),
+    ]
+
+
+def test_trials_stand_below_their_search_without_a_rank_of_their_own() -> None:
+    ranked = rank([row("t1", 0.9, parent="s"), row("t2", 0.7, parent="s"), row("x", 0.8), row("s", 0.9, trials=2)])
+    assert [(item.run_id, item.rank) for item in ranked] == [("s", 1), ("t1", None), ("t2", None), ("x", 2)]
+
+
+def test_a_trial_whose_search_is_not_among_the_rows_is_ranked_itself() -> None:
+    assert rank([row("t", 0.9, parent="elsewhere")])[0].rank == 1
+
+
+# Table, JSON, link, report
+
+
+def test_the_json_has_the_promised_fields_and_is_valid_json() -> None:
+    answer = to_json([row("a", 0.9, metrics={"eval/accuracy": 0.9}, tokens=10.0)])
+    (run,) = json.loads(json.dumps(answer, allow_nan=False))["runs"]
+    promised = ["run_id", "name", "kind", "method", "metrics", "tokens", "flops", "gpu_hours", "usd", "parent"]
+    assert list(run)[: len(promised)] == promised
+
+
+@pytest.mark.parametrize("width", [100, 80, 60, 50])
+def test_the_table_fits_its_terminal_and_keeps_names_quality_and_status(width: int) -> None:
+    rows = rank(
+        [
+            row("a", 0.91234, steps=100_000, learning_rate=3e-5, tokens=2e9, gpu_hours=12.34, usd=123.4),
+            row("b", None, name="a-name-of-a-length-that-people-do-use", status="stopped early at step 40"),
+        ]
+    )
+    shown = text(rows, width=width)
+    assert max(len(line) for line in shown.splitlines()) <= width
+    assert "0.9123" in shown
+    assert "run-a" in shown
+    assert "stopped" in shown
+    assert ("2B" in shown) == (width == 100)
+
+
+def test_the_table_marks_a_search_and_its_trials() -> None:
+    shown = text(rank([row("t1", 0.9, parent="s"), row("s", 0.9, trials=1, name="search")]))
+    assert "search (best of 1)" in shown
+    assert "└ run-t1" in shown
+    assert "finetune, eval/accuracy ↑" in shown
+
+
+def test_names_are_not_read_as_markup() -> None:
+    assert "[bold]x" in text([row("a", name="[bold]x")])
+
+
+def test_an_experiment_without_runs_says_how_to_start_one() -> None:
+    assert re.search(r"No runs in 'exp' yet.*orchestrator run", text([]))
+
+
+def test_the_link_names_runs_and_experiments() -> None:
+    link = comparison_link("http://host:5000/", [row("a"), row("b")])
+    assert link.command is None
+    address = urlsplit(link.url)
+    assert (address.scheme, address.netloc, address.path) == ("http", "host:5000", "/")
+    query = parse_qs(urlsplit(address.fragment).query)
+    assert json.loads(query["runs"][0]) == ["a", "b"]
+    assert json.loads(query["experiments"][0]) == ["1"]
+
+
+def test_the_link_of_a_database_comes_with_the_server_to_start() -> None:
+    link = comparison_link("sqlite:////data/mlflow.db", [row("a")])
+    assert link.url.startswith("http://127.0.0.1:5000/#/compare-runs?")
+    assert link.command is not None
+    assert "--backend-store-uri 'sqlite:////data/mlflow.db'" in link.command
+
+
+def test_the_report_is_one_file_that_escapes_names_and_needs_no_network(tmp_path: Path) -> None:
+    (tmp_path / "loss.png").write_bytes(b"\x89PNG picture")
+    rows = rank([row("a", 0.9, name="<script>alert(1)</script>"), row("t", 0.8, parent="a")])
+    link = comparison_link("http://host:5000", rows)
+    path = tmp_path / "new" / "report.html"
+    write_report(path, rows, {"Loss & tokens": tmp_path / "loss.png"}, experiment="a<b", link=link)
+    html = path.read_text()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "Loss &amp; tokens" in html
+    assert re.findall(r'src="([^"]{22})', html) == ["data:image/png;base64,"]
+    assert re.findall(r'href="(http[^#]*)', html) == ["http://host:5000/"]
+
+
+def test_a_report_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="report"):
+        write_report(tmp_path, [], {}, experiment="exp")
+
+
+# From a SQLite store
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    store.client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def train(
+    uri: str, folder: Path, name: str, *, accuracies: list[float], parent: str | None = None, **tags: str
+) -> MlflowTracker:
+    tracker = open_run(
+        uri,
+        "exp",
+        name,
+        parent_run_id=parent,
+        tags={
+            "orchestrator.kind": "finetune",
+            "orchestrator.method": "lora",
+            "orchestrator.quality_metric": "eval/accuracy",
+        },
+        params={"training": {"learning_rate": 1e-4}},
+    )
+    log = MetricLog(tracker.handle, folder / name)
+    for step, accuracy in enumerate(accuracies, start=1):
+        log.log(step, {"train/loss": 1 - accuracy, "train/tokens": 100.0 * step, "cost/usd": 0.5 * step})
+        log.log(step, {"eval/accuracy": accuracy, "eval/loss": 1.1 - accuracy})
+    assert log.close() == 0
+    tracker.close_run("finished", tags={f"orchestrator.{key}": value for key, value in tags.items()})
+    return tracker
+
+
+@pytest.mark.slow
+def test_runs_are_collected_with_their_last_figures(uri: str, tmp_path: Path) -> None:
+    train(uri, tmp_path, "worse", accuracies=[0.5, 0.6], stop_reason="pruned")
+    train(uri, tmp_path, "better", accuracies=[0.5, 0.6, 0.9])
+    open_run(uri, "exp", "just-started").close_run("failed", error="out of memory\nat layer 3")
+    better, worse, started = collect(uri, "exp")
+    assert (better.name, better.rank, better.quality, better.steps) == ("better", 1, 0.9, 3)
+    assert (better.tokens, better.usd, better.learning_rate, better.status) == (300, 1.5, 1e-4, "finished")
+    assert (worse.name, worse.rank, worse.status) == ("worse", 2, "stopped early at step 2")
+    assert (started.rank, started.status, started.note) == (None, "failed", "out of memory")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_search_has_its_best_trials_quality_and_the_cost_of_all(uri: str, tmp_path: Path, finished: bool) -> None:
+    search = open_run(uri, "exp", "search", tags={"orchestrator.kind": "finetune"})
+    train(uri, tmp_path, "t1", accuracies=[0.6], parent=search.handle.run_id)
+    best = train(uri, tmp_path, "t2", accuracies=[0.6, 0.8], parent=search.handle.run_id)
+    if finished:
+        search.copy_best(best.handle.run_id)
+    parent, first, second = collect(uri, "exp")
+    assert (parent.name, parent.trials, parent.quality, parent.usd) == ("search", 2, 0.8, 1.5)
+    assert parent.best_run_id == best.handle.run_id
+    assert [first.name, second.name] == ["t2", "t1"]
+    assert first.parent == search.handle.run_id
+
+
+@pytest.mark.slow
+def test_loss_curves_are_against_tokens_and_leave_searches_out(uri: str, tmp_path: Path) -> None:
+    search = open_run(uri, "exp", "search")
+    train(uri, tmp_path, "trial", accuracies=[0.5, 0.75], parent=search.handle.run_id)
+    (curve,) = loss_curves(uri, collect(uri, "exp"))
+    assert curve.run.name == "trial"
+    assert curve.train == ((100.0, 0.5), (200.0, 0.25))
+    assert [tokens for tokens, _ in curve.evaluation] == [100.0, 200.0]
+
+
+@pytest.mark.slow
+def test_an_experiment_that_does_not_exist_is_refused_with_those_that_do(uri: str) -> None:
+    open_run(uri, "exp", "tiny")
+    with pytest.raises(SpecError, match=r"no experiment 'exq'[\s\S]*exp"):
+        collect(uri, "exq")
+
+
+@pytest.mark.slow
+def test_an_experiment_without_runs_is_empty(uri: str) -> None:
+    store.client(uri).create_experiment("empty")
+    assert collect(uri, "empty") == []
+
+
+@pytest.mark.slow
+def test_comparing_a_store_that_does_not_exist_does_not_create_it(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no MLflow store"):
+        collect(f"sqlite:///{tmp_path}/typo.db", "exp")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_is_not_changed_by_ranking() -> None:
+    before = row("a", 0.9)
+    ranked = rank([before])[0]
+    assert before.rank is None
+    assert ranked == replace(before, rank=1)

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ModelError
+from orchestrator.planning.model_shape import (
+    DEFAULT_LORA_TARGETS,
+    FAMILY_DEFAULTS,
+    HEAD_MODULES,
+    model_config,
+    model_shape,
+    trainable_parameters,
+)
+from orchestrator.spec import ModelSpec, RunSpec, Task
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 512,
+}
+LLAMA = {**FAMILY_DEFAULTS["llama"], "num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 1000}
+QWEN = {name: value for name, value in LLAMA.items() if name not in ("head_dim", "attention_bias", "mlp_bias")}
+GPT2 = {**FAMILY_DEFAULTS["gpt2"], "n_layer": 2, "n_embd": 96, "n_head": 4, "vocab_size": 1000}
+ROBERTA = {**BERT, "model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1}
+DISTILBERT = {
+    "model_type": "distilbert", "vocab_size": 1000, "dim": 96, "n_layers": 2, "n_heads": 4, "hidden_dim": 384
+}  # fmt: skip
+
+
+def spec(method: str = "full", task: Task = "causal-lm", **changes: Any) -> RunSpec:
+    raw: dict[str, Any] = {
+        "name": "t",
+        "kind": "finetune",
+        "model": {"base": "./base"},
+        "method": method,
+        "task": task,
+        "data": {"train": "x", "label_column": None if task == "causal-lm" else "label"},
+        "training": {"steps": 1, "global_batch": 1, "learning_rate": 1e-3},
+    }
+    return RunSpec.model_validate({**raw, **changes})
+
+
+def test_gpt2_small_has_its_published_number_of_parameters() -> None:
+    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
+    assert (shape.parameters, shape.exact, shape.context) == (124_439_808, True, 1024)
+
+
+def test_untied_output_layer_adds_a_second_token_table() -> None:
+    tied = model_shape(LLAMA, task="causal-lm")
+    untied = model_shape({**LLAMA, "tie_word_embeddings": False}, task="causal-lm")
+    assert untied.parameters - tied.parameters == 1000 * 768
+    assert not untied.tied
+
+
+def test_unknown_architecture_is_counted_and_marked_approximate() -> None:
+    shape = model_shape({**LLAMA, "model_type": "olmo9"}, task="causal-lm")
+    exact = model_shape(LLAMA, task="causal-lm")
+    assert not shape.exact
+    assert shape.parameters == pytest.approx(exact.parameters, rel=0.01)
+
+
+def test_family_defaults_become_the_config_with_the_trained_tokenizers_vocabulary() -> None:
+    config = model_config(ModelSpec(config="gpt2", overrides={"n_layer": 2}, vocab_size=500))
+    assert (config["n_layer"], config["vocab_size"], config["n_embd"]) == (2, 500, 768)
+
+
+def test_counted_vocabulary_wins_over_the_asked_one() -> None:
+    assert model_config(ModelSpec(config="gpt2", vocab_size=500), vocab_size=400)["vocab_size"] == 400
+
+
+def test_given_tokenizer_leaves_the_vocabulary_to_the_dataset() -> None:
+    model = ModelSpec(config="llama", tokenizer="./tokenizer")
+    assert model_config(model)["vocab_size"] == 32000
+    assert model_config(model, vocab_size=777)["vocab_size"] == 777
+
+
+@pytest.mark.parametrize(("overrides", "context"), [({}, 4096), ({"n_positions": 128}, 128)])
+def test_context_grows_with_the_sequence_unless_the_user_set_it(overrides: dict[str, Any], context: int) -> None:
+    assert model_config(ModelSpec(config="gpt2", overrides=overrides), sequence_length=4096)["n_positions"] == context
+
+
+def test_short_sequences_do_not_shrink_the_context() -> None:
+    assert model_config(ModelSpec(config="gpt2"), sequence_length=64)["n_positions"] == 1024
+
+
+def test_making_a_config_does_not_change_the_familys_defaults() -> None:
+    model_config(ModelSpec(config="gpt2", overrides={"n_layer": 2}))
+    assert FAMILY_DEFAULTS["gpt2"]["n_layer"] == 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [({"n_layers": 2}, "n_layer"), ({"hidden_size": 64}, "n_embd"), ({"vocab_size": 9}, "model.vocab_size")],
+)
+def test_unknown_override_names_the_right_one(overrides: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ModelError) as error:
+        model_config(ModelSpec(config="gpt2", overrides=overrides))
+    assert hint in str(error.value.do)
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [("gpt2", {"n_embd": 100, "n_head": 12}), ("llama", {"num_attention_heads": 8, "num_key_value_heads": 3})],
+)
+def test_heads_that_do_not_divide_are_refused(family: str, overrides: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="split evenly"):
+        model_config(ModelSpec(config=family, overrides=overrides))
+
+
+def test_config_is_read_from_a_folder_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    assert model_config(ModelSpec(base=str(tmp_path))) == BERT
+    assert model_config(ModelSpec(config=str(tmp_path / "config.json"), tokenizer="x")) == BERT
+
+
+def test_overrides_apply_to_a_config_file_but_not_its_unknown_names(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    assert model_config(ModelSpec(config=str(tmp_path), overrides={"num_hidden_layers": 2}))["num_hidden_layers"] == 2
+    with pytest.raises(ModelError, match="no setting n_layer"):
+        model_config(ModelSpec(config=str(tmp_path), overrides={"n_layer": 2}))
+
+
+def test_base_keeps_its_vocabulary_and_refuses_a_larger_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    assert model_config(ModelSpec(base=str(tmp_path)), vocab_size=30000)["vocab_size"] == 30522
+    with pytest.raises(ModelError, match="more entries"):
+        model_config(ModelSpec(base=str(tmp_path)), vocab_size=40000)
+
+
+@pytest.mark.parametrize("location", ["./nowhere", "/nowhere/model", "package://orchestrator/nowhere"])
+def test_missing_folder_is_named_and_no_hub_is_asked(location: str) -> None:
+    with pytest.raises(ModelError, match="names no folder"):
+        model_config(ModelSpec(base=location))
+
+
+def test_missing_folder_below_an_existing_one_is_a_path_not_a_hub_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="names no folder"):
+        model_config(ModelSpec(base="models/mine"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": 3}'])
+def test_file_that_is_no_model_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match="not a Hugging Face configuration"):
+        model_config(ModelSpec(base=str(tmp_path)))
+
+
+def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        model_config(ModelSpec(base=str(tmp_path)))
+
+
+def test_unreachable_hub_is_a_model_error_that_names_the_model() -> None:
+    script = (
+        "from orchestrator.planning.model_shape import model_config\n"
+        "from orchestrator.spec import ModelSpec\n"
+        "from orchestrator.errors import ModelError\n"
+        "try: model_config(ModelSpec(base='no-such-owner/no-such-model'))\n"
+        "except ModelError as error: print(error)"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert "no-such-owner/no-such-model" in done.stdout
+    assert "hub" in done.stdout
+
+
+def test_encoder_cannot_learn_language_modelling() -> None:
+    with pytest.raises(ModelError, match="cannot learn to continue"):
+        model_shape(BERT, task="causal-lm")
+
+
+def test_missing_size_is_named() -> None:
+    with pytest.raises(ModelError, match="num_hidden_layers"):
+        model_shape({k: v for k, v in BERT.items() if k != "num_hidden_layers"}, task="text-classification")
+
+
+def test_roberta_loses_two_positions_to_its_padding() -> None:
+    assert model_shape(ROBERTA, task="text-classification").context == 512
+
+
+def test_full_and_scratch_train_every_weight() -> None:
+    shape = model_shape(GPT2, task="causal-lm")
+    assert trainable_parameters(spec("full"), shape) == trainable_parameters(spec("scratch"), shape) == shape.parameters
+
+
+def test_head_trains_only_the_classifier_and_not_berts_pooler() -> None:
+    shape = model_shape(BERT, task="text-classification", num_labels=3)
+    assert trainable_parameters(spec("head", "text-classification"), shape) == 384 * 3 + 3
+
+
+def test_lora_on_minilm_trains_what_was_once_measured() -> None:
+    shape = model_shape(BERT, task="text-classification", num_labels=2)
+    assert trainable_parameters(spec("lora", "text-classification"), shape) == 6 * 2 * 8 * 768 + 384 * 2 + 2
+
+
+def test_lora_target_that_no_module_has_is_refused_with_the_names_there_are() -> None:
+    shape = model_shape(GPT2, task="causal-lm")
+    with pytest.raises(ModelError) as error:
+        trainable_parameters(spec("lora", lora={"targets": ["c_atn"]}), shape)
+    assert error.value.do == "did you mean c_attn?"
+
+
+def test_lora_on_an_unknown_architecture_needs_targets() -> None:
+    shape = model_shape({**LLAMA, "model_type": "olmo9"}, task="causal-lm")
+    with pytest.raises(ModelError, match="not known"):
+        trainable_parameters(spec("lora"), shape)
+    assert trainable_parameters(spec("lora", lora={"targets": ["q_proj"]}), shape) > 0
+
+
+CASES: list[tuple[dict[str, Any], Task]] = [
+    (GPT2, "causal-lm"),
+    (GPT2, "text-classification"),
+    ({**GPT2, "tie_word_embeddings": False, "n_inner": 200}, "causal-lm"),
+    (LLAMA, "causal-lm"),
+    (LLAMA, "text-classification"),
+    ({**LLAMA, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 32}, "causal-lm"),
+    ({**LLAMA, "model_type": "mistral"}, "causal-lm"),
+    ({**QWEN, "model_type": "qwen2"}, "causal-lm"),
+    ({**QWEN, "model_type": "qwen3"}, "causal-lm"),
+    (BERT, "text-classification"),
+    (ROBERTA, "text-classification"),
+    (DISTILBERT, "text-classification"),
+]
+
+
+def _meta_model(config: dict[str, Any], task: Task) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    built = AutoConfig.for_model(config["model_type"], **rest, num_labels=3)
+    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        return kind.from_config(built)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("config", "task"), CASES)
+def test_count_equals_that_of_the_real_model(config: dict[str, Any], task: Task) -> None:
+    model = _meta_model(config, task)
+    shape = model_shape(config, task=task, num_labels=3)
+    assert shape.exact
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    if task == "text-classification":
+        heads = HEAD_MODULES[shape.model_type]
+        assert shape.head_parameters == sum(p.numel() for n in heads for p in getattr(model, n).parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("config", "task"), CASES)
+def test_lora_count_equals_that_of_peft(config: dict[str, Any], task: Task) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    kind = str(config["model_type"])
+    heads = list(HEAD_MODULES[kind]) if task == "text-classification" else None
+    adapters = LoraConfig(r=4, target_modules=list(DEFAULT_LORA_TARGETS[kind]), modules_to_save=heads)
+    model = get_peft_model(_meta_model(config, task), adapters)
+    expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shape = model_shape(config, task=task, num_labels=3)
+    assert trainable_parameters(spec("lora", task, lora={"rank": 4}), shape) == expected

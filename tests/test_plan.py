@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
+from orchestrator.planning.hardware import requested_cluster
+from orchestrator.planning.plan import make_plan, warmup_steps
+from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape
+from tests.specs import CLASSIFY, PRETRAIN, spec
+
+LLAMA_7B = {
+    "config": "llama",
+    "overrides": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "vocab_size": 32000,
+}
+LARGE = {"model": LLAMA_7B, "data__sequence_length": 4096, "training__global_batch": 512}
+COUNTS = DatasetCounts(train_samples=100, train_tokens=3200, validation_samples=10, vocab_size=512)
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 1000,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def cpus(cores: int = 4, memory_gib: float = 16.0, nodes: int = 1) -> ClusterShape:
+    return ClusterShape(nodes=(NodeShape(cpus=cores, gpus=0, memory_gib=memory_gib),) * nodes, device_name="cpu")
+
+
+def with_memory(cluster: ClusterShape, gib: float) -> ClusterShape:
+    return replace(cluster, nodes=tuple(replace(node, memory_gib=gib) for node in cluster.nodes))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    return str(tmp_path)
+
+
+def test_plan_of_a_small_spec_on_a_cpu_is_complete() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__workers=2), cpus(), counts=COUNTS)
+    assert (plan.workers, plan.device, plan.precision, plan.zero_stage) == (2, "cpu", "fp32", 0)
+    assert plan.micro_batch * plan.accumulation * plan.workers == plan.global_batch == 8
+    assert (plan.steps, plan.warmup_steps, plan.tokens_per_step) == (6, 1, 256)
+    assert plan.fits
+    assert plan.deepspeed["train_micro_batch_size_per_gpu"] == plan.micro_batch
+    json.dumps(plan.to_dict())
+
+
+def test_every_choice_has_a_reason() -> None:
+    reasons = make_plan(spec(PRETRAIN), cpus()).reasons
+    subjects = {reason.split(":")[0] for reason in reasons}
+    assert subjects >= {"workers", "precision", "zero_stage", "micro_batch", "steps", "parameters"}
+
+
+def test_plan_takes_gpus_where_the_cluster_has_them() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__workers=8), requested_cluster("H100", 8))
+    assert (plan.device, plan.device_name, plan.gpus_per_worker, plan.precision) == ("cuda", "H100-80GB", 1, "bf16")
+
+
+def test_gpus_can_be_left_alone() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__gpus_per_worker=0), requested_cluster("H100", 8))
+    assert (plan.device, plan.device_name, plan.precision) == ("cpu", "cpu", "fp32")
+
+
+def test_gpus_before_ampere_take_fp16() -> None:
+    assert make_plan(spec(PRETRAIN), requested_cluster("T4", 1)).precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("precision", "cluster"), [("fp16", cpus()), ("bf16", requested_cluster("V100", 1))], ids=["fp16-cpu", "bf16-V100"]
+)
+def test_precision_that_the_device_cannot_is_refused(precision: str, cluster: ClusterShape) -> None:
+    with pytest.raises(SpecError) as error:
+        make_plan(spec(PRETRAIN, training__precision=precision), cluster)
+    assert "training.precision=auto" in str(error.value.do)
+
+
+def test_more_workers_than_cores_are_refused_with_the_number_that_fits() -> None:
+    with pytest.raises(CapacityError) as error:
+        make_plan(spec(PRETRAIN, resources__workers=8), cpus(4))
+    assert error.value.exit_code == 1
+    assert "resources.workers=4" in str(error.value.do)
+
+
+def test_a_worker_must_fit_on_one_node() -> None:
+    wide = {"resources__workers": 2, "resources__cpus_per_worker": 3}
+    with pytest.raises(CapacityError, match="room for 0"):
+        make_plan(spec(PRETRAIN, **wide), cpus(2, nodes=4))
+    assert make_plan(spec(PRETRAIN, **wide), cpus(3, nodes=2)).workers == 2
+
+
+def test_more_workers_than_gpus_are_refused() -> None:
+    with pytest.raises(CapacityError, match="do not fit"):
+        make_plan(spec(PRETRAIN, resources__workers=4), requested_cluster("A100", 2))
+
+
+def test_gpu_workers_without_gpus_are_refused() -> None:
+    with pytest.raises(CapacityError, match="the cluster has none"):
+        make_plan(spec(PRETRAIN, resources__gpus_per_worker=1), cpus())
+
+
+def test_gpu_that_the_catalogue_does_not_know_is_refused_with_the_way_to_add_it() -> None:
+    node = NodeShape(cpus=8, gpus=1, memory_gib=32)
+    with pytest.raises(SpecError, match="no such device"):
+        make_plan(spec(PRETRAIN), ClusterShape(nodes=(node,), device_name="NVIDIA Quadro P400"))
+
+
+def test_sequences_longer_than_the_context_are_refused() -> None:
+    model = {"config": "gpt2", "overrides": {"n_positions": 16}}
+    with pytest.raises(ModelError) as error:
+        make_plan(spec(PRETRAIN, model=model), cpus())
+    assert error.value.do == "set data.sequence_length=16"
+
+
+def test_offload_on_a_cpu_is_refused() -> None:
+    with pytest.raises(SpecError) as error:
+        make_plan(spec(PRETRAIN, deepspeed={"offload": "optimizer"}), cpus())
+    assert error.value.do == "set deepspeed.offload=none"
+
+
+def test_data_smaller_than_a_batch_is_refused_with_the_batch_that_fits() -> None:
+    with pytest.raises(DataError) as error:
+        make_plan(spec(PRETRAIN), cpus(), counts=replace(COUNTS, train_samples=5))
+    assert "training.global_batch=5" in str(error.value.do)
+
+
+def test_budget_in_money_needs_a_price() -> None:
+    with pytest.raises(SpecError) as error:
+        make_plan(spec(PRETRAIN, budget="50usd"), requested_cluster("T4", 1))
+    assert "resources.usd_per_device_hour" in str(error.value.do)
+
+
+def test_price_of_the_spec_goes_before_the_catalogues() -> None:
+    catalogued = make_plan(spec(PRETRAIN, resources__cpus_per_worker=2), cpus())
+    assert catalogued.usd_per_device_hour == 0.1  # two cores at 0.05 usd
+    assert make_plan(spec(PRETRAIN, resources__usd_per_device_hour=0.5), cpus()).usd_per_device_hour == 0.5
+
+
+def test_device_without_a_price_has_no_cost_in_money() -> None:
+    plan = make_plan(spec(PRETRAIN), requested_cluster("T4", 1))
+    assert plan.usd is None
+    assert plan.gpu_hours is not None
+
+
+def test_budget_below_the_estimate_is_pointed_out() -> None:
+    reasons = make_plan(spec(PRETRAIN, training__steps=10**6, budget="1usd"), cpus()).reasons
+    assert any("will stop near step" in reason for reason in reasons)
+    assert not any(reason.startswith("budget") for reason in make_plan(spec(PRETRAIN, budget="100usd"), cpus()).reasons)
+
+
+def test_length_in_tokens_becomes_steps_rounded_up() -> None:
+    assert make_plan(spec(PRETRAIN, training__steps=None, training__tokens=257), cpus()).steps == 2
+
+
+def test_length_in_epochs_is_open_until_the_data_is_counted() -> None:
+    epochs = spec(PRETRAIN, training__steps=None, training__epochs=1.5)
+    before, after = make_plan(epochs, cpus()), make_plan(epochs, cpus(), counts=COUNTS)
+    assert (before.steps, before.warmup_steps, before.gpu_hours, before.wall_hours, before.usd) == (None,) * 5
+    assert after.steps == 19  # 1.5 x 100 / 8
+    assert after.usd is not None
+
+
+@pytest.mark.parametrize(("fraction", "steps", "expected"), [(0.1, 100, 10), (0.1, 3, 1), (0.0, 100, 0), (0.5, 1, 1)])
+def test_warmup_is_the_fraction_and_at_least_a_step_unless_zero(fraction: float, steps: int, expected: int) -> None:
+    assert warmup_steps(fraction, steps) == expected
+
+
+def test_vocabulary_of_new_weights_is_that_of_the_trained_tokenizer() -> None:
+    asked = make_plan(spec(PRETRAIN), cpus())
+    counted = make_plan(spec(PRETRAIN), cpus(), counts=replace(COUNTS, vocab_size=300))
+    assert asked.parameters - counted.parameters == (512 - 300) * 32
+
+
+def test_classification_assumes_two_labels_until_they_are_counted(base: str) -> None:
+    task = spec(CLASSIFY, model__base=base)
+    before = make_plan(task, cpus())
+    after = make_plan(task, cpus(), counts=replace(COUNTS, num_labels=5))
+    assert "labels: 2 assumed until the data is read" in before.reasons
+    assert after.parameters - before.parameters == 3 * (32 + 1)
+
+
+def test_base_with_a_larger_embedding_than_its_tokenizer_keeps_it(base: str) -> None:
+    plan = make_plan(spec(CLASSIFY, model__base=base), cpus(), counts=replace(COUNTS, num_labels=2, vocab_size=1200))
+    assert plan.parameters == make_plan(spec(CLASSIFY, model__base=base), cpus()).parameters
+
+
+def test_lora_trains_a_small_share(base: str) -> None:
+    plan = make_plan(spec(CLASSIFY, model__base=base, method="lora", lora={"rank": 2}), cpus())
+    assert 0 < plan.trainable_parameters < plan.parameters / 20
+
+
+def test_large_model_is_sharded_just_enough() -> None:
+    stages = {
+        (name, gpus): make_plan(
+            spec(PRETRAIN, resources__workers=gpus, **LARGE), requested_cluster(name, gpus)
+        ).zero_stage
+        for name, gpus in (("H200", 8), ("H100", 8), ("A100-40GB", 8), ("A100-80GB", 64))
+    }
+    assert stages == {("H200", 8): 1, ("H100", 8): 2, ("A100-40GB", 8): 3, ("A100-80GB", 64): 1}
+
+
+def test_lone_gpu_offloads_instead_of_sharding() -> None:
+    large = {**LARGE, "training__activation_checkpointing": True}
+    cluster = with_memory(requested_cluster("A100-80GB", 1), 512)
+    plan = make_plan(spec(PRETRAIN, **large), cluster)
+    assert (plan.zero_stage, plan.offload, plan.fits) == (2, "optimizer", True)
+
+
+def test_offload_without_the_host_memory_does_not_fit() -> None:
+    large = {**LARGE, "training__activation_checkpointing": True, "deepspeed": {"offload": "optimizer"}}
+    plan = make_plan(spec(PRETRAIN, **large), with_memory(requested_cluster("A100-80GB", 1), 32))
+    assert not plan.fits
+    assert any("host memory" in reason for reason in plan.reasons)
+
+
+def test_plan_that_does_not_fit_names_a_change_that_does() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__workers=8, **LARGE), requested_cluster("T4", 8))
+    assert not plan.fits
+    assert "training.activation_checkpointing=true" in plan.reasons[-1]
+    changed = {**LARGE, "training__activation_checkpointing": True}
+    assert make_plan(spec(PRETRAIN, resources__workers=8, **changed), requested_cluster("T4", 8)).fits
+
+
+def test_stage_and_micro_batch_of_the_spec_are_kept() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__workers=2, deepspeed={"zero_stage": 3}, training__micro_batch=2), cpus())
+    assert (plan.zero_stage, plan.micro_batch, plan.accumulation) == (3, 2, 2)
+    assert plan.deepspeed["zero_optimization"]["stage"] == 3
+
+
+def test_raw_deepspeed_keys_reach_the_configuration() -> None:
+    plan = make_plan(spec(PRETRAIN, deepspeed={"prescale_gradients": True}), cpus())
+    assert plan.deepspeed["prescale_gradients"] is True
+
+
+def test_cpu_micro_batch_is_bounded_by_samples_and_tokens() -> None:
+    by_samples = make_plan(spec(PRETRAIN, training__global_batch=64), cpus())
+    by_tokens = make_plan(spec(PRETRAIN, training__global_batch=64, data__sequence_length=2048), cpus())
+    assert (by_samples.micro_batch, by_tokens.micro_batch) == (8, 2)
+
+
+def test_search_is_planned_as_its_base_training() -> None:
+    search = {"space": {"training.learning_rate": {"choice": [1e-3, 1e-4]}}, "scheduler": "none"}
+    plan = make_plan(spec(PRETRAIN, search=search), cpus())
+    assert plan.steps == 6
+    assert any(reason.startswith("search") for reason in plan.reasons)
+
+
+def small(**changes: Any) -> Any:
+    return spec(PRETRAIN, **changes)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    workers=st.integers(1, 16),
+    share=st.integers(1, 96),
+    length=st.sampled_from([16, 128, 1024, 4096]),
+    memory=st.floats(0.5, 64),
+    gpu=st.booleans(),
+)
+def test_workers_times_micro_batch_times_accumulation_is_the_global_batch(
+    workers: int, share: int, length: int, memory: float, gpu: bool
+) -> None:
+    cluster = requested_cluster("T4", 16) if gpu else cpus(16, memory)
+    asked = small(resources__workers=workers, training__global_batch=workers * share, data__sequence_length=length)
+    plan = make_plan(asked, cluster)
+    assert plan.workers * plan.micro_batch * plan.accumulation == plan.global_batch == workers * share
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    memory=st.floats(0.1, 900),
+    more=st.floats(0, 900),
+    workers=st.sampled_from([1, 2, 8]),
+    micro_batch=st.sampled_from(["auto", 1, 8]),
+    checkpointing=st.booleans(),
+    gpu=st.sampled_from(["", "A100-40GB", "T4"]),
+)
+def test_more_memory_never_makes_a_plan_stop_fitting(
+    memory: float, more: float, workers: int, micro_batch: Any, checkpointing: bool, gpu: str
+) -> None:
+    cluster = requested_cluster(gpu, 8) if gpu else cpus(8)
+    asked = small(
+        **LARGE,
+        resources__workers=workers,
+        training__micro_batch=micro_batch,
+        training__activation_checkpointing=checkpointing,
+    )
+    less_fits = make_plan(asked, with_memory(cluster, memory)).fits
+    assert make_plan(asked, with_memory(cluster, memory + more)).fits or not less_fits
+
+
+def test_larger_gpu_never_makes_a_plan_stop_fitting() -> None:
+    asked = small(**LARGE, resources__workers=8)
+    fits = [make_plan(asked, requested_cluster(name, 8)).fits for name in ("T4", "L4", "A100-40GB", "H100", "H200")]
+    assert fits == sorted(fits)
+    assert fits[-1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(tokens=st.integers(1, 10**9), more=st.integers(0, 10**9))
+def test_hours_grow_with_tokens(tokens: int, more: int) -> None:
+    def hours(count: int) -> float:
+        plan = make_plan(small(training__steps=None, training__tokens=count), cpus())
+        assert plan.wall_hours is not None
+        return plan.wall_hours.mid
+
+    assert hours(tokens) <= hours(tokens + more)

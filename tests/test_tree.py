@@ -1,0 +1,159 @@
+"""The architecture, read from the syntax trees: who may import whom, who owns which library, how long things get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.spec_file import load_spec
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(path for folder in ("orchestrator", "jobs") for path in (ROOT / folder).rglob("*.py"))
+SPECS = sorted(path for kind in ("pretrain", "finetune", "tune") for path in (ROOT / "configs" / kind).glob("*.yaml"))
+
+LAYERS = (
+    {"errors"},
+    {"quantities", "locations"},
+    {"spec", "console"},
+    {"spec_file"},
+    {"search_space", "planning"},
+    {"policy"},
+    {"tracking"},
+    {"training"},
+    {"scheduling"},
+    {"running", "comparing"},
+    {"cli", "jobs"},
+    {"__main__"},
+)
+"""From the bottom up: a unit imports itself and units of lower layers, never a neighbour."""
+RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
+
+OWNERS = {
+    "ray": "scheduling",
+    "mlflow": "tracking",
+    "torch": "training",
+    "deepspeed": "training",
+    "transformers": "training",
+    "datasets": "training",
+    "peft": "training",
+}
+"""The only unit that may import a library."""
+
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_JOB_LINES = 40
+
+
+def unit_of(dotted: str) -> str:
+    """`orchestrator.planning.plan` -> `planning`; `jobs.pretrain` -> `jobs`; the package itself -> ``."""
+    first, _, rest = dotted.partition(".")
+    return rest.partition(".")[0] if first == "orchestrator" else first
+
+
+def dotted_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import in a file, also inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import out from the top"
+            # `from orchestrator import spec` names a module, `from orchestrator.spec import RunSpec` does not.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (
+                (node.lineno, name) for name in (names if node.module == "orchestrator" else [node.module or ""])
+            )
+
+
+def test_every_module_has_a_layer() -> None:
+    units = {unit_of(dotted_name(path)) for path in MODULES} - {""}
+    assert units <= RANK.keys(), f"give {units - RANK.keys()} a place in LAYERS"
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in MODULES
+        if (importer := unit_of(dotted_name(path)))
+        for line, name in imports(path)
+        if name.partition(".")[0] in ("orchestrator", "jobs")
+        and (imported := unit_of(name)) in RANK
+        and imported != importer
+        and RANK[imported] >= RANK[importer]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_each_outside_library_has_one_owner() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}, which only {owner} may"
+        for path in MODULES
+        for line, name in imports(path)
+        if (owner := OWNERS.get(name.partition(".")[0])) and unit_of(dotted_name(path)) != owner
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_stay_short() -> None:
+    limits = {path: MAX_JOB_LINES if path.parent.name == "jobs" else MAX_MODULE_LINES for path in MODULES}
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    wrong = [f"{path.relative_to(ROOT)}: {lengths[path]} lines" for path in MODULES if lengths[path] > limits[path]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_functions_stay_short() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_spec_and_planning_load_no_heavy_library() -> None:
+    light = [dotted_name(path) for path in MODULES if RANK.get(unit_of(dotted_name(path)), 99) <= RANK["policy"]]
+    heavy = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "matplotlib", "sklearn")
+    code = f"import sys, {', '.join(light)}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_shipped_spec_loads() -> None:
+    # One test over all files, so that an empty folder is no skipped test; each failure names its file.
+    for path in SPECS:
+        load_spec(path)
+
+
+def test_every_shipped_spec_names_its_schema_for_editors() -> None:
+    for path in SPECS:
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        scheme, found, target = first.partition("$schema=")
+        assert found, f"{path} has no schema line on top"
+        assert scheme == "# yaml-language-server: ", path
+        assert "://" in target or (path.parent / target.strip()).is_file(), f"{path}: no schema at {target}"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from orchestrator import spec, errors", ["orchestrator.spec", "orchestrator.errors"]),
+        ("from orchestrator.spec import RunSpec", ["orchestrator.spec"]),
+        ("def f():\n    import ray.train", ["ray.train"]),
+        ("import typing\nif typing.TYPE_CHECKING:\n    from mlflow import MlflowClient", ["typing", "mlflow"]),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(tmp_path: Path, source: str, found: list[str]) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(source, encoding="utf-8")
+    assert [name for _, name in imports(path)] == found
