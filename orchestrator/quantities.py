@@ -30,7 +30,7 @@ def parse_count(value: Any) -> Any:
     if match is None:
         return value
     number = float(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
-    return int(round(number)) if math.isclose(number, round(number), rel_tol=1e-12) else value
+    return round(number) if math.isclose(number, round(number), rel_tol=1e-12) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def parse_budget(text: str) -> Budget:
     amount = float(match[1].replace("_", ""))
     if not amount > 0:
         raise ValueError(f"a budget must be above zero; got {text!r}")
-    return Budget(amount=amount, unit=unit)  # type: ignore[arg-type]
+    return Budget(amount=amount, unit=unit)
 
 
 def human_count(number: float) -> str:
@@ -71,7 +71,7 @@ def human_count(number: float) -> str:
 
 def human_duration(seconds: float) -> str:
     """Seconds as `48s`, `3m05s` or `2h07m`."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:

@@ -99,7 +99,7 @@ def _fail(error: OrchestratorError, *, as_json: bool) -> int:
 
 
 def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool, prog: str) -> int:
-    """The body of every module in `jobs/`: `--config FILE [key=value ...]`, refused when the spec is of another kind."""
+    """The body of every module in `jobs/`: `--config FILE [key=value ...]`, refusing a spec of another kind."""
     import argparse
 
     parser = argparse.ArgumentParser(prog=prog, description=f"Runs a spec of kind {' or '.join(kinds)}.")

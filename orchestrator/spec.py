@@ -65,7 +65,7 @@ class ModelSpec(_Block):
     base: str | None = None
     """Pretrained model: a folder, `package://NAME/path`, a hub name, or `runs:/ID` for a finished run's model."""
     tokenizer: str = "auto"
-    """`auto` is the base model's own, or a byte-level BPE trained on the corpus for new weights; else a folder or hub name."""
+    """`auto` is the base model's own, or for new weights a byte-level BPE trained on the corpus; else a folder or hub name."""
     vocab_size: Count = 8192
     """Entries of a tokenizer trained on the corpus; not used when a tokenizer is given."""
 
@@ -151,7 +151,7 @@ class TrainingSpec(_Block):
     gradient_clip: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     precision: Precision = "auto"
-    """Number format of weights and activations in the forward pass; `auto`: bf16 where the device has it, fp32 on a CPU."""
+    """Number format of the forward pass; `auto` is bf16 where the device has it, fp32 on a CPU."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -196,7 +196,8 @@ class DeepSpeedSpec(_Block):
         )
         if stage is not None and merged.setdefault("zero_stage", stage) != stage:
             raise ValueError(
-                f"deepspeed.zero_stage is {merged['zero_stage']} and deepspeed.zero_optimization.stage is {stage}: keep one"
+                f"deepspeed.zero_stage is {merged['zero_stage']} and "
+                f"deepspeed.zero_optimization.stage is {stage}: keep one"
             )
         return {**merged, "raw": raw}
 
@@ -316,7 +317,7 @@ class RunSpec(_Block):
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When and where the run is saved."""
     budget: Annotated[str, Field(pattern=r"^[0-9]")] | None = None
-    """`50usd`, `100gpu-hours`, `1e20flops` or `8hours`: the run stops cleanly, with a checkpoint, before it is overrun."""
+    """`50usd`, `100gpu-hours`, `1e20flops` or `8hours`: the run stops cleanly, with a checkpoint, before that."""
     tracking: TrackingSpec = TrackingSpec()
     """Where results go."""
     search: SearchSpec | None = None

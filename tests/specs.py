@@ -43,7 +43,23 @@ def spec(base: dict[str, Any], **changes: Any) -> RunSpec:
 def write_corpus(folder: Path, *, documents: int = 40) -> Path:
     """Text files with enough repetition for a small model to learn something."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["the", "model", "reads", "a", "line", "and", "the", "next", "line", "follows", "from", "the", "one", "before", "it"]
+    words = [
+        "the",
+        "model",
+        "reads",
+        "a",
+        "line",
+        "and",
+        "the",
+        "next",
+        "line",
+        "follows",
+        "from",
+        "the",
+        "one",
+        "before",
+        "it",
+    ]
     for number in range(documents):
         lines = [" ".join(words[(number + i + j) % len(words)] for j in range(12)) for i in range(20)]
         (folder / f"document-{number:03d}.txt").write_text("\n".join(lines) + f"\nend of document {number}\n")

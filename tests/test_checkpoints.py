@@ -86,7 +86,7 @@ def test_sharded_states_are_refused_under_another_shape(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="checkpoint.storage"), checkpoints.storage_errors(tmp_path):
+    with pytest.raises(StorageError, match=r"checkpoint\.storage"), checkpoints.storage_errors(tmp_path):
         raise OSError(28, "No space left on device")
 
 

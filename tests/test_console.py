@@ -7,7 +7,15 @@ from orchestrator import console
 
 
 def progress(step: int, **more: object) -> dict:
-    return {"step": step, "steps": 100, "tokens_per_second": 1234.0, "eta_s": 65.0, "metrics": {"train/loss": 2.5}, "phase": "training", **more}
+    return {
+        "step": step,
+        "steps": 100,
+        "tokens_per_second": 1234.0,
+        "eta_s": 65.0,
+        "metrics": {"train/loss": 2.5},
+        "phase": "training",
+        **more,
+    }
 
 
 class Terminal(io.StringIO):

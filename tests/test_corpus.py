@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,12 +209,26 @@ def test_column_of_numbers_can_be_text_and_a_list_cannot(tmp_path: Path) -> None
     ],
 )
 def test_file_that_does_not_parse_is_named_with_the_reason(
-    tmp_path: Path, name: str, content: str, reason: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, content: str, reason: str
 ) -> None:
     with pytest.raises(DataError, match=f"{name} cannot be read") as caught:
         texts(write(tmp_path / name, content))
     assert reason in str(caught.value)
-    assert capfd.readouterr() == ("", "")
+
+
+def test_reading_tables_prints_nothing_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "good.csv", "text\na\n")
+    write(tmp_path / "bad.csv", 'text\n"open\n')
+    code = (
+        "import sys; from orchestrator.training.corpus import DataError, find_sources, open_documents\n"
+        "for name in ('good', 'bad'):\n"
+        "    try: open_documents(find_sources(f'{sys.argv[1]}/{name}.csv'), text_column='text')\n"
+        "    except DataError: print('refused')"
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
 
 
 def test_culprit_among_many_files_is_named(tmp_path: Path) -> None:

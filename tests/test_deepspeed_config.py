@@ -95,12 +95,12 @@ def test_config_is_plain_json() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [*((n, "none") for n in range(4)), *((n, "optimizer") for n in (1, 2, 3)), (3, "all")],
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_deepspeed_accepts_every_layout(stage: int, offload: Any, precision: Any) -> None:
-    if (offload == "all" and stage != 3) or (offload == "optimizer" and stage == 0):
-        pytest.skip("the spec refuses it")
     from deepspeed.runtime.config import DeepSpeedConfig
 
     made = config(replace(GPU, workers=1, zero_stage=stage, offload=offload, precision=precision))

@@ -161,7 +161,7 @@ def test_device_without_a_price_has_no_cost_in_money() -> None:
 
 
 def test_budget_below_the_estimate_is_pointed_out() -> None:
-    reasons = make_plan(spec(PRETRAIN, training__steps=10**6, budget="1usd"), cpus()).reasons
+    reasons = make_plan(spec(PRETRAIN, training__steps=10**6, budget="0.01usd"), cpus()).reasons
     assert any("will stop near step" in reason for reason in reasons)
     assert not any(reason.startswith("budget") for reason in make_plan(spec(PRETRAIN, budget="100usd"), cpus()).reasons)
 

@@ -129,9 +129,9 @@ def test_data_shorter_than_a_block_is_refused_with_a_remedy(tmp_path: Path) -> N
     corpus = specs.write_corpus(tmp_path / "corpus")
     with pytest.raises(DataError, match=r"the validation data is shorter than one block[\s\S]*validation_fraction"):
         run(pretrain(corpus, data__sequence_length=100_000), tmp_path / "cache")
-    one = str(corpus / "document-000.txt")
+    one = corpus / "document-000.txt"
     with pytest.raises(DataError, match=r"the train data is shorter than one block[\s\S]*lower data\.sequence_length"):
-        run(pretrain(corpus, data__train=one, data__validation=str(corpus), data__sequence_length=3000), tmp_path / "c")
+        run(pretrain(one, data__validation=str(corpus), data__sequence_length=3000), tmp_path / "c")
 
 
 def test_corpus_of_white_space_is_refused(tmp_path: Path) -> None:
@@ -327,6 +327,15 @@ def test_two_at_once_agree_on_one_folder(tmp_path: Path) -> None:
     assert [data.cached for data in found] == [False, False]
     assert found[0].path == found[1].path
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [found[0].fingerprint]
+
+
+def test_slower_of_two_leaves_the_folder_that_the_faster_one_may_be_reading(tmp_path: Path) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    first = run(spec, tmp_path / "cache")
+    opened = (first.path / "train.bin").stat()
+    (tmp_path / "partial").mkdir()
+    module._publish(tmp_path / "partial", first.path)
+    assert os.path.samestat((first.path / "train.bin").stat(), opened)
 
 
 @pytest.mark.slow

@@ -76,9 +76,10 @@ def test_vocabulary_smaller_than_the_bytes_is_refused() -> None:
 
 
 def test_tokenizer_is_trained_on_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenization, "BPE_SAMPLE_BYTES", len(LINES[0]))
-    few = train_tokenizer([*LINES[:1], *LINES[1:]], vocab_size=400, sequence_length=64)
-    assert few.json == train_tokenizer(LINES[:1], vocab_size=400, sequence_length=64).json
+    first = "".join(LINES[:10])
+    monkeypatch.setattr(tokenization, "BPE_SAMPLE_BYTES", len(first))
+    few = train_tokenizer([first, "and a longer text " * 1000, *LINES], vocab_size=400, sequence_length=64)
+    assert few.json == train_tokenizer([first], vocab_size=400, sequence_length=64).json
 
 
 @given(texts=st.lists(st.text(), max_size=5))
@@ -88,6 +89,11 @@ def test_any_documents_decode_to_themselves_with_an_end_between(texts: list[str]
     assert ids.dtype == np.uint16
     decoded = Tokenizer.from_str(bpe.json).decode(ids.tolist(), skip_special_tokens=False)
     assert decoded == "".join(text + "<|endoftext|>" for text in texts)
+
+
+def test_documents_get_no_special_tokens_but_the_end(minilm: TextTokenizer) -> None:
+    ids = encode_documents(whole("a text"), tokenizer=minilm.json, eos_id=102)
+    assert [Tokenizer.from_str(minilm.json).id_to_token(int(i)) for i in ids] == ["a", "text", "[SEP]"]
 
 
 def test_piece_that_goes_on_gets_no_end(bpe: TextTokenizer) -> None:

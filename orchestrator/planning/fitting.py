@@ -59,24 +59,25 @@ def choose_layout(
 
 
 def _choose_zero(spec: RunSpec, site: Site, start: Layout, estimate: Estimate) -> tuple[Layout, str]:
-    before = ""
+    def needs(layout: Layout) -> str:
+        peak = _gib(estimate(layout).peak_gib)
+        return f"zero_stage: {layout.zero_stage}, offload: {layout.offload} needs {peak} of {site.capacity_gib:.3g}"
+
     options = [replace(start, zero_stage=stage, offload=offload) for stage, offload in _zero_options(spec, site)]
+    before: Layout | None = None
     for layout in options:
-        what = f"zero_stage: {layout.zero_stage}, offload: {layout.offload}"
-        needs = f"{_gib(estimate(layout).peak_gib)} of {site.capacity_gib:.3g}"
         if fits(estimate(layout), site, surely=True):
-            alone = "; one worker has nothing to shard" if layout.workers == 1 and layout.zero_stage == 0 else ""
-            return layout, f"{what} needs {needs}" + (f", the first that surely fits; {before}" if before else alone)
-        before = f"{what} would need {needs}"
+            why = f", the first that surely fits; {needs(before)}" if before else ""
+            if layout.workers == 1 and layout.zero_stage == 0:
+                why = "; one worker has nothing to shard"
+            return layout, needs(layout) + why
+        before = layout
     least = min(options, key=lambda one: (estimate(one).host_gib > site.host_gib, estimate(one).peak_gib.mid))
-    what = f"zero_stage: {least.zero_stage}, offload: {least.offload}"
-    needs = f"{_gib(estimate(least).peak_gib)} of {site.capacity_gib:.3g}"
-    short = [one for one in options if estimate(one).host_gib > site.host_gib]
     host = ""
-    if short:
-        needed = estimate(short[0]).host_gib
-        host = f"; offload: {short[0].offload} needs {needed:.3g} of {site.host_gib:.3g} GiB of host memory per worker"
-    return least, f"{what} needs {needs}, the least of {len(options)} tried, and none surely fits{host}"
+    for layout in (one for one in options if estimate(one).host_gib > site.host_gib):
+        needed = estimate(layout).host_gib
+        host = f"; offload: {layout.offload} needs {needed:.3g} of {site.host_gib:.3g} GiB of host memory per worker"
+    return least, f"{needs(least)}, the least of {len(options)} tried, and none surely fits{host}"
 
 
 def _largest_micro_batch(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> tuple[Layout, str]:
@@ -101,18 +102,19 @@ def _zero_options(spec: RunSpec, site: Site) -> list[tuple[int, Offload]]:
             got=f"deepspeed.offload: {asked.offload}",
             do="set deepspeed.offload=none",
         )
-    every: list[tuple[int, Offload]] = [(0, "none"), (1, "none"), (2, "none"), (3, "none")]
+    options: list[tuple[int, Offload]] = [(0, "none"), (1, "none"), (2, "none"), (3, "none")]
     if site.device.kind != "cpu":
-        every += [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
-    chosen = [
-        (stage, offload)
-        for stage, offload in every
-        if asked.zero_stage in ("auto", stage) and asked.offload in ("auto", offload)
-    ]
+        options += [(2, "optimizer"), (3, "optimizer"), (3, "all")]
+        if asked.zero_stage == 1:  # stage 2 is no slower under offload, so nobody else is given stage 1
+            options.append((1, "optimizer"))
     if asked.zero_stage == "auto" and spec.resources.workers == 1:
         # Alone there is nothing to shard: stages matter only for what they offload.
-        chosen = [(stage, offload) for stage, offload in chosen if offload != "none" or stage == 0]
-    return [one for one in chosen if one != (1, "optimizer") or asked.zero_stage == 1]
+        options = [one for one in options if one == (0, "none") or one[1] != "none"]
+    return [
+        (stage, offload)
+        for stage, offload in options
+        if asked.zero_stage in ("auto", stage) and asked.offload in ("auto", offload)
+    ]
 
 
 def _gib(interval: Interval) -> str:

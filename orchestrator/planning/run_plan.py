@@ -69,7 +69,7 @@ class DatasetCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """Everything a worker needs to know about how to train; printed it is the dry run, and it is logged with the run."""
+    """Everything a worker needs to know about how to train; printed it is the dry run; it is logged with the run."""
 
     workers: int
     device: Device
@@ -97,6 +97,7 @@ class RunPlan:
     flops_per_step: float
     """Model FLOPs of one optimizer step, attention included, recomputation not."""
     usd_per_device_hour: float
+    """Price of one device; on a CPU of one worker with its cores. 0 where none is known, and then `usd` is None."""
     peak_gib: Interval
     """Peak memory per device (on a CPU: per worker process)."""
     gpu_hours: Interval | None

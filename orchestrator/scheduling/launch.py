@@ -27,6 +27,7 @@ from orchestrator.tracking.store import check_store
 from orchestrator.tracking.tracker import (
     MlflowTracker,
     NoTracker,
+    RunHandle,
     find_outboxes,
     flush_outbox,
     open_run,
@@ -175,10 +176,16 @@ def flush(run_folder: Path) -> None:
         flush_outbox(outbox)
 
 
-def remembered_run_id(folder: Path) -> str | None:
+def remembered_handle(folder: Path) -> RunHandle | None:
     """The MLflow run that a run folder belongs to, if it was tracked."""
     file = folder / "mlflow.json"
-    return json.loads(file.read_text())["run_id"] if file.is_file() else None
+    return RunHandle(**json.loads(file.read_text())) if file.is_file() else None
+
+
+def remembered_run_id(folder: Path) -> str | None:
+    """Its id."""
+    handle = remembered_handle(folder)
+    return None if handle is None else handle.run_id
 
 
 def earlier_outcome(folder: Path) -> Outcome | None:

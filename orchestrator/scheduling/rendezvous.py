@@ -16,7 +16,7 @@ from ray.train.backend import Backend, BackendConfig
 
 
 @dataclass
-class RendezvousConfig(BackendConfig):
+class RendezvousConfig(BackendConfig):  # type: ignore[misc]
     """Selects `RendezvousBackend`."""
 
     @property

@@ -30,13 +30,13 @@ from orchestrator.scheduling.launch import (
     make_folder,
     open_tracker,
     prepare_run,
-    remembered_run_id,
+    remembered_handle,
 )
 from orchestrator.scheduling.shipping import Parcel, pack, unpack
 from orchestrator.scheduling.train_run import Watcher, run_training
 from orchestrator.search_space import Trial, trials
 from orchestrator.spec import RunSpec, SearchSpec
-from orchestrator.tracking.tracker import RunHandle
+from orchestrator.tracking.tracker import STOP_REASON_TAG, MlflowTracker, RunHandle, Tracker
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 
 _STEP = "training_step"
@@ -91,6 +91,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     except OrchestratorError as error:
         tracker.close_run("failed", error=str(error))
         raise
+    _close_pruned(tasks)
     flush(base.run_folder)
     if result.best is not None and result.best["mlflow_run_id"]:
         tracker.copy_best(result.best["mlflow_run_id"])
@@ -255,11 +256,7 @@ def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
     try:
         outcome = _train(task, tracker.handle, reports)
     except SystemExit:
-        reports.mark_pruned()
-        tracker.close_run(
-            "finished",
-            tags={"orchestrator.stop_reason": "pruned", "orchestrator.stopped_at_step": str(reports.last_step)},
-        )
+        _end_pruned(task, tracker, reports)
         raise
     except OrchestratorError as error:
         tracker.close_run("failed", error=str(error))
@@ -339,6 +336,20 @@ def _to_tune(step: int, metrics: Mapping[str, float]) -> None:
 # -- afterwards ----------------------------------------------------------------------------------------------------
 
 
+def _close_pruned(tasks: list[TrialTask]) -> None:
+    """Ends the MLflow runs of trials whose process Tune took away before they could say that they were stopped."""
+    for task in tasks:
+        handle = remembered_handle(task.folder)
+        if handle is not None and earlier_outcome(task.folder) is None and not _Reports(task).was_pruned():
+            _end_pruned(task, MlflowTracker(handle), _Reports(task))
+
+
+def _end_pruned(task: TrialTask, tracker: Tracker, reports: _Reports) -> None:
+    reports.mark_pruned()
+    tags = {STOP_REASON_TAG: "pruned", "orchestrator.stopped_at_step": str(reports.last_step)}
+    tracker.close_run("finished", tags=tags)
+
+
 def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask], errors: list[str]) -> RunResult:
     """The finished trial with the best last metric."""
     metric, mode = _goal(spec)
@@ -365,6 +376,6 @@ def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask], errors: list[st
             "trial": best.trial.name,
             "overrides": best.trial.overrides,
             "run_folder": str(best.folder),
-            "mlflow_run_id": remembered_run_id(best.folder),
+            "mlflow_run_id": None if (handle := remembered_handle(best.folder)) is None else handle.run_id,
         },
     )

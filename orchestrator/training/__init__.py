@@ -1,1 +1,1 @@
-"""Inside a worker: data, model, engine, loop and checkpoints. Imports torch, deepspeed, transformers, datasets; not ray."""
+"""Inside a worker: data, model, engine, loop and checkpoints. Imports torch, deepspeed, transformers; not ray."""

@@ -53,7 +53,8 @@ class _Loop:
         self._started = time.monotonic()
         self._job, self._context = job, context
         self._spec, self._plan = job.spec, job.plan
-        assert job.plan.steps is not None and job.plan.warmup_steps is not None, "the plan has met its dataset"
+        assert job.plan.steps is not None, "the plan has met its dataset"
+        assert job.plan.warmup_steps is not None
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         join_process_group(job.plan, context)

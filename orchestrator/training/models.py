@@ -126,7 +126,7 @@ def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
     """The model with low-rank adapters on the given or the architecture's usual projections."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    model_type = str(model.config.model_type)  # type: ignore[union-attr]
+    model_type = str(model.config.model_type)
     targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
     if targets is None:
         raise ModelError(
@@ -160,7 +160,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
     ZeRO-3 shards hide shapes, so the original ones (`ds_shape`) are read where they are.
     """
-    decay, plain = [], []
+    decay: list[Any] = []
+    plain: list[Any] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)

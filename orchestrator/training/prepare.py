@@ -217,12 +217,11 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
         )
     function = functools.partial(tokenization.encode_documents, tokenizer=tokenizer.json, eos_id=tokenizer.eos_id)
     found: dict[str, Any] = {"label_names": None}
-    # The small one first: where it is too short, nothing long was encoded in vain.
+    # The small one first: if it is too short, nothing long was encoded in vain.
     splits: tuple[tuple[batches.Split, Iterable[str]], ...] = (("validation", validation), ("train", train))
     for split, texts in splits:
         tally = _Tally()
-        chunks = tokenization.document_chunks(tally.count(texts))
-        tokens = batches.write_packed(folder, split, encode(function, chunks))
+        tokens = batches.write_packed(folder, split, encode(function, tokenization.document_chunks(tally.count(texts))))
         samples = batches.packed_samples(tokens, spec.data.sequence_length)
         if samples == 0:
             raise _too_short(split, tokens, spec.data)
@@ -253,7 +252,7 @@ def _split_documents(inputs: _Inputs) -> tuple[_Chosen | list[str], _Chosen | li
         held = open_documents(inputs.validation, text_column=data.text_column)
         validation = _Chosen(documents=held, numbers=np.arange(len(held)))
     elif len(documents) == 1:
-        (text,) = documents.read(numbers)
+        text = next(documents.read(numbers))
         end = int(len(text) * (1 - data.validation_fraction))
         cut = text.rfind("\n", 0, end) + 1 or end
         return [text[:cut]], [text[cut:]]

@@ -20,10 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.model_shape import model_config
 from orchestrator.planning.plan import make_plan
-
-from orchestrator.planning.hardware import local_cluster
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
 from orchestrator.training.prepare import PreparedData, encode_here, prepare
@@ -227,7 +226,8 @@ def tokenising_row(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[str, st
 def print_rows(rows: list[tuple[str, str, str, str]]) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "deepspeed", "transformers", "mlflow"))
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}\n"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; "
+        f"Python {platform.python_version()}, {versions}\n"
     )
     print("| what | ratio | target | figures |\n| --- | --: | --: | --- |")
     for row in rows:
