@@ -65,7 +65,7 @@ class ModelSpec(_Block):
     base: str | None = None
     """Pretrained model: a folder, `package://NAME/path`, a hub name, or `runs:/ID` for a finished run's model."""
     tokenizer: str = "auto"
-    """`auto` is the base model's own, or for new weights a byte-level BPE trained on the corpus; else a folder or hub name."""
+    """`auto` is the base model's own, or for new weights a BPE trained on the corpus; else a folder or hub name."""
     vocab_size: Count = 8192
     """Entries of a tokenizer trained on the corpus; not used when a tokenizer is given."""
 

@@ -218,7 +218,7 @@ def test_file_that_does_not_parse_is_named_with_the_reason(
 
 def test_reading_tables_prints_nothing_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "good.csv", "text\na\n")
-    write(tmp_path / "bad.csv", 'text\n"open\n')
+    write(tmp_path / "bad.csv", "text\na\nb,2\n")
     code = (
         "import sys; from orchestrator.training.corpus import DataError, find_sources, open_documents\n"
         "for name in ('good', 'bad'):\n"
