@@ -10,4 +10,4 @@ import sys
 from orchestrator.running import main_of_job
 
 if __name__ == "__main__":
-    sys.exit(main_of_job(sys.argv[1:], kinds=("pretrain",), search=False, prog="jobs.pretrain"))
+    main_of_job(sys.argv[1:], kinds=("pretrain",), search=False, prog="jobs.pretrain")

@@ -6,7 +6,6 @@ else to standard error.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__, console
-from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.errors import SpecError
 
 app = typer.Typer(
     name="orchestrator",
@@ -28,21 +27,14 @@ app = typer.Typer(
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file; configs/ holds some that run as they are.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value]...", help="Sets a field of the spec (training.steps=30); key=null clears it."),
+    typer.Argument(metavar="key=value", help="Sets a field of the spec (training.steps=30); key=null clears it."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 def main() -> None:
-    """Entry point of the `orchestrator` command: errors become messages and exit codes."""
-    try:
-        app()
-    except OrchestratorError as error:
-        console.print_error(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("ended at once; the same command goes on from the newest checkpoint\n")
-        sys.exit(1)
+    """Entry point of the `orchestrator` command."""
+    app()
 
 
 @app.callback(invoke_without_command=True)
@@ -65,7 +57,7 @@ def run(
     """
     from orchestrator.running import run_command
 
-    raise typer.Exit(run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json))
+    run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json)
 
 
 @app.command()
@@ -86,13 +78,14 @@ def plan(
     from orchestrator.planning.show import plan_answer, plan_table
     from orchestrator.spec_file import load_spec
 
-    loaded = load_spec(spec, overrides or ())
-    cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
-    made = make_plan(loaded, cluster)
-    if as_json:
-        console.print_json(plan_answer(made))
-    else:
-        console.print_table(plan_table(made))
+    with console.reporting_failures(as_json=as_json):
+        loaded = load_spec(spec, overrides or ())
+        cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
+        made = make_plan(loaded, cluster)
+        if as_json:
+            console.print_json(plan_answer(made))
+        else:
+            console.print_table(plan_table(made))
 
 
 @app.command()
@@ -113,7 +106,8 @@ def compare(
     """
     from orchestrator.comparing import compare_command
 
-    compare_command(experiment, uri=tracking_uri, report=report, plots=plots, as_json=as_json)
+    with console.reporting_failures(as_json=as_json):
+        compare_command(experiment, uri=tracking_uri, report=report, plots=plots, as_json=as_json)
 
 
 @app.command()
@@ -123,15 +117,16 @@ def doctor(as_json: AsJson = False) -> None:
     Example: orchestrator doctor --json
     """
     from orchestrator import locations
-    from orchestrator.scheduling.doctor import diagnose, render, to_json
+    from orchestrator.scheduling.doctor import diagnose, exit_code, render, to_json
     from orchestrator.tracking.store import check_store
 
-    findings = diagnose(tracking_uri=locations.default_tracking_uri(), check_store=check_store)
-    if as_json:
-        console.print_json(to_json(findings))
-    else:
-        console.print_table(render(findings))
-    raise typer.Exit(1 if any(finding.status == "fail" for finding in findings) else 0)
+    with console.reporting_failures(as_json=as_json):
+        findings = diagnose(tracking_uri=locations.default_tracking_uri(), check_store=check_store)
+        if as_json:
+            console.print_json(to_json(findings))
+        else:
+            console.print_table(render(findings))
+    raise typer.Exit(exit_code(findings))
 
 
 @app.command()
@@ -150,7 +145,8 @@ def schema(
     if write is None:
         sys.stdout.write(text)
         return
-    try:
-        write.write_text(text)
-    except OSError as error:
-        raise SpecError("the schema cannot be written", got=f"{write} ({os.strerror(error.errno or 0)})") from error
+    with console.reporting_failures(as_json=False):
+        try:
+            write.write_text(text)
+        except OSError as error:
+            raise SpecError("the schema cannot be written", got=f"{write} ({error.strerror})") from error

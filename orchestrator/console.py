@@ -8,10 +8,11 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import Interrupted, OrchestratorError, StorageError
 from orchestrator.quantities import human_count, human_duration
 
 _PLAIN_EVERY_S = 5.0
@@ -97,6 +98,38 @@ def print_table(*tables: Any) -> None:
 def print_error(error: OrchestratorError) -> None:
     """The message of an error, on standard error."""
     sys.stderr.write(f"error: {error}\n")
+
+
+@contextmanager
+def reporting_failures(*, as_json: bool, answer: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Ends the process with a message and the exit code of the error; no traceback for what is no bug of ours.
+
+    With `as_json` standard output gets one object all the same: `status` and `error`, after the fields of `answer`.
+    """
+    try:
+        yield
+        return
+    except OrchestratorError as error:
+        failure = error
+    except BrokenPipeError:
+        raise  # whoever read our output is gone
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        failure = StorageError(
+            "a file cannot be read or written",
+            got=f"{place}{error.strerror or error}",
+            do="`orchestrator doctor` looks at disks and rights",
+        )
+    except KeyboardInterrupt:
+        failure = Interrupted("ended at once", do="a run goes on from its newest checkpoint with the same command")
+    except Exception as error:  # a bug: the traceback is wanted, and so is the promised object
+        if as_json:
+            print_json({**(answer or {}), "status": "failed", "error": f"{type(error).__name__}: {error}"})
+        raise
+    print_error(failure)
+    if as_json:
+        print_json({**(answer or {}), "status": "failed", "error": str(failure)})
+    sys.exit(failure.exit_code)
 
 
 def print_json(answer: Mapping[str, Any]) -> None:

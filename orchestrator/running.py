@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from orchestrator import console
-from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.errors import SpecError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
 
+_NO_ANSWER: Mapping[str, Any] = {
+    "mlflow_run_id": None,
+    "checkpoint": None,
+    "model_path": None,
+    "metrics": {},
+    "restarts": 0,
+}
+"""The fields of `run --json` when it failed."""
 
-def run_command(path: str, overrides: Sequence[str] = (), *, fresh: bool = False, as_json: bool = False) -> int:
-    """Loads a spec, runs it, shows the result; returns the exit code."""
-    try:
-        return run_spec(load_spec(path, overrides), fresh=fresh, as_json=as_json)
-    except OrchestratorError as error:
-        return _fail(error, as_json=as_json)
+
+def run_command(path: str, overrides: Sequence[str] = (), *, fresh: bool = False, as_json: bool = False) -> None:
+    """Loads a spec, runs it, shows the result; a failure ends the process with its exit code."""
+    with console.reporting_failures(as_json=as_json, answer=_NO_ANSWER):
+        run_spec(load_spec(path, overrides), fresh=fresh, as_json=as_json)
 
 
-def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool) -> int:
+def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool) -> None:
     """Runs a spec with Ctrl-C and SIGTERM ending it cleanly. Raises what `launch` raises."""
     line = console.ProgressLine()
     stop = threading.Event()
@@ -38,7 +46,7 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool) -> int:
             line.close()
     if as_json:
         console.print_json(result.to_dict())
-        return 0
+        return
     for note in result.notes:
         line.say(f"note: {note}")
     figures = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name.startswith("eval/"))
@@ -52,7 +60,6 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool) -> int:
     ):
         if value:
             line.say(f"{label + ':':<12}{value}")
-    return 0
 
 
 @contextmanager
@@ -66,7 +73,8 @@ def signals_stop(stop: threading.Event, line: console.ProgressLine) -> Iterator[
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        line.say("stopping: saving a checkpoint (again to end at once)")
+        # From a thread: this handler may have interrupted the very write that it would wait for.
+        threading.Thread(target=line.say, args=("stopping: saving a checkpoint (again to end at once)",)).start()
 
     def install() -> None:
         for number in before:
@@ -81,39 +89,25 @@ def signals_stop(stop: threading.Event, line: console.ProgressLine) -> Iterator[
             signal.signal(number, handler)
 
 
-def _fail(error: OrchestratorError, *, as_json: bool) -> int:
-    console.print_error(error)
-    if as_json:
-        console.print_json(
-            {
-                "status": "failed",
-                "error": str(error),
-                "mlflow_run_id": None,
-                "checkpoint": None,
-                "model_path": None,
-                "metrics": {},
-                "restarts": 0,
-            }
-        )
-    return error.exit_code
-
-
-def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool, prog: str) -> int:
+def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool, prog: str) -> None:
     """The body of every module in `jobs/`: `--config FILE [key=value ...]`, refusing a spec of another kind."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog=prog, description=f"Runs a spec of kind {' or '.join(kinds)}.")
-    parser.add_argument("--config", required=True, help="spec file, such as configs/pretrain/demo.yaml")
+    job = prog.removeprefix("jobs.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=f"Runs a {'search over specs' if search else 'spec'} of kind {' or '.join(kinds)}.",
+        epilog=f"Example: ray job submit --working-dir . -- python -m {prog} --config configs/{job}/demo.yaml",
+    )
+    parser.add_argument("--config", required=True, help=f"spec file, such as configs/{job}/demo.yaml")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run of this spec")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the spec")
-    options = parser.parse_args(list(arguments))
-    try:
+    options = parser.parse_intermixed_args(list(arguments))
+    with console.reporting_failures(as_json=options.json, answer=_NO_ANSWER):
         spec = load_spec(options.config, options.overrides)
         check_kind(spec, kinds=kinds, search=search, prog=prog)
-        return run_spec(spec, fresh=options.fresh, as_json=options.json)
-    except OrchestratorError as error:
-        return _fail(error, as_json=options.json)
+        run_spec(spec, fresh=options.fresh, as_json=options.json)
 
 
 def check_kind(spec: RunSpec, *, kinds: Sequence[str], search: bool, prog: str) -> None:

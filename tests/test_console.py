@@ -1,9 +1,11 @@
+import errno
 import io
 import json
 
 import pytest
 
 from orchestrator import console
+from orchestrator.errors import SpecError, StorageError
 
 
 def progress(step: int, **more: object) -> dict:
@@ -59,3 +61,47 @@ def test_a_terminal_gets_one_line_that_rewrites_itself(monkeypatch: pytest.Monke
 def test_an_answer_in_json_is_one_object_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_json({"a": float("nan"), "b": [float("inf"), 1.0], "c": ()})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.0], "c": []}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (
+            SpecError("no such key", got="a", allowed="b", do="use b"),
+            2,
+            "no such key\n  got:     a\n  allowed: b\n  do: ",
+        ),
+        (StorageError("the disk is full"), 1, "the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), 1, "got:     /runs/a: No space left on device"),
+        (KeyboardInterrupt(), 1, "ended at once"),
+    ],
+)
+def test_a_failure_is_a_message_an_exit_code_and_in_json_one_object(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, expected: str
+) -> None:
+    with pytest.raises(SystemExit) as ended, console.reporting_failures(as_json=True, answer={"restarts": 0}):
+        raise error
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert ended.value.code == code
+    assert expected in shown.err
+    assert shown.err == f"error: {answer.pop('error')}\n"
+    assert answer == {"restarts": 0, "status": "failed"}
+
+
+def test_without_json_a_failure_leaves_standard_output_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), console.reporting_failures(as_json=False):
+        raise StorageError("the disk is full")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bug_keeps_its_traceback_and_still_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), console.reporting_failures(as_json=True):
+        raise ZeroDivisionError("a bug")
+    assert json.loads(capsys.readouterr().out) == {"status": "failed", "error": "ZeroDivisionError: a bug"}
+
+
+def test_what_succeeds_passes_untouched(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.reporting_failures(as_json=True):
+        pass
+    assert capsys.readouterr() == ("", "")

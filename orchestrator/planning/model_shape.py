@@ -55,13 +55,15 @@ DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
 
 HEAD_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt2", *_LLAMA_LIKE), ("score",)),
-    **dict.fromkeys(("bert", "roberta"), ("classifier",)),
+    "bert": ("pooler", "classifier"),
+    "roberta": ("classifier",),
     "distilbert": ("pre_classifier", "classifier"),
 }
-"""Modules of the classification head, by model type: every top-level module that the base's weights do not fill.
+"""Modules of the classification head, by model type and the last part of their name.
 
-`method: head` trains only these; `method: lora` trains them besides the adapters. BERT's pooler comes with the base
-and stays frozen in both.
+`method: head` trains only these; `method: lora` trains them besides the adapters. The head of every encoder is a dense
+layer and a projection. BERT's dense layer is its pooler, which comes with the base; it is trained all the same, because
+sentence encoders such as MiniLM average the tokens instead and never trained the one they carry.
 """
 
 _DEFAULT_KV_HEADS = {"mistral": 8}  # what transformers assumes when a config.json leaves it out; else: as many as heads
@@ -323,9 +325,8 @@ def _count_bert(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple
     segments = 0 if kind == "distilbert" else config.get("type_vocab_size", 2)
     embeddings = (s["vocab"] + (config.get("max_position_embeddings") or 512) + segments) * h
     layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
-    dense = h * h + h  # BERT's pooler belongs to the base; the others' dense layer belongs to the head
-    head = h * labels + labels + (0 if kind == "bert" else dense)
-    return embeddings + 2 * h + s["layers"] * layer + head + (dense if kind == "bert" else 0), embeddings, head
+    head = (h * h + h) + (h * labels + labels)
+    return embeddings + 2 * h + s["layers"] * layer + head, embeddings, head
 
 
 def _count_standard(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:

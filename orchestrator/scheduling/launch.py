@@ -1,6 +1,6 @@
 """Spec -> result, on Ray: plan, prepare the data, open the MLflow run, train or search, close. The one place that acts.
 
-What can be refused is refused before Ray starts: `check` is pure, `launch` calls it first.
+What can be refused is refused before Ray starts: `look_ahead` and the checks beside it cost seconds, not a cluster.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -19,9 +20,10 @@ from orchestrator import locations
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
-from orchestrator.scheduling.session import ray_session
+from orchestrator.scheduling.session import expected_shape, ray_session
 from orchestrator.scheduling.tokenize import encode_on_ray
 from orchestrator.scheduling.train_run import Watcher, run_training
+from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.store import check_store
 from orchestrator.tracking.tracker import (
@@ -34,7 +36,13 @@ from orchestrator.tracking.tracker import (
     run_tags,
 )
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.prepare import PreparedData, prepare
+from orchestrator.training.prepare import EncodeMany, PreparedData, find_prepared, prepare
+from orchestrator.training.tokenization import Chunk
+
+T = TypeVar("T")
+
+_RESULT = "result.json"
+"""In a run folder: what the run answered; its presence says that the run is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +94,16 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     its MLflow run is closed truthfully in either case.
     """
     check_storage(spec)
+    data = look_ahead(spec)
+    if data is not None and not fresh:
+        earlier = finished_earlier(run_folder_of(spec, data), listener)
+        if earlier is not None:
+            return earlier
     if spec.tracking.enabled:
         check_store(tracking_uri(spec))
     with ray_session() as cluster:
         listener.connected()
+        check_stop(listener)
         if spec.search is not None:
             from orchestrator.scheduling.search import run_search
 
@@ -98,24 +112,59 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         prepared = prepare_run(spec, cluster, listener)
         if fresh:
             forget(prepared.run_folder)
-        earlier = earlier_outcome(prepared.run_folder)
-        if earlier is not None:
-            listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
-            return _result(prepared, earlier, run_id=remembered_run_id(prepared.run_folder), restarts=0)
-        return _train(prepared, listener)
+        check_stop(listener)
+        return finished_earlier(prepared.run_folder, listener) or _train(prepared, listener)
+
+
+def look_ahead(spec: RunSpec) -> PreparedData | None:
+    """Refuses plans and data that cannot work, those of a search's trials too; gives the data if it is encoded already.
+
+    Raises what `make_plan` and `prepare` raise.
+    """
+    cluster, cache = expected_shape(), locations.home() / "cache" / "data"
+    found: dict[str, PreparedData | None] = {}
+    for one in (spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))):
+        if cluster is not None:
+            make_plan(one, cluster)
+        key = one.model_dump_json(include={"data": True, "model": True, "task": True, "training": {"seed"}})
+        if key not in found:
+            found[key] = find_prepared(one, cache=cache)
+    return next(iter(found.values()))
+
+
+def check_stop(listener: Listener) -> None:
+    """Raises Interrupted when the user asked to stop before there was anything to save."""
+    if listener.watcher.stop.is_set():
+        raise Interrupted("stopped before the training began", do="the same command starts it")
 
 
 def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Prepared:
     """Data from the cache or tokenised on the cluster, and the plan that has met it."""
     listener.say("preparing data")
     cache = locations.home() / "cache" / "data"
-    data = prepare(spec, cache=cache, encode=encode_on_ray)
+    data = prepare(spec, cache=cache, encode=_until_stopped(listener))
     plan = make_plan(spec, cluster, counts=data.counts)
+    return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
+
+
+def _until_stopped(listener: Listener) -> EncodeMany:
+    """`encode_on_ray` that a wish to stop ends between two chunks."""
+
+    def encode(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+        for encoded in encode_on_ray(function, chunks):
+            check_stop(listener)
+            yield encoded
+
+    return encode
+
+
+def run_folder_of(spec: RunSpec, data: PreparedData) -> Path:
+    """The folder of a run: the same for the same spec on the same data."""
     identity = hashlib.sha256(f"{spec.fingerprint()} {data.fingerprint}".encode()).hexdigest()[:8]
     storage = (
         Path(spec.checkpoint.storage).expanduser().absolute() if spec.checkpoint.storage else locations.home() / "runs"
     )
-    return Prepared(spec=spec, plan=plan, data=data, run_folder=storage / f"{spec.name}-{identity}")
+    return storage / f"{spec.name}-{identity}"
 
 
 def _train(prepared: Prepared, listener: Listener) -> RunResult:
@@ -128,8 +177,12 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
     listener.say("starting workers")
     try:
         result = run_training(job, listener.watcher)
+    except Interrupted:
+        tracker.close_run("killed", tags={"orchestrator.stop_reason": "interrupted"})
+        raise
     except OrchestratorError as error:
-        flush(prepared.run_folder)
+        with suppress(OSError, OrchestratorError):  # the disk that failed the run fails this too; the points stay
+            flush(prepared.run_folder)
         tracker.close_run("failed", error=str(error))
         raise
     except BaseException:
@@ -148,7 +201,10 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
     if outcome.status == "stopped_by_budget":
         tags["orchestrator.stop_reason"] = "budget"
     tracker.close_run("finished", tags=tags | {"orchestrator.model_path": str(outcome.model_path)})
-    return _result(prepared, outcome, run_id=None if handle is None else handle.run_id, restarts=result.restarts)
+    answer = _result(prepared.run_folder, outcome, handle=handle, restarts=result.restarts)
+    if outcome.status == "finished":
+        keep_result(answer)
+    return answer
 
 
 def open_tracker(prepared: Prepared, folder: Path, *, parent_run_id: str | None = None) -> MlflowTracker | NoTracker:
@@ -188,13 +244,21 @@ def remembered_run_id(folder: Path) -> str | None:
     return None if handle is None else handle.run_id
 
 
-def earlier_outcome(folder: Path) -> Outcome | None:
-    """What a finished run gave; None when it is not over."""
-    file = folder / "outcome.json"
+def finished_earlier(folder: Path, listener: Listener) -> RunResult | None:
+    """What a training or a search answered that is over, or None."""
+    file = folder / _RESULT
     if not file.is_file():
         return None
+    listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
     value = json.loads(file.read_text())
-    return Outcome(**{**value, "notes": tuple(value["notes"])})
+    return RunResult(**{**value, "notes": tuple(value["notes"])})
+
+
+def keep_result(result: RunResult) -> None:
+    """Remembers the result of a finished training or search in its folder."""
+    temporary = Path(result.run_folder) / f"{_RESULT}.tmp"
+    temporary.write_text(json.dumps(result.to_dict(), indent=1))
+    temporary.rename(Path(result.run_folder) / _RESULT)
 
 
 def tracking_uri(spec: RunSpec) -> str:
@@ -224,14 +288,14 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _result(prepared: Prepared, outcome: Outcome, *, run_id: str | None, restarts: int) -> RunResult:
+def _result(folder: Path, outcome: Outcome, *, handle: RunHandle | None, restarts: int) -> RunResult:
     return RunResult(
         status=outcome.status,
-        mlflow_run_id=run_id,
+        mlflow_run_id=None if handle is None else handle.run_id,
         checkpoint=outcome.checkpoint,
         model_path=outcome.model_path,
         metrics=outcome.metrics,
         restarts=restarts,
-        run_folder=str(prepared.run_folder),
+        run_folder=str(folder),
         notes=outcome.notes,
     )

@@ -1,19 +1,19 @@
 """A spec with a search -> Ray Tune over trainings of the same kind, one nested MLflow run each.
 
 A trial of one worker trains inside Tune's own process, which is kept for the next trial, so imports are paid once; a
-trial of several workers starts them through Ray Train. Either way the same loop runs. Every evaluation is kept in the
-trial's folder: after any stop, the same command replays what ended trials reported and goes on with the others.
+trial of several workers starts them through Ray Train. Either way the same loop runs (`trial`). Every evaluation is
+kept in the trial's folder: after any stop, the same command replays what ended trials reported and goes on with the
+others.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
@@ -24,97 +24,90 @@ from orchestrator.scheduling.launch import (
     Listener,
     Prepared,
     RunResult,
-    earlier_outcome,
+    finished_earlier,
     flush,
     forget,
+    keep_result,
     make_folder,
     open_tracker,
     prepare_run,
-    remembered_handle,
+    remembered_run_id,
 )
-from orchestrator.scheduling.shipping import Parcel, pack, unpack
-from orchestrator.scheduling.train_run import Watcher, run_training
-from orchestrator.search_space import Trial, trials
+from orchestrator.scheduling.shipping import pack
+from orchestrator.scheduling.trial import STEP, Ending, Reports, TrialTask, ending_of, forget_failure, trial_main
+from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec, SearchSpec
-from orchestrator.tracking.tracker import STOP_REASON_TAG, MlflowTracker, RunHandle, Tracker
-from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
+from orchestrator.tracking.tracker import STOP_REASON_TAG, Tracker
+from orchestrator.training.job import Outcome
 
-_STEP = "training_step"
 _NO_CPU = {"node:__internal_head__": 0.001}
 """A trial whose workers Ray Train places apart holds no core itself, or trials and workers could starve each other."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialTask:
-    """What one trial needs, wherever Tune places it."""
-
-    trial: Trial
-    prepared: Prepared
-    parent_run_id: str | None
-    parcel: Parcel | None
-
-    @property
-    def folder(self) -> Path:
-        """The trial's run folder."""
-        return self.prepared.run_folder
-
-
 def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fresh: bool) -> RunResult:
-    """Runs all trials; raises the first trial's error when none came to an end, Interrupted when asked to stop."""
+    """Runs all trials; raises ClusterError when none came to an end, Interrupted when asked to stop."""
     assert spec.search is not None
     listener.say("preparing data")
     quiet = replace(listener, say=lambda _: None)
-    points = trials(spec)  # every trial's spec is checked here
     base = prepare_run(spec, cluster, quiet)
+    points = trials(spec)
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
     if fresh:
         forget(base.run_folder)
-    make_folder(base.run_folder)
-    tracker = open_tracker(base, base.run_folder)
-    parent = None if tracker.handle is None else tracker.handle.run_id
+    earlier = finished_earlier(base.run_folder, listener)
+    if earlier is not None:
+        return earlier
     parcels = {plan.data.path: pack(plan.data.path) for plan in plans}
     tasks = [
         TrialTask(
             trial=trial,
-            parent_run_id=parent,
             parcel=parcels[plan.data.path],
             prepared=replace(plan, run_folder=base.run_folder / "trials" / trial.name),
         )
         for trial, plan in zip(points, plans, strict=True)
     ]
+    for task in tasks:
+        make_folder(task.folder)
+        forget_failure(task.folder)
+    tracker = open_tracker(base, base.run_folder)
     try:
-        errors = _tune(spec, cluster, tasks, listener)
-        result = _best(spec, base, tasks, errors)
+        _tune(spec, cluster, tasks, _Desk(tasks, tracker, listener.say, _goal(spec)[0]), listener.watcher.stop)
+        result = _best(spec, base, tasks)
     except Interrupted:
-        tracker.close_run("killed", tags={"orchestrator.stop_reason": "interrupted"})
+        tracker.close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
         raise
     except OrchestratorError as error:
         tracker.close_run("failed", error=str(error))
         raise
-    _close_pruned(tasks)
-    flush(base.run_folder)
+    except BaseException:
+        tracker.close_run("killed", error="the driver was ended")
+        raise
     if result.best is not None and result.best["mlflow_run_id"]:
         tracker.copy_best(result.best["mlflow_run_id"])
     tracker.close_run("finished", tags={"orchestrator.model_path": str(result.model_path)})
-    return replace(result, mlflow_run_id=parent)
+    if not result.notes:  # else the same command tries the failed trials again
+        keep_result(result)
+    return result
 
 
-def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], listener: Listener) -> list[str]:
-    """Runs the trials and returns the messages of those that failed."""
+def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _Desk, stop: threading.Event) -> None:
+    """Runs the trials; how each ended stands in its folder and on its MLflow run."""
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
     assert spec.search is not None
     metric, mode = _goal(spec)
     longest = max(task.prepared.plan.steps or 1 for task in tasks)
-    stop = listener.watcher.stop
+    places = [_trial_resources(task) for task in tasks]
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trial_main, tasks=tasks), tune.PlacementGroupFactory([_trial_resources(tasks[0])])
+            tune.with_parameters(trial_main, tasks=tasks),
+            lambda config: tune.PlacementGroupFactory([places[config["trial"]]]),
         ),
         param_space={"trial": tune.grid_search(list(range(len(tasks))))},
         tune_config=tune.TuneConfig(
             metric=metric,
             mode=mode,
-            reuse_actors=True,
+            # A process whose trial has workers of its own is cheap to start, and ends when they have ended.
+            reuse_actors=all(task.prepared.plan.workers == 1 for task in tasks),
             scheduler=_scheduler(spec.search, spec, longest),
             max_concurrent_trials=concurrency(spec.search, cluster, tasks),
         ),
@@ -123,27 +116,39 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], listener
             storage_path=str(tasks[0].folder.parent.parent),
             verbose=0,
             stop=_StopAll(stop),
-            callbacks=[_Narrator(tasks, listener.say, metric)],
-            failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[desk],
+            # Only the death of a trial's process counts: `trial_main` raises nothing.
+            failure_config=tune.FailureConfig(max_failures=spec.resources.max_failures),
         ),
     )
-    outcome: list[Any] = []
-    thread = threading.Thread(target=lambda: outcome.append(_fit(tuner)), name="ray-tune", daemon=True)
+    failure: list[Exception] = []
+    thread = threading.Thread(target=_fit, args=(tuner, failure), name="ray-tune", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    finally:
+        desk.close_the_rest(interrupted=stop.is_set())
     if stop.is_set():
         raise Interrupted("the search was stopped", do="the same command goes on with the trials that had not ended")
-    if isinstance(outcome[0], BaseException):
-        raise ClusterError("Ray Tune could not run the search", got=str(outcome[0])[:400]) from outcome[0]
-    return [str(error) for error in outcome[0].errors]
+    if failure:
+        raise _first_of_ours(failure[0]) or ClusterError(
+            "Ray Tune could not run the search", got=str(failure[0])[:400]
+        ) from failure[0]
 
 
-def _fit(tuner: tune.Tuner) -> Any:
+def _fit(tuner: tune.Tuner, failure: list[Exception]) -> None:
     try:
-        return tuner.fit()
+        tuner.fit()
     except Exception as error:  # crosses to the waiting thread, which raises it
-        return error
+        failure.append(error)
+
+
+def _first_of_ours(error: BaseException | None) -> OrchestratorError | None:
+    """Tune wraps what a callback raises."""
+    while error is not None and not isinstance(error, OrchestratorError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _goal(spec: RunSpec) -> tuple[str, str]:
@@ -160,7 +165,7 @@ def _scheduler(search: SearchSpec, spec: RunSpec, longest: int) -> Any:
     grace = search.grace_steps or spec.training.eval_every_steps or 1
     # One beyond the longest run: Tune must not cut a trial at its last step, before it has written its model.
     return ASHAScheduler(
-        time_attr=_STEP, max_t=max(longest, grace) + 1, grace_period=grace, reduction_factor=search.reduction_factor
+        time_attr=STEP, max_t=max(longest, grace) + 1, grace_period=grace, reduction_factor=search.reduction_factor
     )
 
 
@@ -206,176 +211,124 @@ class _StopAll(tune.Stopper):  # type: ignore[misc]
         self._stop = threading.Event()
 
 
-class _Narrator(tune.Callback):  # type: ignore[misc]
-    """Says what each trial reports, in the driver."""
+class _Desk(tune.Callback):  # type: ignore[misc]
+    """The driver's side of all trials: says what each reports, opens its MLflow run and closes it truthfully."""
 
-    def __init__(self, tasks: list[TrialTask], say: Callable[[str], None], metric: str) -> None:
-        self._names = [task.trial.name for task in tasks]
-        self._points = [", ".join(f"{k.split('.')[-1]} {v}" for k, v in task.trial.overrides.items()) for task in tasks]
-        self._say, self._metric = say, metric
-        self._ended = 0
+    def __init__(self, tasks: list[TrialTask], parent: Tracker, say: Callable[[str], None], metric: str) -> None:
+        self._tasks, self._parent, self._say, self._metric = tasks, parent, say, metric
+        self._open: dict[int, Tracker] = {}
+        self._ended: set[int] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called before the trial's function runs, which finds the MLflow run in its folder."""
         index = trial.config["trial"]
-        self._say(f"trial {self._names[index]} starts: {self._points[index]}")
+        task = self._tasks[index]
+        if ending_of(task.folder) is not None:
+            return
+        point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
+        self._say(f"trial {task.trial.name} starts: {point}")
+        parent = self._parent.handle
+        self._open[index] = open_tracker(
+            task.prepared, task.folder, parent_run_id=None if parent is None else parent.run_id
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        value = result.get(self._metric)
+        name, value = self._tasks[trial.config["trial"]].trial.name, result.get(self._metric)
         if value is not None:
-            self._say(f"trial {self._names[trial.config['trial']]} step {result[_STEP]}: {self._metric} {value:.4g}")
+            self._say(f"trial {name} step {result[STEP]}: {self._metric} {value:.4g}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(f"trial {self._tasks[trial.config['trial']].trial.name} lost its process and goes on in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended += 1
-        self._say(f"trial {self._names[trial.config['trial']]} ends ({self._ended} of {len(self._names)})")
+        """Called when a trial has returned, and when the scheduler takes it away."""
+        self._end(trial.config["trial"], otherwise="pruned")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended += 1
-        self._say(f"trial {self._names[trial.config['trial']]} failed ({self._ended} of {len(self._names)})")
+        """Called when a trial's process died too often."""
+        self._end(trial.config["trial"], otherwise="failed")
+
+    def close_the_rest(self, *, interrupted: bool) -> None:
+        """Ends the MLflow runs of trials that Tune said nothing more about."""
+        for index in list(self._open):
+            if interrupted and ending_of(self._tasks[index].folder) is None:
+                flush(self._tasks[index].folder)
+                self._open.pop(index).close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
+            else:
+                self._end(index, otherwise="failed")
+
+    def _end(self, index: int, *, otherwise: Literal["pruned", "failed"]) -> None:
+        task = self._tasks[index]
+        ending = ending_of(task.folder)
+        if ending is None:
+            error = "the trial's process died" if otherwise == "failed" else None
+            ending = Ending(status=otherwise, step=Reports(task).last_step, error=error)
+            ending.write(task.folder)
+        self._ended.add(index)
+        self._say(
+            f"trial {task.trial.name} {ending.status.replace('_', ' ')} at step {ending.step} "
+            f"({len(self._ended)} of {len(self._tasks)})"
+        )
+        tracker = self._open.pop(index, None)
+        if tracker is None:
+            return
+        flush(task.folder)
+        if ending.status == "failed":
+            tracker.close_run("failed", error=ending.error)
+            return
+        tracker.close_run("finished", tags=_closing_tags(ending))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks into its snapshot; the terminal stays here."""
-        return {**self.__dict__, "_say": print}
+        """Tune pickles callbacks into its snapshot; the terminal and the store stay here."""
+        return {}
 
 
-# -- inside a trial ------------------------------------------------------------------------------------------------
+def _closing_tags(ending: Ending) -> dict[str, str]:
+    tags = {}
+    if ending.outcome is not None:
+        tags["orchestrator.model_path"] = str(ending.outcome.model_path)
+    if ending.status != "finished":
+        tags[STOP_REASON_TAG] = ending.status.removeprefix("stopped_by_")
+        tags["orchestrator.stopped_at_step"] = str(ending.step)
+    return tags
 
 
-def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
-    """What Tune runs for one point; Tune stops it by raising SystemExit out of a report."""
-    task = tasks[config["trial"]]
-    if task.parcel is not None:
-        unpack(task.parcel)
-    task.folder.mkdir(parents=True, exist_ok=True)
-    reports = _Reports(task)
-    reports.replay()
-    if earlier_outcome(task.folder) is not None or reports.was_pruned():
-        return
-    tracker = open_tracker(task.prepared, task.folder, parent_run_id=task.parent_run_id)
-    try:
-        outcome = _train(task, tracker.handle, reports)
-    except SystemExit:
-        _end_pruned(task, tracker, reports)
-        raise
-    except OrchestratorError as error:
-        tracker.close_run("failed", error=str(error))
-        raise
-    tracker.close_run("finished", tags={"orchestrator.model_path": str(outcome.model_path)})
-    reports.release()
-
-
-def _train(task: TrialTask, handle: RunHandle | None, reports: _Reports) -> Outcome:
-    plan, spec = task.prepared.plan, task.prepared.spec
-    job = TrainingJob(
-        spec=spec,
-        plan=plan,
-        data=task.prepared.data,
-        run_folder=task.folder,
-        handle=handle,
-        final_checkpoint=spec.checkpoint.every_steps is not None,
-    )
-    if plan.workers > 1:
-        stop = threading.Event()
-        try:
-            return run_training(job, Watcher(on_report=reports.add, stop=stop)).outcome
-        finally:
-            stop.set()
-    from orchestrator.training.loop import train
-
-    return train(job, WorkerContext(report=reports.add))
-
-
-class _Reports:
-    """A trial's evaluations: in its folder, and to Tune."""
-
-    def __init__(self, task: TrialTask) -> None:
-        self._file = task.folder / "reports.jsonl"
-        self._pruned = task.folder / "pruned"
-        self._final_step = task.prepared.plan.steps
-        self._held: tuple[int, Mapping[str, float]] | None = None
-        lines = self._file.read_text().splitlines() if self._file.is_file() else []
-        self._earlier = [json.loads(line) for line in lines]
-        self.last_step = max((item["step"] for item in self._earlier), default=0)
-
-    def replay(self) -> None:
-        """Tells Tune what an earlier attempt reported."""
-        for item in self._earlier:
-            _to_tune(item["step"], item["metrics"])
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keeps and reports an evaluation, the last one only when the trial has ended (`release`)."""
-        if step <= self.last_step:
-            return
-        self.last_step = step
-        with self._file.open("a") as stream:
-            stream.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
-        if step == self._final_step:
-            self._held = (step, metrics)
-        else:
-            _to_tune(step, metrics)
-
-    def release(self) -> None:
-        """Reports the last evaluation; Tune may stop the trial on it, which has nothing left to lose."""
-        if self._held is not None:
-            _to_tune(*self._held)
-
-    def mark_pruned(self) -> None:
-        """Remembers that the scheduler ended this trial."""
-        self._pruned.touch()
-
-    def was_pruned(self) -> bool:
-        """Whether the scheduler ended this trial in an earlier attempt."""
-        return self._pruned.exists()
-
-
-def _to_tune(step: int, metrics: Mapping[str, float]) -> None:
-    tune.report({**metrics, _STEP: step})
-
-
-# -- afterwards ----------------------------------------------------------------------------------------------------
-
-
-def _close_pruned(tasks: list[TrialTask]) -> None:
-    """Ends the MLflow runs of trials whose process Tune took away before they could say that they were stopped."""
-    for task in tasks:
-        handle = remembered_handle(task.folder)
-        if handle is not None and earlier_outcome(task.folder) is None and not _Reports(task).was_pruned():
-            _end_pruned(task, MlflowTracker(handle), _Reports(task))
-
-
-def _end_pruned(task: TrialTask, tracker: Tracker, reports: _Reports) -> None:
-    reports.mark_pruned()
-    tags = {STOP_REASON_TAG: "pruned", "orchestrator.stopped_at_step": str(reports.last_step)}
-    tracker.close_run("finished", tags=tags)
-
-
-def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask], errors: list[str]) -> RunResult:
-    """The finished trial with the best last metric."""
+def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:
+    """The trial that came to its end, or its budget's, with the best last metric."""
     metric, mode = _goal(spec)
-    ended = [(task, outcome) for task in tasks if (outcome := earlier_outcome(task.folder)) is not None]
+    endings = [(task, ending) for task in tasks if (ending := ending_of(task.folder)) is not None]
+    failed = [f"trial {task.trial.name}: {ending.error}" for task, ending in endings if ending.status == "failed"]
+    ended = [(task, ending.outcome) for task, ending in endings if ending.outcome is not None]
     if not ended:
         raise ClusterError(
             "no trial of the search came to its end",
-            got=errors[0][-400:] if errors else "all were stopped early",
+            got=failed[0] if failed else "all were stopped early",
             do=f"see the trials' folders below {base.run_folder}",
         )
-    sign = 1 if mode == "max" else -1
-    best, outcome = max(ended, key=lambda pair: sign * pair[1].metrics[metric])
-    notes = (f"{len(errors)} of {len(tasks)} trials failed",) if errors else ()
+    best, outcome = max(ended, key=lambda pair: _rank(pair[1], metric, mode))
     return RunResult(
         status="finished",
-        mlflow_run_id=None,
+        mlflow_run_id=remembered_run_id(base.run_folder),
         checkpoint=outcome.checkpoint,
         model_path=outcome.model_path,
         metrics=outcome.metrics,
         restarts=0,
         run_folder=str(base.run_folder),
-        notes=notes,
+        notes=(f"{len(failed)} of {len(tasks)} trials failed; the first: {failed[0]}",) if failed else (),
         best={
             "trial": best.trial.name,
             "overrides": best.trial.overrides,
             "run_folder": str(best.folder),
-            "mlflow_run_id": None if (handle := remembered_handle(best.folder)) is None else handle.run_id,
+            "mlflow_run_id": remembered_run_id(best.folder),
         },
     )
+
+
+def _rank(outcome: Outcome, metric: str, mode: str) -> float:
+    """Larger is better; a trial that diverged comes last."""
+    value = outcome.metrics[metric]
+    if not math.isfinite(value):
+        return -math.inf
+    return value if mode == "max" else -value

@@ -14,6 +14,7 @@ import ray
 from orchestrator.errors import ClusterError
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
+from orchestrator.scheduling.doctor import check_ray_address
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -30,6 +31,13 @@ _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+_PRIVATE_ENVIRONMENT: Mapping[str, str] = {
+    # Ray runs workers at niceness 15, so anything else on the machine, its own helpers too, takes their core away.
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less; nobody preempts a machine from its own Ray
+}
+"""Environment of a Ray that this process starts."""
 
 
 @contextmanager
@@ -48,7 +56,7 @@ def ray_session() -> Iterator[ClusterShape]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         _connect(address)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:  # Ray raises just that when a node is slow to start
         raise ClusterError(
             f"the Ray cluster at {address} does not answer" if address else "Ray cannot start on this machine",
             got=" ".join(str(error).split())[:300],
@@ -60,11 +68,17 @@ def ray_session() -> Iterator[ClusterShape]:
         ray.shutdown()
 
 
+def expected_shape() -> ClusterShape | None:
+    """The shape that `ray_session` will give, where that is known without connecting: its own Ray on this machine."""
+    return None if ray.is_initialized() or os.environ.get("RAY_ADDRESS") else local_cluster()
+
+
 def _connect(address: str | None) -> None:
     if address:
+        _probe(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
-    for name, value in WORKER_ENVIRONMENT.items():
+    for name, value in {**WORKER_ENVIRONMENT, **_PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     shape = local_cluster()
     ray.init(
@@ -75,6 +89,13 @@ def _connect(address: str | None) -> None:
         logging_level=logging.ERROR,
         _temp_dir=_short_temporary_folder(),
     )
+
+
+def _probe(address: str) -> None:
+    """Raises ConnectionError when nobody listens there, for which Ray itself would take minutes."""
+    finding = check_ray_address(address)
+    if finding is not None and finding.status == "fail":
+        raise ConnectionError(finding.detail)
 
 
 def _short_temporary_folder() -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import socket
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+
+from orchestrator.errors import StorageError
 
 _PIECE_BYTES = 64 << 20
 
@@ -33,18 +36,23 @@ def unpack(parcel: Parcel) -> None:
     """Writes the folder where it is not there yet; several workers of a node may race, and one of them wins."""
     if parcel.folder.is_dir():
         return
-    temporary = parcel.folder.with_name(f"{parcel.folder.name}.{os.getpid()}.arriving")
-    for name, pieces in parcel.files:
-        target = temporary / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as stream:
-            for piece in pieces:
-                stream.write(ray.get(piece))
+    temporary = parcel.folder.with_name(f".{parcel.folder.name}.{uuid.uuid4().hex[:8]}.arriving")
     try:
+        for name, pieces in parcel.files:
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as stream:
+                for piece in pieces:
+                    stream.write(ray.get(piece))
         temporary.rename(parcel.folder)
-    except OSError:  # another worker of this node was first
-        if not parcel.folder.is_dir():
-            raise
+    except OSError as error:
+        if not parcel.folder.is_dir():  # else another worker of this node was first
+            raise StorageError(
+                "the prepared data cannot be written on a worker's node",
+                got=f"{socket.gethostname()}:{parcel.folder} ({error.strerror})",
+                do="free space there, or set ORCHESTRATOR_HOME to a folder on another disk",
+            ) from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 

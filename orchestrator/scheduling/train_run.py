@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.errors import CapacityError, ClusterError, OrchestratorError, TransientError
+from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError, TransientError
 from orchestrator.scheduling.board import DriverBoard, WorkerBoard
 from orchestrator.scheduling.rendezvous import RendezvousConfig
 from orchestrator.scheduling.retry import decide_retry
 from orchestrator.scheduling.session import worker_runtime_environment
 from orchestrator.scheduling.shipping import Parcel, pack, unpack
+from orchestrator.scheduling.trainer import LeanTrainer
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 
 _POLL_S = 0.2
 _ABANDON_S = 60.0
-"""How long a requested stop may take before the attempt is given up."""
+"""How long a training that was asked to stop may show no sign of life, saving aside, before it is given up."""
+_PLACEMENT_TRIES = 5
+"""Ray waits 60 s for room for the workers; after so many times the cluster is taken to be too small for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +84,34 @@ def _attempt(job: TrainingJob, watcher: Watcher) -> Outcome:
         _watch(board, future, watcher)
         return _outcome(future)
     finally:
-        board.clear()
+        if not future.done():
+            board.ask_to_stop()  # whatever of the abandoned attempt still comes up ends after its first step
+        future.add_done_callback(lambda _: board.clear() if ray.is_initialized() else None)
 
 
 def _watch(board: DriverBoard, future: Future[Any], watcher: Watcher) -> None:
-    last, reported, asked_at = None, 0, None
+    last: Mapping[str, Any] | None = None
+    reported, alive_at = 0, time.monotonic()
     while True:
         done = bool(wait_for([future], timeout=_POLL_S).done)
         progress = board.progress()
         if progress is not None and progress != last:
             watcher.on_progress(progress)
-            last = progress
+            last, alive_at = progress, time.monotonic()
         for step, metrics in board.reports(reported):
             reported += 1
             watcher.on_report(step, metrics)
         if done:
             return
-        if watcher.stop.is_set() and asked_at is None:
-            asked_at = time.monotonic()
-            board.ask_to_stop()
-        if asked_at is not None and time.monotonic() - asked_at > _ABANDON_S:
+        if not watcher.stop.is_set():
+            alive_at = time.monotonic()
+            continue
+        if last is None:
+            raise Interrupted("stopped while its workers were starting", do="the same command starts them again")
+        board.ask_to_stop()
+        if last["phase"] != "saving" and time.monotonic() - alive_at > _ABANDON_S:
             raise ClusterError(
-                f"the run did not stop within {_ABANDON_S:.0f} s and was ended",
+                f"the run was asked to stop, gave no sign for {_ABANDON_S:.0f} s and was ended",
                 do="the same command goes on from its newest checkpoint",
             )
 
@@ -109,37 +121,81 @@ def _fit(job: TrainingJob, board: DriverBoard, future: Future[Any]) -> None:
     resources = {"CPU": float(plan.cpus_per_worker)}
     if plan.gpus_per_worker:
         resources["GPU"] = float(plan.gpus_per_worker)
+    storage = job.run_folder / "ray" / uuid.uuid4().hex[:8]
     try:
-        trainer = DataParallelTrainer(
-            worker_main,
-            train_loop_config={"job": job, "board": board._key, "parcel": pack(job.data.path)},
-            backend_config=RendezvousConfig(),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(
-                name="attempt",
-                storage_path=str(job.run_folder / "ray" / uuid.uuid4().hex[:8]),
-                failure_config=ray.train.FailureConfig(max_failures=0),
-                worker_runtime_env=worker_runtime_environment(),
-            ),
-        )
-        future.set_result(trainer.fit().return_value)
+        try:
+            trainer = LeanTrainer(
+                worker_main,
+                train_loop_config={"job": job, "board": board.key, "parcel": pack(job.data.path)},
+                backend_config=RendezvousConfig(),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
+                ),
+                run_config=ray.train.RunConfig(
+                    name="attempt",
+                    storage_path=str(storage),
+                    # Every retry is decided in run_training, so that each is counted and said.
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=0, max_preemption_failures=0, controller_failure_limit=_PLACEMENT_TRIES - 1
+                    ),
+                    worker_runtime_env=worker_runtime_environment(),
+                ),
+            )
+            value = trainer.fit().return_value
+        finally:
+            _remove(storage)  # before whoever waits on the future looks into the run's folder
+        future.set_result(value)
     except BaseException as error:
         future.set_exception(error)
 
 
+def _remove(storage: Path) -> None:
+    """Ray's own notes on an attempt: checkpoints and metrics are kept elsewhere."""
+    shutil.rmtree(storage, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another attempt's are still there
+        storage.parent.rmdir()
+
+
+class WorkerError(Exception):
+    """What a worker raised that is none of ours, as text: Ray drops the traceback, and not every exception pickles."""
+
+    def __init__(self, kind: str, text: str, last_lines: str, is_broken_connection: bool) -> None:
+        super().__init__(kind, text, last_lines, is_broken_connection)  # all of them, so that it pickles
+        self.kind, self.text, self.last_lines = kind, text, last_lines
+        self.is_broken_connection = is_broken_connection
+
+    @classmethod
+    def of(cls, error: BaseException) -> WorkerError:
+        """The text of an error that was just caught."""
+        text = " ".join(str(error).split())
+        frames = traceback.extract_tb(error.__traceback__)[-2:]
+        last_lines = " | ".join(f"{frame.filename}:{frame.lineno} {frame.name}: {frame.line}" for frame in frames)
+        broken = isinstance(error, RuntimeError | ConnectionError) and any(sign in text.lower() for sign in _BROKEN)
+        return cls(type(error).__name__, text, last_lines, broken)
+
+
+_BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
+"""What gloo, NCCL and the rendezvous say when a peer is gone."""
+
+
 def worker_main(config: dict[str, Any]) -> dict[str, Any]:
-    """What every Ray Train worker runs; the outcome of rank 0 is the run's."""
+    """What every Ray Train worker runs; the outcome of rank 0 is the run's. Raises one of ours, or WorkerError."""
+    try:
+        return _train_one_rank(config["job"], config["board"], config["parcel"])
+    except OrchestratorError:
+        raise
+    except BaseException as error:
+        raise WorkerError.of(error) from error
+
+
+def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> dict[str, Any]:
     from orchestrator.training.loop import train
 
-    job: TrainingJob = config["job"]
-    parcel: Parcel | None = config["parcel"]
     if parcel is not None:
         unpack(parcel)
     place = ray.train.get_context()
     rank = place.get_world_rank()
-    board = WorkerBoard(config["board"]) if rank == 0 else None
+    board = WorkerBoard(board_key) if rank == 0 else None
     seams: dict[str, Any] = {}
     if board is not None:
         seams = {"report": board.report, "progress": board.post, "stop_requested": board.stop_requested}
@@ -158,9 +214,9 @@ def _outcome(future: Future[Any]) -> Outcome:
         raise
     except ray.train.WorkerGroupError as error:
         raise translate(error.worker_failures) from error
-    except (ray.train.ControllerError, RayError) as error:
+    except (ray.train.TrainingFailedError, RayError) as error:
         text = " ".join(str(error).split())
-        kind = CapacityError if "resources" in text and "timeout" in text.lower() else TransientError
+        kind = CapacityError if "worker group startup timed out" in text else TransientError
         raise kind("Ray could not run the workers", got=text[:400], do="`ray status` shows what is free") from error
     return Outcome(**{**value, "notes": tuple(value["notes"])})
 
@@ -169,38 +225,30 @@ def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:
     """The one error that explains a failed worker group, given each rank's.
 
     One of ours comes first; then a dead worker, whose peers fail with broken connections; then a foreign error, which
-    is named with its rank and last line.
+    is named with its rank and last lines. What is neither ours nor a `WorkerError` is Ray speaking for a dead worker.
     """
-    causes = {rank: getattr(error, "_base_exc", error) for rank, error in failures.items()}
-    for cause in causes.values():
-        if isinstance(cause, OrchestratorError):
-            return cause
-    lost = [rank for rank, cause in causes.items() if not _came_from_training(failures[rank])]
-    broken = [rank for rank, cause in causes.items() if _is_broken_connection(cause)]
-    if lost or (broken and len(broken) == len(causes)):
-        ranks = ", ".join(map(str, sorted(lost or broken)))
+    for error in failures.values():
+        if isinstance(error, OrchestratorError):
+            return error
+    raised = {rank: error for rank, error in failures.items() if isinstance(error, WorkerError)}
+    foreign = {rank: error for rank, error in raised.items() if not error.is_broken_connection}
+    dead = sorted(failures.keys() - raised.keys())
+    if dead or not foreign:
+        ranks = dead or sorted(failures)
         return TransientError(
-            f"worker{'s' if len(lost or broken) > 1 else ''} of rank {ranks} died",
-            got=" ".join(str(next(iter(causes.values()))).split())[:300],
+            f"worker{'s' if len(ranks) > 1 else ''} of rank {', '.join(map(str, ranks))} died",
+            got=_last_words(failures[ranks[0]]),
             do="the same command goes on from the newest checkpoint",
         )
-    rank, cause = next((r, c) for r, c in causes.items() if r not in broken)
-    last_lines = getattr(failures[rank], "_traceback_str", str(cause)).strip().splitlines()
+    rank, cause = min(foreign.items())
     return ClusterError(
-        f"training failed on rank {rank} with {type(cause).__name__}",
-        got=" ".join(str(cause).split())[:400] or "no message",
-        do=f"this is none of the mistakes the project knows; the end of the traceback: {' | '.join(last_lines[-4:-1])}",
+        f"training failed on rank {rank} with {cause.kind}",
+        got=cause.text[:400] or "no message",
+        do=f"this is none of the mistakes the project knows; it was raised at {cause.last_lines}",
     )
 
 
-def _came_from_training(error: BaseException) -> bool:
-    """Whether the worker's own code raised; a worker that died is reported by Ray instead."""
-    return hasattr(error, "_base_exc")
-
-
-def _is_broken_connection(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, RuntimeError | ConnectionError) and any(
-        sign in text
-        for sign in ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
-    )
+def _last_words(error: BaseException) -> str:
+    """What Ray or the worker knows of a death, without Ray's preamble of ids."""
+    text = " ".join((error.text if isinstance(error, WorkerError) else str(error)).split())
+    return (text.partition("Worker exit detail: ")[2] or text)[:300]

@@ -92,13 +92,16 @@ def newest_good(folder: Path) -> Found:
     return Found(checkpoint=None, rejected=tuple(rejected))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what torn writes left behind."""
+def prune(folder: Path, *, keep: int, newest: Path) -> None:
+    """Removes all but the last `keep` checkpoints up to `newest`, and what torn writes left behind.
+
+    Later ones go too: the run passed them over as damaged and went on from before them.
+    """
     complete = sorted(p for p in folder.glob("step-*") if not p.name.endswith(_WRITING))
-    for old in complete[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    for torn in folder.glob(f"step-*{_WRITING}"):
-        shutil.rmtree(torn, ignore_errors=True)
+    kept = [path for path in complete if path.name <= newest.name][-keep:]
+    for path in folder.glob("step-*"):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_compatible(checkpoint: Checkpoint, *, world_size: int, zero_stage: int) -> None:
@@ -126,9 +129,13 @@ def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
         file = path / name
         if not file.is_file():
             return f"{name} is missing", {}
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}", {}
-        if _crc32(file) != expected["crc32"]:
+        try:
+            size, checksum = file.stat().st_size, _crc32(file)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})", {}
+        if size != expected["bytes"]:
+            return f"{name} has {size} bytes instead of {expected['bytes']}", {}
+        if checksum != expected["crc32"]:
             return f"{name} has another checksum", {}
     return None, manifest
 

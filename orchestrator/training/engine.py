@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,10 +57,7 @@ class Engine:
         context: WorkerContext,
     ) -> None:
         """Wraps a module; every rank calls it. Joins no process group itself."""
-        os.environ.setdefault("DS_ACCELERATOR", plan.device)
-        import deepspeed
-
-        _quieten(plan)
+        deepspeed = _import_deepspeed(plan)
         self._plan = plan
         self._objective = objective
         self._is_leader = context.rank == 0
@@ -143,10 +142,23 @@ class Engine:
         return float(torch.stack(norms).norm()) if norms else None
 
 
-def _quieten(plan: RunPlan) -> None:
-    """Errors only, and no shared-memory op on a CPU: building it costs 20 s and more, gloo does its work."""
-    import deepspeed.ops
+def _import_deepspeed(plan: RunPlan) -> Any:
+    """DeepSpeed, told its device, with errors only in its log, and without what a run here never uses.
 
+    Left out: its autotuner's import of mlflow (2 s a worker), and on a CPU the shared-memory op, whose build costs
+    20 s and more and whose work gloo does.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", plan.device)
+    tracker = sys.modules.get("mlflow")
+    if tracker is None:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's way to refuse an import
+    try:
+        import deepspeed
+        import deepspeed.ops
+    finally:
+        if tracker is None:
+            del sys.modules["mlflow"]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if plan.device == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

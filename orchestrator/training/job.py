@@ -44,6 +44,11 @@ class TrainingJob:
         """Written last: its presence says that the run is over."""
         return self.run_folder / "outcome.json"
 
+    @property
+    def budget_stop_file(self) -> Path:
+        """The outcome of a stop by the budget: what the same command gives again until the budget is raised."""
+        return self.run_folder / "budget-stop.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -99,6 +104,10 @@ class LoopState:
     """Seconds times devices held, over all attempts up to this state."""
     wall_seconds: float = 0.0
     """Seconds, over all attempts up to this state."""
+    evaluated_step: int = 0
+    """Step of the newest evaluation."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of every metric, so that the outcome of a resumed run knows them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +129,8 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Outcome:
+        """The outcome that `to_dict` gave, also after JSON."""
+        return cls(**{**value, "notes": tuple(value["notes"])})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,26 @@ from orchestrator.errors import StorageError
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.training import checkpoints, models
 from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
-from orchestrator.training.budget import Cost, decide
+from orchestrator.training.budget import Account
 from orchestrator.training.engine import Engine, join_process_group
-from orchestrator.training.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.training.job import Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.training.objectives import Batch, objective_for
 from orchestrator.training.schedule import learning_rate
 
 _GO_ON, _INTERRUPTED, _OVER_BUDGET = 0, 1, 2
-_PACE_STEPS = 20
-"""The pace shown to a user is the mean of so many recent steps."""
 
 
 def train(job: TrainingJob, context: WorkerContext) -> Outcome:
-    """Runs one rank of a training to its end, its budget's end, or a requested stop.
+    """Runs one rank of a training to its end, its budget's end, or a requested stop; rank 0's outcome is the run's.
 
-    Resumes by itself from the newest good checkpoint in `job.checkpoints`. Every rank returns the same outcome.
+    Resumes by itself from the newest good checkpoint in `job.checkpoints`. A run that its budget has stopped gives the
+    same outcome again, without another step, until the budget is raised.
     Raises StorageError when a checkpoint cannot be written or read, ModelError when the base model cannot be used.
     """
     loop = _Loop(job, context)
     try:
         loop.restore()
-        status = loop.run()
-        return loop.finish(status)
+        return loop.finish(loop.run())
     finally:
         loop.close()
 
@@ -50,13 +49,13 @@ class _Loop:
     """The state of one rank's training between its first and last step."""
 
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
-        self._started = time.monotonic()
         self._job, self._context = job, context
         self._spec, self._plan = job.spec, job.plan
         assert job.plan.steps is not None, "the plan has met its dataset"
         assert job.plan.warmup_steps is not None
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
+        self._account = Account(job.plan, validation_samples=job.data.counts.validation_samples)
         join_process_group(job.plan, context)
         self._train = open_split(job.data.path, "train")
         self._validation = open_split(job.data.path, "validation")
@@ -68,25 +67,25 @@ class _Loop:
             objective=objective_for(job.spec.task),
             context=context,
         )
-        self._state = LoopState()
         self._metrics: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
         self._checkpoint: Path | None = None
-        self._evaluated_step = -1
-        self._closing_seconds = 0.0
-        self._recent_seconds: list[float] = []
+        self._evaluated_step = 0
         self._log = MetricLog(job.handle, job.run_folder / "outbox") if self._leads else None
 
     @property
     def _leads(self) -> bool:
         return self._context.rank == 0
 
+    @property
+    def _step(self) -> int:
+        return self._account.step
+
     def restore(self) -> None:
         """Loads the newest good checkpoint; rank 0 looks for it, so that all ranks load the same."""
-        found: list[Any] = [checkpoints.newest_good(self._job.checkpoints) if self._leads else None]
-        dist.broadcast_object_list(found, src=0)
-        self._notes = found[0].rejected
-        checkpoint = found[0].checkpoint
+        found = self._from_leader(checkpoints.newest_good(self._job.checkpoints) if self._leads else None)
+        self._notes = found.rejected
+        checkpoint = found.checkpoint
         if checkpoint is None:
             if self._notes:
                 raise StorageError(
@@ -95,63 +94,62 @@ class _Loop:
             return
         checkpoints.check_compatible(checkpoint, world_size=self._plan.workers, zero_stage=self._plan.zero_stage)
         self._engine.load(checkpoint.path)
-        self._state, self._checkpoint = checkpoint.state, checkpoint.path
+        self._account.resume(checkpoint.state)
+        self._evaluated_step, self._metrics = checkpoint.state.evaluated_step, dict(checkpoint.state.metrics)
+        self._checkpoint = checkpoint.path
 
     def run(self) -> Status:
         """Steps until the end or a reason to stop."""
-        self._base = self._state
-        training, checkpoint = self._spec.training, self._spec.checkpoint
         self._tell("training")
-        while self._state.step < self._steps:
-            flag = self._take_step()
-            step = self._state.step
-            if _due(step, training.eval_every_steps) or step == self._steps:
+        wish = self._from_leader(self._wish() if self._leads else _GO_ON)
+        while wish != _INTERRUPTED:
+            if self._step == self._steps:
+                return "finished"
+            # Before the step and not after the last one: a run that was stopped in between makes up for it.
+            if _due(self._step, self._spec.training.eval_every_steps) and self._evaluated_step != self._step:
                 self._evaluate()
-            if flag != _GO_ON:
-                return "interrupted" if flag == _INTERRUPTED else "stopped_by_budget"
-            if _due(step, checkpoint.every_steps) and step < self._steps:
+            if _due(self._step, self._spec.checkpoint.every_steps):
                 self._save()
-        return "finished"
+            if wish == _OVER_BUDGET:
+                return "stopped_by_budget"
+            wish = self._take_step()
+        return "interrupted"
 
     def finish(self, status: Status) -> Outcome:
         """Evaluation, checkpoint, model folder and, when the run is over, the outcome file."""
-        if self._evaluated_step != self._state.step and status != "interrupted":
-            self._evaluate()
-        if self._job.final_checkpoint or status == "interrupted":
+        if status == "interrupted":
             self._save()
-        model_path = None
-        if status != "interrupted":
-            self._tell("exporting")
-            state = self._engine.full_state()
-            if self._leads:
-                with checkpoints.storage_errors(self._job.run_folder):
-                    models.export(state, self._spec, self._plan, self._job.data, self._job.model_folder)
-            model_path = str(self._job.model_folder)
-        outcome = Outcome(
-            status=status,
-            step=self._state.step,
-            steps=self._steps,
-            metrics=dict(self._metrics),
-            checkpoint=None if self._checkpoint is None else str(self._checkpoint),
-            model_path=model_path,
-            notes=self._notes,
-        )
+            return self._outcome(status)
+        if status == "stopped_by_budget":
+            earlier = self._from_leader(self._earlier_stop() if self._leads else None)
+            if earlier is not None:
+                return Outcome.from_dict(earlier)
+        if self._evaluated_step != self._step or self._step == 0:
+            self._evaluate()
+        if self._job.final_checkpoint:
+            self._save()
+        self._export()
+        outcome = self._outcome(status)
         dist.barrier()
-        if self._leads and status == "finished":
-            self._job.outcome_file.write_text(json.dumps(outcome.to_dict(), indent=1))
+        if self._leads:
+            file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
+            file.write_text(json.dumps(outcome.to_dict(), indent=1))
         return outcome
 
     def close(self) -> None:
         """Ships what metrics it can and lets go of the engine."""
-        if self._log is not None:
-            self._log.close()
-        self._engine.close()
+        try:
+            if self._log is not None:
+                self._log.close()
+        finally:
+            self._engine.close()
 
     # -- one step ----------------------------------------------------------------------------------------------
 
     def _take_step(self) -> int:
+        """One optimizer step on all ranks; returns rank 0's wish after it."""
         started = time.monotonic()
-        step, plan, training = self._state.step, self._plan, self._spec.training
+        step, plan, training = self._step, self._plan, self._spec.training
         indices = global_batch(self._order, step, plan.global_batch)
         mine = rank_slice(
             indices,
@@ -165,69 +163,42 @@ class _Loop:
         torch.manual_seed(_step_seed(training.seed, step, self._context.rank))
         rate = learning_rate(training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
         loss, norm = self._engine.step(batches, rate)
+        tokens = int(self._train.lengths(indices).sum())
+        self._account.add_step(seconds=time.monotonic() - started, tokens=tokens)
         wish = torch.tensor(float(self._wish()) if self._leads else 0.0)
         agreed = self._engine.sum_over_ranks(torch.stack([loss.float().cpu() / plan.workers, wish]))
-        tokens = int(self._train.lengths(indices).sum())
-        self._account(time.monotonic() - started, tokens)
-        self._record(float(agreed[0]), rate, norm, time.monotonic() - started, tokens)
+        figures = {
+            "train/loss": float(agreed[0]),
+            "train/learning_rate": rate,
+            "train/tokens_per_second": tokens / (time.monotonic() - started),
+        }
+        self._record(figures if norm is None else {**figures, "train/grad_norm": norm})
         return int(agreed[1])
 
     def _wish(self) -> int:
-        """Rank 0's wish after this step: someone asked to stop, or the budget would be overrun by one more."""
+        """Rank 0's wish: someone asked to stop, or one more step would overrun the budget."""
         if self._context.stop_requested():
             return _INTERRUPTED
         budget = self._spec.parsed_budget
-        if budget is None or not self._recent_seconds:
+        if budget is None or self._step == self._steps:
             return _GO_ON
-        pace = sum(self._recent_seconds) / len(self._recent_seconds)
-        # This step is not on the account yet, so two steps are ahead of what is.
-        decision = decide(
-            budget,
-            spent=self._cost(self._state),
-            next_step=self._cost_of(2 * pace, 2 * self._plan.flops_per_step),
-            closing=self._cost_of(self._closing_seconds, 0.0),
-        )
+        decision = self._account.decide(budget)
         if not decision.go_on:
             self._notes = (*self._notes, decision.reason)
         return _GO_ON if decision.go_on else _OVER_BUDGET
 
-    def _account(self, seconds: float, tokens: int) -> None:
-        """Moves the state on by one step; time outside steps counts as well, from the start of this attempt."""
-        wall = self._base.wall_seconds + time.monotonic() - self._started
-        devices = self._base.device_seconds + (time.monotonic() - self._started) * self._plan.workers
-        self._state = LoopState(
-            step=self._state.step + 1, tokens=self._state.tokens + tokens, wall_seconds=wall, device_seconds=devices
+    def _record(self, figures: dict[str, float]) -> None:
+        """A step's figures, with what the run has cost up to it."""
+        cost = self._account.cost()
+        self._emit(
+            figures
+            | {
+                "train/tokens": float(self._account.state().tokens),
+                "cost/gpu_hours": cost.gpu_hours,
+                "cost/flops": cost.flops,
+                "cost/usd": cost.usd,
+            }
         )
-        self._recent_seconds = [*self._recent_seconds[-(_PACE_STEPS - 1) :], seconds]
-
-    def _cost(self, state: LoopState) -> Cost:
-        flops = state.tokens * self._plan.flops_per_step / self._plan.tokens_per_step
-        gpu_hours = state.device_seconds / 3600
-        return Cost(
-            hours=state.wall_seconds / 3600,
-            gpu_hours=gpu_hours,
-            usd=gpu_hours * self._plan.usd_per_device_hour,
-            flops=flops,
-        )
-
-    def _cost_of(self, seconds: float, flops: float) -> Cost:
-        devices = seconds * self._plan.workers / 3600
-        return Cost(hours=seconds / 3600, gpu_hours=devices, usd=devices * self._plan.usd_per_device_hour, flops=flops)
-
-    def _record(self, loss: float, rate: float, norm: float | None, seconds: float, tokens: int) -> None:
-        cost = self._cost(self._state)
-        values = {
-            "train/loss": loss,
-            "train/learning_rate": rate,
-            "train/tokens_per_second": tokens / seconds,
-            "train/tokens": float(self._state.tokens),
-            "cost/gpu_hours": cost.gpu_hours,
-            "cost/flops": cost.flops,
-            "cost/usd": cost.usd,
-        }
-        if norm is not None:
-            values["train/grad_norm"] = norm
-        self._emit(values)
         self._tell("training")
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
@@ -241,11 +212,11 @@ class _Loop:
             sums += self._engine.evaluate(_tensors(batch)).cpu()[:real].sum(0)
         loss, correct, count = self._engine.sum_over_ranks(sums).tolist()
         summary = objective_for(self._spec.task).summarize(loss, correct, count)
-        self._evaluated_step = self._state.step
+        self._evaluated_step = self._step
         self._emit(summary)
-        self._closing_seconds = max(self._closing_seconds, time.monotonic() - started)
+        self._account.add_evaluation(time.monotonic() - started)
         if self._leads:
-            self._context.report(self._state.step, dict(self._metrics))
+            self._context.report(self._step, dict(self._metrics))
 
     def _validation_slices(self) -> Iterator[tuple[np.ndarray, int]]:
         """This rank's held-out batches and how many of each are real; the last ones repeat a sample so that every
@@ -261,40 +232,75 @@ class _Loop:
 
     def _save(self) -> None:
         """All ranks write, then rank 0 makes it a checkpoint and prunes old ones."""
-        if self._checkpoint is not None and self._checkpoint.name == f"step-{self._state.step:08d}":
+        if self._checkpoint is not None and self._checkpoint.name == f"step-{self._step:08d}":
             return
         started = time.monotonic()
         self._tell("saving")
-        folder: list[Any] = [checkpoints.begin(self._job.checkpoints, self._state.step) if self._leads else None]
-        dist.broadcast_object_list(folder, src=0)
-        self._engine.save(folder[0])
+        folder = self._job.checkpoints
+        writing = self._from_leader(checkpoints.begin(folder, self._step) if self._leads else None)
+        self._engine.save(writing)
         dist.barrier()
+        final = None
         if self._leads:
-            folder[0] = checkpoints.commit(
-                folder[0], state=self._state, world_size=self._plan.workers, zero_stage=self._plan.zero_stage
+            final = checkpoints.commit(
+                writing,
+                state=replace(
+                    self._account.state(), evaluated_step=self._evaluated_step, metrics=dict(self._metrics)
+                ),
+                world_size=self._plan.workers,
+                zero_stage=self._plan.zero_stage,
             )
-            checkpoints.prune(self._job.checkpoints, self._spec.checkpoint.keep)
-        dist.broadcast_object_list(folder, src=0)
-        self._checkpoint = folder[0]
-        self._closing_seconds = max(self._closing_seconds, 2 * (time.monotonic() - started))
+            checkpoints.prune(folder, keep=self._spec.checkpoint.keep, newest=final)
+        self._checkpoint = self._from_leader(final)
+        self._account.add_saving(time.monotonic() - started)
+
+    def _export(self) -> None:
+        """Rank 0 writes the model as a Hugging Face folder, from the weights of all."""
+        self._tell("exporting")
+        state = self._engine.full_state()
+        if self._leads:
+            with checkpoints.storage_errors(self._job.run_folder):
+                models.export(state, self._spec, self._plan, self._job.data, self._job.model_folder)
+
+    def _outcome(self, status: Status) -> Outcome:
+        return Outcome(
+            status=status,
+            step=self._step,
+            steps=self._steps,
+            metrics=dict(self._metrics),
+            checkpoint=None if self._checkpoint is None else str(self._checkpoint),
+            model_path=None if status == "interrupted" else str(self._job.model_folder),
+            notes=self._notes,
+        )
+
+    def _earlier_stop(self) -> dict[str, Any] | None:
+        """What was said when the budget stopped this run at this very step."""
+        file = self._job.budget_stop_file
+        earlier: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        return earlier if earlier.get("step") == self._step else None
 
     # -- telling -----------------------------------------------------------------------------------------------
+
+    def _from_leader(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def _emit(self, values: dict[str, float]) -> None:
         self._metrics.update(values)
         if self._log is not None:
-            self._log.log(self._state.step, values)
+            self._log.log(self._step, values)
 
     def _tell(self, phase: str) -> None:
         if not self._leads:
             return
-        pace = sum(self._recent_seconds) / len(self._recent_seconds) if self._recent_seconds else 0.0
         self._context.progress(
             Progress(
-                step=self._state.step,
+                step=self._step,
                 steps=self._steps,
                 phase=phase,
-                eta_s=pace * (self._steps - self._state.step),
+                eta_s=self._account.pace_s * (self._steps - self._step),
                 tokens_per_second=self._metrics.get("train/tokens_per_second", 0.0),
                 metrics=dict(self._metrics),
             )
@@ -302,7 +308,7 @@ class _Loop:
 
 
 def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+    return every is not None and step > 0 and step % every == 0
 
 
 def _tensors(batch: dict[str, np.ndarray]) -> Batch:

@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+)
+from transformers.initialization import no_init_weights
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
-from orchestrator.planning.model_shape import DEFAULT_LORA_TARGETS, model_config
+from orchestrator.planning.model_shape import DEFAULT_LORA_TARGETS, HEAD_MODULES, model_config
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
 from orchestrator.training.prepare import PreparedData
 
-_HEAD_MODULES = ("classifier", "score", "pre_classifier", "pooler")
-"""What transformers' sequence classifiers put behind the backbone; BERT's pooler is the dense layer of its head."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_USUAL_HEADS = ("classifier", "score")
+"""The classification head of an architecture that `HEAD_MODULES` does not know."""
 
 
 def build_model(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Module:
@@ -27,17 +36,26 @@ def build_model(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Mo
 
     Raises ModelError when the base model cannot be loaded for the task, or an adapter's target is not there.
     """
+    _quieten()
     torch.manual_seed(spec.training.seed)
     with _sharded_construction(plan):
-        model = _new_weights(spec, data) if _is_new(spec) else _pretrained(spec, data)
+        model = _new_weights(spec, plan, data) if _is_new(spec) else _pretrained(spec, data)
     if plan.activation_checkpointing:
+        # The reentrant kind needs inputs with gradients, which would send a frozen backbone's backward pass to its end.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     if spec.method == "head":
         freeze_backbone(model)
     if spec.method == "lora":
+        # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
+        torch.manual_seed(spec.training.seed)
         model = add_lora(model, spec)
     return model
+
+
+def _quieten() -> None:
+    """No progress bars and load reports; what matters in a report is checked in `_pretrained`."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _is_new(spec: RunSpec) -> bool:
@@ -78,25 +96,50 @@ def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
     return settings
 
 
-def _new_weights(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
+def _new_weights(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Module:
+    """Weights drawn by the seed, the same under every ZeRO stage.
+
+    Stage 3 draws each module's weights once, in the order of `initialize_weights`; the constructors' own draws, which
+    are overwritten anyway, would put the other stages out of step with it.
+    """
+    config = _configuration(spec, data)
+    if plan.zero_stage == 3:
+        sharded: torch.nn.Module = _auto_class(spec).from_config(config, dtype=torch.float32)
+        return sharded
+    model = _blank(spec, config)
+    model.initialize_weights()
+    return model
+
+
+def _blank(spec: RunSpec, config: PretrainedConfig) -> torch.nn.Module:
+    """The architecture with whatever the memory held for weights."""
+    with no_init_weights():
+        model: torch.nn.Module = _auto_class(spec).from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    return model
+
+
+def _configuration(spec: RunSpec, data: PreparedData) -> PretrainedConfig:
+    """The configuration of the model that is trained."""
+    settings = _task_settings(spec, data)
+    if not _is_new(spec):
+        return AutoConfig.from_pretrained(resolve(str(spec.model.base)), **settings)
+    own = spec.model.base is None
     values = model_config(
         spec.model,
-        vocab_size=data.counts.vocab_size if spec.model.base is None else None,
+        vocab_size=data.counts.vocab_size if own else None,
         sequence_length=spec.data.sequence_length,
     )
-    values = {**values, **_task_settings(spec, data)}
-    if spec.model.base is None:
-        values |= {"bos_token_id": data.eos_id, "eos_token_id": data.eos_id}
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    model: torch.nn.Module = _auto_class(spec).from_config(config)
-    return model.float()
+    special = {"bos_token_id": data.eos_id, "eos_token_id": data.eos_id} if own else {}
+    values = {**values, **settings, **special}
+    return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def _pretrained(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
     base = resolve(str(spec.model.base))
     try:
-        model: torch.nn.Module = _auto_class(spec).from_pretrained(
-            base, dtype=torch.float32, **_task_settings(spec, data)
+        model, report = _auto_class(spec).from_pretrained(
+            base, dtype=torch.float32, output_loading_info=True, **_task_settings(spec, data)
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
@@ -104,26 +147,47 @@ def _pretrained(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
             got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
-    return model
+    absent = sorted(name for name in report["missing_keys"] if not _in_head(name, model))
+    if absent:
+        more = f" and {len(absent) - 3} more" if absent[3:] else ""
+        raise ModelError(
+            "the base model lacks weights of its own architecture, which would be drawn at random",
+            got=f"{spec.model.base} without {', '.join(absent[:3])}{more}",
+            do="give a complete base model, or use method: scratch for new weights",
+        )
+    loaded: torch.nn.Module = model
+    return loaded
+
+
+def _head_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    return HEAD_MODULES.get(str(model.config.model_type), _USUAL_HEADS)
+
+
+def _in_head(name: str, model: torch.nn.Module) -> bool:
+    """Whether a parameter belongs to the task's head, by its full name."""
+    return any(part in _head_modules(model) for part in name.split("."))
 
 
 def freeze_backbone(model: torch.nn.Module) -> None:
     """Leaves only the task's head trainable: the modules behind the backbone."""
     trainable = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = any(part in _HEAD_MODULES for part in name.split("."))
+        parameter.requires_grad = _in_head(name, model)
         trainable += parameter.requires_grad
     if not trainable:
         raise ModelError(
             "method: head found no head to train in this architecture",
             got=type(model).__name__,
-            allowed=f"a module named {', '.join(_HEAD_MODULES)}",
+            allowed=f"a module named {' or '.join(_head_modules(model))}",
             do="use method: lora or full",
         )
 
 
 def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
-    """The model with low-rank adapters on the given or the architecture's usual projections."""
+    """The model with low-rank adapters on the given or the architecture's usual projections.
+
+    A classification head is new, so it is trained whole besides them.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
 
     model_type = str(model.config.model_type)
@@ -134,13 +198,14 @@ def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
             allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
             do="name the modules in lora.targets",
         )
-    task_type = TaskType.SEQ_CLS if spec.task == "text-classification" else TaskType.CAUSAL_LM
+    classifies = spec.task == "text-classification"
     config = LoraConfig(
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
         lora_dropout=spec.lora.dropout,
         target_modules=list(targets),
-        task_type=task_type,
+        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
+        modules_to_save=list(_head_modules(model)) if classifies else None,
         fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
     )
     try:
@@ -173,34 +238,23 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 def export(state: dict[str, torch.Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path) -> None:
     """Writes weights, configuration and tokenizer so that `from_pretrained(folder)` needs nothing of this project.
 
-    `state` is the full state dict of the trained module on one rank; adapters are merged into the base weights. The
-    folder appears complete or not at all.
+    `state` is the full state dict of the trained module, adapters included, which are merged into the base weights.
+    The folder appears complete or not at all.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    unsharded = contextlib.nullcontext() if plan.zero_stage < 3 else _without_sharding()
-    with unsharded:
-        model = _new_weights(spec, data) if _is_new(spec) else _pretrained(spec, data)
-        if spec.method == "lora":
-            model = add_lora(model, spec)
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=spec.method != "lora")
+    model = _blank(spec, _configuration(spec, data))
+    if spec.task == "causal-lm" and not _is_new(spec):
+        with contextlib.suppress(OSError):  # many bases have none
+            model.generation_config = GenerationConfig.from_pretrained(resolve(str(spec.model.base)))
+    if spec.method == "lora":
+        model = add_lora(model, spec)
+    model.load_state_dict(state, strict=True)
     if spec.method == "lora":
         model = model.merge_and_unload()
-    if plan.precision == "bf16":
-        model = model.to(torch.bfloat16)
-    elif plan.precision == "fp16":
-        model = model.to(torch.float16)
+    model = model.to(_DTYPES[plan.precision])
     model.save_pretrained(temporary)
     for file in data.tokenizer_folder.iterdir():
         shutil.copy2(file, temporary / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-
-
-@contextlib.contextmanager
-def _without_sharding() -> Iterator[None]:
-    """Modules built here are whole, though the process trains under ZeRO-3."""
-    from deepspeed.runtime.zero.partition_parameters import shutdown_init_context
-
-    shutdown_init_context()
-    yield

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,16 +25,14 @@ from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import DataSpec, RunSpec
 from orchestrator.training import batches, tokenization
-from orchestrator.training.corpus import Documents, Source, find_sources, open_documents, read_rows
+from orchestrator.training.corpus import Source, find_sources
+from orchestrator.training.splits import Chosen, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 
 T = TypeVar("T")
-_Rows = tuple[list[str], np.ndarray]  # Texts, and the class number of each.
 
 FORMAT_VERSION = 1
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
-MAX_LABELS = 10_000
-"""Distinct labels of a class column at most (a guess): a column with more holds ids or free text."""
 _HASHED_BYTES = 64_000_000  # Smaller data is known by its content, so that copies agree; hashing 64 MB takes 0.1 s.
 
 
@@ -84,6 +81,20 @@ class _Inputs:
     validation: tuple[Source, ...]
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
+
+
+def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> PreparedData | None:
+    """What `prepare` would find below `cache`, or None after a look at the data that encodes nothing.
+
+    Raises what `prepare` raises, but for what only tokens show: text too short for one block.
+    """
+    inputs = _find_inputs(spec, base)
+    folder = cache / _fingerprint(inputs)
+    if (folder / "meta.json").is_file():
+        return _load(folder, cached=True)
+    split = split_documents if spec.task == "causal-lm" else split_rows
+    split(spec, inputs.train, inputs.validation)
+    return None
 
 
 def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None = None) -> PreparedData:
@@ -192,20 +203,9 @@ def _load(folder: Path, *, cached: bool) -> PreparedData:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
-    """Some documents of a corpus; every iteration reads them anew, so that none has to stay in memory."""
-
-    documents: Documents
-    numbers: np.ndarray
-
-    def __iter__(self) -> Iterator[str]:
-        return self.documents.read(self.numbers)
-
-
 def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple[TextTokenizer, dict[str, Any]]:
     spec = inputs.spec
-    train, validation = _split_documents(inputs)
+    train, validation = split_documents(spec, inputs.train, inputs.validation)
     tokenizer = inputs.tokenizer or tokenization.train_tokenizer(
         _sample(train, spec.training.seed), vocab_size=spec.model.vocab_size, sequence_length=spec.data.sequence_length
     )
@@ -243,41 +243,13 @@ class _Tally:
                 yield text
 
 
-def _split_documents(inputs: _Inputs) -> tuple[_Chosen | list[str], _Chosen | list[str]]:
-    """(train, validation): as given, or whole documents drawn by the seed; of a single document its end."""
-    data, seed = inputs.spec.data, inputs.spec.training.seed
-    documents = open_documents(inputs.train, text_column=data.text_column)
-    numbers = np.arange(len(documents))
-    if inputs.validation:
-        held = open_documents(inputs.validation, text_column=data.text_column)
-        validation = _Chosen(documents=held, numbers=np.arange(len(held)))
-    elif len(documents) == 1:
-        text = next(documents.read(numbers))
-        end = int(len(text) * (1 - data.validation_fraction))
-        cut = text.rfind("\n", 0, end) + 1 or end
-        return [text[:cut]], [text[cut:]]
-    else:
-        chosen = batches.draw_documents(documents.sizes, data.validation_fraction, seed)
-        numbers = np.setdiff1d(numbers, chosen, assume_unique=True)
-        validation = _Chosen(documents=documents, numbers=chosen)
-    train = _Chosen(documents=documents, numbers=numbers)
-    return _at_most(train, data.max_train_examples, seed), _at_most(validation, data.max_validation_examples, seed)
-
-
-def _at_most(chosen: _Chosen, count: int | None, seed: int) -> _Chosen:
-    if count is None or count >= len(chosen.numbers):
-        return chosen
-    drawn = np.random.default_rng(seed).permutation(chosen.numbers)[:count]
-    return _Chosen(documents=chosen.documents, numbers=np.sort(drawn))
-
-
-def _sample(train: _Chosen | list[str], seed: int) -> Iterable[str]:
+def _sample(train: Chosen | list[str], seed: int) -> Iterable[str]:
     """Documents to train a tokenizer on: all, or so many drawn by the seed as it takes."""
     if isinstance(train, list):
         return train
     drawn = np.random.default_rng(seed).permutation(train.numbers)
     before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
-    return _Chosen(documents=train.documents, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
+    return Chosen(documents=train.documents, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
 
 
 def _too_short(split: batches.Split, tokens: int, data: DataSpec) -> DataError:
@@ -292,7 +264,7 @@ def _too_short(split: batches.Split, tokens: int, data: DataSpec) -> DataError:
 
 def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode: EncodeMany) -> dict[str, Any]:
     data = inputs.spec.data
-    names, splits = _split_rows(inputs)
+    names, splits = split_rows(inputs.spec, inputs.train, inputs.validation)
     function = functools.partial(
         tokenization.encode_rows,
         tokenizer=tokenizer.json,
@@ -305,74 +277,6 @@ def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode:
         found |= {f"{split}_samples": len(texts), f"{split}_tokens": tokens}
         found[f"{split}_bytes"] = sum(len(text.encode()) for text in texts)
     return found
-
-
-def _split_rows(inputs: _Inputs) -> tuple[tuple[str, ...], dict[batches.Split, _Rows]]:
-    """(class names, texts and class numbers of each split), stratified where rows are drawn."""
-    data, seed = inputs.spec.data, inputs.spec.training.seed
-    assert data.label_column is not None, "the spec asks for it"
-    read = functools.partial(read_rows, text_column=data.text_column, label_column=data.label_column)
-    texts, labels = read(inputs.train)
-    names = _class_names(labels, data.label_column)
-    number = {name: index for index, name in enumerate(names)}
-    train = texts, np.array([number[label] for label in labels], dtype=np.int32)
-    if inputs.validation:
-        texts, labels = read(inputs.validation)
-        if unknown := sorted(set(labels) - set(names)):
-            raise DataError(
-                "the validation data has labels that the training data has not",
-                got=", ".join(unknown[:5]),
-                allowed=", ".join(names[:20]),
-                do="check data.label_column of both, or split the data anew by removing data.validation",
-            )
-        validation = texts, np.array([number[label] for label in labels], dtype=np.int32)
-    else:
-        held = batches.draw_stratified(train[1], _held_out_rows(train[1], names, data), seed)
-        rest = np.setdiff1d(np.arange(len(train[1])), held, assume_unique=True)
-        train, validation = _rows(train, rest), _rows(train, held)
-    return names, {
-        "train": _at_most_rows(train, data.max_train_examples, seed, "data.max_train_examples"),
-        "validation": _at_most_rows(validation, data.max_validation_examples, seed, "data.max_validation_examples"),
-    }
-
-
-def _class_names(labels: Sequence[str], column: str) -> tuple[str, ...]:
-    """The distinct labels in order: by value when all are whole numbers, else by name."""
-    distinct = sorted(set(labels))
-    if not 2 <= len(distinct) <= MAX_LABELS:
-        raise DataError(
-            f"column {column!r} is no class column" if distinct[1:] else f"column {column!r} holds one class only",
-            got=f"{len(distinct)} distinct values in {len(labels)} rows, such as {distinct[0]!r}",
-            allowed=f"2 to {MAX_LABELS} classes",
-            do="set data.label_column to the column that holds the class",
-        )
-    whole = all(re.fullmatch(r"-?\d+", name) for name in distinct)
-    return tuple(sorted(distinct, key=int)) if whole else tuple(distinct)
-
-
-def _held_out_rows(labels: np.ndarray, names: tuple[str, ...], data: DataSpec) -> int:
-    """How many rows to hold out: the fraction, but at least one of each class, and one of each left."""
-    sizes = np.bincount(labels, minlength=len(names))
-    if sizes.min() < 2:
-        lonely = [names[index] for index in np.flatnonzero(sizes < 2)]
-        raise DataError(
-            "a class with one row cannot be in both the training and the held-out data",
-            got=f"label {', '.join(lonely[:5])}" + (f" and {len(lonely) - 5} more" if lonely[5:] else ""),
-            do="add rows, remove these, give data.validation, or set data.label_column if this is no class column",
-        )
-    return int(np.clip(round(len(labels) * data.validation_fraction), len(names), len(labels) - len(names)))
-
-
-def _rows(rows: _Rows, chosen: np.ndarray) -> _Rows:
-    return [rows[0][index] for index in chosen], rows[1][chosen]
-
-
-def _at_most_rows(rows: _Rows, count: int | None, seed: int, field: str) -> _Rows:
-    if count is None or count >= len(rows[0]):
-        return rows
-    if count < (classes := len(np.unique(rows[1]))):
-        raise DataError(f"{field} leaves some class without a row", got=count, allowed=f"at least {classes}")
-    return _rows(rows, batches.draw_stratified(rows[1], count, seed))
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -1,0 +1,219 @@
+"""Inside one trial of a search: replay what an earlier attempt reported, train, keep in its folder how it ended.
+
+Tune runs `trial_main` and takes a trial away by raising SystemExit out of a report. MLflow runs are not opened here:
+the driver does that (`search`), and finds in the folder how a trial ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray import tune
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.scheduling.launch import Prepared, remembered_handle
+from orchestrator.scheduling.shipping import Parcel, unpack
+from orchestrator.scheduling.train_run import Watcher, WorkerError, run_training
+from orchestrator.search_space import Trial
+from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
+
+STEP = "training_step"
+"""Name of the optimizer step in what Tune is told."""
+
+_UNWIND_S = "60"
+"""How long a training that was taken away may take to end. Tune's own limit before it reuses a process, 2 s, is not
+enough to ship the last metrics, and Tune fails the next trial when it is over."""
+
+
+_taken_away = threading.Event()
+"""Set in a trial's process when Tune ends it: training stops at its next step."""
+_at_rest = threading.Event()
+"""Set while no training is under way in this process."""
+_at_rest.set()
+
+
+class EndsWithItsWorkers:
+    """Mixed into Tune's trainable: a trial's process does not go before its training has let go of its resources.
+
+    Where Ray runs without its dashboard, nobody else gives back what the workers of a killed trial held.
+    """
+
+    def cleanup(self) -> None:
+        """Called by Tune when it ends the process."""
+        _taken_away.set()
+        super().cleanup()  # type: ignore[misc]  # wakes the training where it waits in a report
+        _at_rest.wait(float(_UNWIND_S))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """What one trial needs, wherever Tune places it."""
+
+    trial: Trial
+    prepared: Prepared
+    parcel: Parcel | None
+
+    @property
+    def folder(self) -> Path:
+        """The trial's run folder."""
+        return self.prepared.run_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a trial ended; kept in its folder."""
+
+    status: Literal["finished", "stopped_by_budget", "pruned", "failed"]
+    step: int
+    outcome: Outcome | None = None
+    """Of a trial that came to its end or its budget's."""
+    error: str | None = None
+    """Of a failed one."""
+
+    def write(self, folder: Path) -> None:
+        """Keeps it; appears complete or not at all."""
+        temporary = folder / "ending.tmp"
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        temporary.rename(folder / "ending.json")
+
+
+def ending_of(folder: Path) -> Ending | None:
+    """How the trial of a folder ended, None while it has not."""
+    file = folder / "ending.json"
+    if not file.is_file():
+        return None
+    value = json.loads(file.read_text())
+    if value["outcome"] is not None:
+        value["outcome"] = Outcome(**{**value["outcome"], "notes": tuple(value["outcome"]["notes"])})
+    return Ending(**value)
+
+
+def forget_failure(folder: Path) -> None:
+    """A failed trial is tried again by the next command."""
+    ending = ending_of(folder)
+    if ending is not None and ending.status == "failed":
+        (folder / "ending.json").unlink()
+
+
+def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
+    """What Tune runs for one point. Failures are kept, not raised: Tune tries again whatever a trial raises, and only
+    the death of its process is worth that."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _UNWIND_S
+    _taken_away.clear()
+    task = tasks[config["trial"]]
+    task.folder.mkdir(parents=True, exist_ok=True)
+    reports = Reports(task)
+    reports.replay()
+    if ending_of(task.folder) is None:
+        _at_rest.clear()
+        try:
+            _run_to_its_end(task, reports)
+        finally:
+            _at_rest.set()
+    reports.release()
+
+
+trial_main.__mixins__ = (EndsWithItsWorkers,)  # type: ignore[attr-defined]  # read by Tune
+
+
+def _run_to_its_end(task: TrialTask, reports: Reports) -> None:
+    try:
+        outcome = _train(task, reports)
+    except OrchestratorError as error:
+        ending = Ending(status="failed", step=reports.last_step, error=str(error))
+    except Exception as error:
+        found = WorkerError.of(error)
+        text = f"{found.kind}: {found.text}\n  raised at {found.last_lines}"
+        ending = Ending(status="failed", step=reports.last_step, error=text)
+    else:
+        if outcome.status == "interrupted":
+            sys.exit()
+        status: Literal["finished", "stopped_by_budget"] = (
+            "finished" if outcome.status == "finished" else "stopped_by_budget"
+        )
+        ending = Ending(status=status, step=outcome.step, outcome=outcome)
+    ending.write(task.folder)
+
+
+def _train(task: TrialTask, reports: Reports) -> Outcome:
+    plan, spec = task.prepared.plan, task.prepared.spec
+    if task.parcel is not None:
+        unpack(task.parcel)
+    job = TrainingJob(
+        spec=spec,
+        plan=plan,
+        data=task.prepared.data,
+        run_folder=task.folder,
+        handle=remembered_handle(task.folder),
+        final_checkpoint=spec.checkpoint.every_steps is not None,
+    )
+    if plan.workers > 1:
+        return _train_on_workers(job, reports)
+    from orchestrator.training.loop import train
+
+    return train(job, WorkerContext(report=reports.add, stop_requested=_taken_away.is_set))
+
+
+def _train_on_workers(job: TrainingJob, reports: Reports) -> Outcome:
+    """Ray Train inside the trial; when Tune takes the trial away, its workers end first."""
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        if not _taken_away.is_set():
+            try:
+                reports.add(step, metrics)
+            except SystemExit:
+                _taken_away.set()
+
+    try:
+        return run_training(job, Watcher(on_report=report, stop=_taken_away)).outcome
+    finally:
+        if _taken_away.is_set():
+            sys.exit()
+
+
+class Reports:
+    """A trial's evaluations: in its folder, and to Tune."""
+
+    def __init__(self, task: TrialTask) -> None:
+        self._file = task.folder / "reports.jsonl"
+        self._final_step = task.prepared.plan.steps
+        self._held: dict[str, Any] | None = None
+        whole, _, torn = self._file.read_text().rpartition("\n") if self._file.is_file() else ("", "", "")
+        if torn:  # a process died while it wrote this line
+            self._file.write_text(f"{whole}\n" if whole else "")
+        self._earlier = [json.loads(line) for line in whole.splitlines()]
+        self.last_step = max((item["step"] for item in self._earlier), default=0)
+
+    def replay(self) -> None:
+        """Tells Tune what an earlier attempt reported."""
+        for item in self._earlier:
+            self._tell(item["step"], item["metrics"])
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keeps and reports an evaluation."""
+        if step <= self.last_step:
+            return
+        self.last_step = step
+        with self._file.open("a") as stream:
+            stream.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
+        self._tell(step, metrics)
+
+    def release(self) -> None:
+        """Reports the last evaluation; Tune may stop the trial on it, which has nothing left to lose."""
+        if self._held is not None:
+            tune.report(self._held)
+
+    def _tell(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tune may take the trial away on any report, so the last one waits until the model is written."""
+        report = {**metrics, STEP: step}
+        if step == self._final_step:
+            self._held = report
+        else:
+            tune.report(report)

@@ -1,0 +1,206 @@
+"""The jobs as a user submits them: `ray job submit --working-dir .` against a head of our own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from orchestrator.spec import RunSpec
+from tests import specs
+from tests.end_to_end import runs
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+UPLOAD_LIMIT_BYTES = 10_000_000
+"""Far below Ray's own limit of 500 MiB: what travels is source, configs and the sample data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A running head and where its jobs keep their state."""
+
+    dashboard: str
+    gcs: str
+    home: Path
+    temp: Path
+    process: psutil.Process
+
+    def submit(self, module: str, spec: Path, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` as the README has it."""
+        environment = {
+            "env_vars": {
+                "ORCHESTRATOR_HOME": str(self.home),
+                "RAY_ADDRESS": self.gcs,
+                "RAY_JOB_STOP_WAIT_TIME_S": "60",
+                "OMP_NUM_THREADS": "1",
+            }
+        }
+        return self.ray(
+            "job",
+            "submit",
+            "--working-dir",
+            ".",
+            "--runtime-env-json",
+            json.dumps(environment),
+            *([] if wait else ["--no-wait", "--submission-id", spec.stem]),
+            "--",
+            "python",
+            "-m",
+            module,
+            "--config",
+            str(spec),
+            *arguments,
+        )
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "RAY_ADDRESS": self.dashboard}
+        return subprocess.run(
+            [*RAY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    def workers(self) -> list[str]:
+        """Titles of the processes of jobs that still run."""
+        return [
+            title
+            for process in self.process.children(recursive=True)
+            if "RayTrain" in (title := " ".join(process.cmdline()[:3])) or "jobs." in title
+        ]
+
+    def result(self, name: str) -> tuple[Path, Any]:
+        """(run folder, MLflow run) of a run by name."""
+        (folder,) = (self.home / "runs").glob(f"{name}-*")
+        run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+        return folder, runs.mlflow_run(run_id, uri=f"sqlite:///{self.home / 'mlflow.db'}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Ray of two CPUs with a dashboard, below a process that is ours to end."""
+    home = tmp_path_factory.mktemp("job-home")
+    gcs_port, dashboard_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="head-", dir="/tmp") as temp:
+        options = {
+            "--port": gcs_port,
+            "--dashboard-port": dashboard_port,
+            "--node-ip-address": "127.0.0.1",
+            "--dashboard-host": "127.0.0.1",
+            "--temp-dir": temp,
+            "--num-cpus": 2,
+            "--dashboard-agent-listen-port": free_port(),
+            "--dashboard-agent-grpc-port": free_port(),
+            "--ray-client-server-port": free_port(),
+            "--metrics-export-port": free_port(),
+        }
+        with (home / "head.log").open("w") as log:
+            process = subprocess.Popen(
+                [*RAY, "start", "--head", "--block", *(f"{key}={value}" for key, value in options.items())],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "RAY_worker_niceness": "0"},
+            )
+        started = Head(
+            dashboard=f"http://127.0.0.1:{dashboard_port}",
+            gcs=f"127.0.0.1:{gcs_port}",
+            home=home,
+            temp=Path(temp),
+            process=psutil.Process(process.pid),
+        )
+        try:
+            runs.wait_until(lambda: started.ray("job", "list").returncode == 0, within_s=90)
+            yield started
+        finally:
+            family = started.process.children(recursive=True)
+            process.terminate()
+            psutil.wait_procs(family, timeout=20)
+            for left in family:
+                if left.is_running():
+                    left.kill()
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = runs.write_classification(tmp_path_factory.mktemp("data"))
+    specs.write_corpus(folder / "corpus")
+    return folder
+
+
+def write(spec: RunSpec, folder: Path) -> Path:
+    raw = spec.model_dump(mode="json", exclude={"deepspeed"}) | {"deepspeed": {"zero_stage": 2}}
+    file = folder / f"{spec.name}.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+def test_a_submitted_pretraining_leaves_its_results_outside_the_jobs_working_dir(head: Head, folder: Path) -> None:
+    spec = runs.pretraining(folder / "corpus", "job-pretrain", training__steps=4)
+    done = head.submit("jobs.pretrain", write(spec, folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    run_folder, run = head.result("job-pretrain")
+    assert run.info.status == "FINISHED"
+    assert (run_folder / "model" / "model.safetensors").is_file()
+    uploads = list(head.temp.glob("session_*/runtime_resources/working_dir_files/*"))
+    size = sum(f.stat().st_size for upload in uploads for f in upload.rglob("*") if f.is_file())
+    assert 0 < size < UPLOAD_LIMIT_BYTES
+
+
+def test_a_submitted_finetuning_and_search_succeed(head: Head, folder: Path) -> None:
+    tuned = runs.classification(folder, "job-finetune", training__steps=2)
+    done = head.submit("jobs.finetune", write(tuned, folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert head.result("job-finetune")[1].info.status == "FINISHED"
+    search = {"space": {"training.seed": {"grid": [0, 1]}}, "scheduler": "none"}
+    searched = runs.classification(folder, "job-tune", training__steps=2, search=search)
+    done = head.submit("jobs.tune", write(searched, folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert head.result("job-tune")[1].info.status == "FINISHED"
+
+
+def test_a_mistake_ends_the_job_with_our_message_and_no_traceback(head: Head, folder: Path) -> None:
+    spec = write(runs.pretraining(folder / "corpus", "job-mistake"), folder)
+    done = head.submit("jobs.pretrain", spec, "training.lr=1")
+    shown = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "unknown key training.lr" in shown
+    assert "exit code 2" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_stopped_job_ends_in_a_checkpoint_and_goes_on_when_submitted_again(head: Head, folder: Path) -> None:
+    spec = runs.pretraining(folder / "corpus", "job-stop", training__steps=2000, checkpoint__every_steps=None)
+    file = write(spec, folder)
+    assert head.submit("jobs.pretrain", file, wait=False).returncode == 0
+    runs_folder = head.home / "runs"
+    runs.wait_until(
+        lambda: any('"step": 20,' in f.read_text() for f in runs_folder.glob("job-stop-*/outbox/*/*/metrics.jsonl")),
+        within_s=120,
+    )
+    stopped = head.ray("job", "stop", "job-stop")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    run_folder, run = head.result("job-stop")
+    assert run.info.status == "KILLED"
+    (checkpoint,) = (run_folder / "checkpoints").iterdir()
+    assert 20 <= int(checkpoint.name.removeprefix("step-")) < 2000
+    runs.wait_until(lambda: head.workers() == [], within_s=30)

@@ -1,0 +1,244 @@
+"""A search on a real Ray cluster: its trials in MLflow, how they are stopped, and what a death costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from orchestrator import locations
+from orchestrator.errors import ClusterError, Interrupted
+from orchestrator.scheduling.launch import Listener, RunResult, launch
+from orchestrator.scheduling.train_run import Watcher
+from orchestrator.scheduling.trial import ending_of
+from orchestrator.spec import RunSpec
+from tests.end_to_end import runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+GRID = {
+    "training.learning_rate": {"grid": [1e-2, 3e-3, 1e-5, 1e-6]},
+    "training.warmup_fraction": {"uniform": [0.0, 0.2]},
+}
+"""Ordered so that ASHA, which compares with what it has seen, has something to stop."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_classification(tmp_path_factory.mktemp("reviews"))
+
+
+def search(folder: Path, name: str, space: dict[str, Any], **changes: Any) -> RunSpec:
+    block = {"space": space, "scheduler": "none", "metric": "eval/loss", **changes.pop("search", {})}
+    return runs.classification(folder, name, search=block, **changes)
+
+
+@pytest.fixture(scope="module")
+def pruned(folder: Path, ray_cluster: None) -> RunResult:
+    """Grid x random under ASHA, one trial at a time so that the order is sure."""
+    asha = {"scheduler": "asha", "grace_steps": 2, "reduction_factor": 2, "max_concurrent": 1}
+    return launch(search(folder, "asha", GRID, search=asha), runs.listener())
+
+
+def children(result: RunResult) -> dict[str, Any]:
+    """Name to nested MLflow run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=locations.default_tracking_uri())
+    parent = client.get_run(str(result.mlflow_run_id))
+    found = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.mlflow_run_id}'")
+    return {run.info.run_name: run for run in found}
+
+
+def steps(run: Any, metric: str = "train/loss") -> list[int]:
+    return list(runs.curve(run.info.run_id, metric, uri=locations.default_tracking_uri()))
+
+
+def trial_actors() -> list[dict[str, Any]]:
+    import ray
+
+    return [actor for actor in ray._private.state.actors().values() if "trial_main" in actor["ActorClassName"]]
+
+
+def test_every_trial_is_a_nested_run_that_says_how_it_ended(pruned: RunResult) -> None:
+    trials = children(pruned)
+    assert sorted(trials) == ["00", "01", "02", "03"]
+    assert {run.info.status for run in trials.values()} == {"FINISHED"}
+    reasons = Counter(run.data.tags.get("orchestrator.stop_reason", "came to its end") for run in trials.values())
+    assert reasons["pruned"] >= 1
+    assert reasons["came to its end"] >= 1
+    assert sum(reasons.values()) == 4
+
+
+def test_a_pruned_trial_is_really_stopped(pruned: RunResult) -> None:
+    for run in children(pruned).values():
+        logged = steps(run)
+        if run.data.tags.get("orchestrator.stop_reason") == "pruned":
+            assert logged == list(range(1, int(run.data.tags["orchestrator.stopped_at_step"]) + 1))
+            assert len(logged) < 8
+        else:
+            assert logged == list(range(1, 9))
+
+
+def test_the_parent_carries_the_best_trials_figures(pruned: RunResult) -> None:
+    from mlflow import MlflowClient
+
+    assert pruned.best is not None
+    parent = MlflowClient(tracking_uri=locations.default_tracking_uri()).get_run(str(pruned.mlflow_run_id))
+    best = children(pruned)[pruned.best["trial"]]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["eval/loss"] == best.data.metrics["eval/loss"] == pruned.metrics["eval/loss"]
+    ended = [r for r in children(pruned).values() if "orchestrator.stop_reason" not in r.data.tags]
+    assert best.data.metrics["eval/loss"] == min(run.data.metrics["eval/loss"] for run in ended)
+    spent = sum(run.data.metrics["cost/flops"] for run in children(pruned).values())
+    assert parent.data.metrics["cost/flops"] == pytest.approx(spent)
+
+
+def test_the_best_model_loads(pruned: RunResult) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(str(pruned.model_path))
+    AutoTokenizer.from_pretrained(str(pruned.model_path))
+    assert model.config.num_labels == 2
+
+
+def test_a_finished_search_answers_the_same_at_once(pruned: RunResult, folder: Path) -> None:
+    said: list[str] = []
+    asha = {"scheduler": "asha", "grace_steps": 2, "reduction_factor": 2, "max_concurrent": 1}
+    assert launch(search(folder, "asha", GRID, search=asha), runs.listener(said=said)) == pruned
+    assert any("already finished" in line for line in said)
+    assert not any("starts" in line for line in said)
+
+
+def test_trials_at_a_time_are_what_the_cluster_holds_and_reuse_its_processes(folder: Path) -> None:
+    before = {actor["ActorID"] for actor in trial_actors()}
+    said: list[str] = []
+    space = {"training.seed": {"grid": list(range(6))}}
+    launch(search(folder, "concurrent", space, resources__cpus_per_worker=2), runs.listener(said=said))
+    running = most = 0
+    for line in said:
+        running += ("starts" in line) - ("finished at" in line)
+        most = max(most, running)
+    assert most == 2
+    started = [actor for actor in trial_actors() if actor["ActorID"] not in before]
+    assert len(started) < 6
+    assert runs.leftovers() == {}
+
+
+def test_a_failing_trial_does_not_end_the_others_and_is_tried_again(folder: Path) -> None:
+    space = {"training.seed": {"grid": [0, 1]}, "lora.targets": {"grid": [["query"], ["nothing"]]}}
+    spec = search(folder, "one-fails", space, method="lora")
+    result = launch(spec, runs.listener())
+    assert result.status == "finished"
+    assert "2 of 4 trials failed" in result.notes[0]
+    statuses = {name[:2]: run.info.status for name, run in children(result).items()}
+    assert statuses == {"00": "FINISHED", "01": "FAILED", "02": "FINISHED", "03": "FAILED"}
+    failed = next(run for run in children(result).values() if run.info.status == "FAILED")
+    assert "lora.targets" in failed.data.tags["orchestrator.error"]
+    said: list[str] = []
+    again = launch(spec, runs.listener(said=said))
+    assert again.best == result.best
+    assert sum("starts" in line for line in said) == 2
+
+
+def test_a_search_whose_trials_all_fail_says_why(folder: Path) -> None:
+    spec = search(folder, "all-fail", {"training.seed": {"grid": [0, 1]}}, method="lora", lora__targets=["nothing"])
+    with pytest.raises(ClusterError, match=r"no trial .* came to its end(.|\n)*lora.targets"):
+        launch(spec, runs.listener())
+
+
+def test_a_trial_whose_process_dies_goes_on_in_another(folder: Path) -> None:
+    killed: list[int] = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        if "step 2:" in line and not killed:
+            trial = runs.processes_named("ImplicitFunc")[-1]
+            killed.append(trial.pid)
+            runs.kill(trial)
+
+    said: list[str] = []
+    spec = search(folder, "a-death", {"training.seed": {"grid": [0]}}, training__steps=60)
+    result = launch(spec, Listener(watcher=Watcher(), say=hear))
+    assert killed
+    assert any("goes on in another" in line for line in said)
+    (run,) = children(result).values()
+    assert run.info.status == "FINISHED"
+    assert steps(run) == list(range(1, 61))
+
+
+def test_trials_of_two_workers_do_not_starve_each_other(folder: Path) -> None:
+    asha = {"scheduler": "asha", "grace_steps": 2, "reduction_factor": 2}
+    spec = search(folder, "nested", GRID, search=asha, resources__workers=2)
+    result = launch(spec, runs.listener())
+    trials = children(result)
+    assert {run.info.status for run in trials.values()} == {"FINISHED"}
+    for run in trials.values():
+        if run.data.tags.get("orchestrator.stop_reason") != "pruned":
+            assert steps(run) == list(range(1, 9))
+    assert runs.leftovers() == {}
+
+
+def test_a_search_that_is_stopped_goes_on_with_what_had_not_ended(folder: Path) -> None:
+    watcher = Watcher(stop=threading.Event())
+    said: list[str] = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        if "finished at" in line:
+            watcher.stop.set()
+
+    space = {"training.seed": {"grid": [0, 1, 2]}}
+    spec = search(folder, "stopped", space, search={"max_concurrent": 1})
+    with pytest.raises(Interrupted):
+        launch(spec, Listener(watcher=watcher, say=hear))
+    base = next((locations.home() / "runs").glob("stopped-*"))
+    run = runs.mlflow_run(
+        json.loads((base / "mlflow.json").read_text())["run_id"], uri=locations.default_tracking_uri()
+    )
+    assert run.info.status == "KILLED"
+    ended = [trial.name for trial in (base / "trials").iterdir() if ending_of(trial) is not None]
+    assert 1 <= len(ended) < 3
+    said.clear()
+    result = launch(spec, runs.listener(said=said))
+    assert sum("starts" in line for line in said) == 3 - len(ended)
+    assert result.mlflow_run_id == run.info.run_id
+    assert {trial.info.status for trial in children(result).values()} == {"FINISHED"}
+    assert all(steps(trial) == list(range(1, 9)) for trial in children(result).values())
+
+
+def test_a_killed_driver_is_followed_by_the_same_command(folder: Path, tmp_path: Path) -> None:
+    spec = search(folder, "driver-death", {"training.seed": {"grid": [0, 1, 2, 3]}}, search={"max_concurrent": 1})
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude={"deepspeed"})))
+    command = [sys.executable, "-m", "orchestrator", "run", str(file), "--json"]
+    with (tmp_path / "first.log").open("w") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def one_has_ended() -> bool:
+        assert driver.poll() is None, (tmp_path / "first.log").read_text()
+        return any((locations.home() / "runs").glob("driver-death-*/trials/*/ending.json"))
+
+    runs.wait_until(one_has_ended, within_s=90)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, "processes of the killed driver go on"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "trial 00 starts" not in done.stderr
+    assert "trial 03 starts" in done.stderr
+    trials = children(RunResult(**json.loads(done.stdout)))
+    assert {run.info.status for run in trials.values()} == {"FINISHED"}
+    assert all(steps(run) == list(range(1, 9)) for run in trials.values())

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import running
+from orchestrator.console import ProgressLine
+from tests import specs
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+# -- signals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_asks_for_a_stop_and_says_so(number: signal.Signals) -> None:
+    stop, stream = threading.Event(), io.StringIO()
+    with running.signals_stop(stop, ProgressLine(stream)):
+        signal.raise_signal(number)
+        assert stop.is_set()
+        join_speakers()
+    assert stream.getvalue() == "stopping: saving a checkpoint (again to end at once)\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_second_signal_ends_at_once(number: signal.Signals) -> None:
+    with running.signals_stop(threading.Event(), ProgressLine(io.StringIO())):
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+
+@pytest.mark.timeout(30)
+def test_a_signal_in_the_middle_of_a_progress_line_does_not_wait_for_itself() -> None:
+    stop, stream = threading.Event(), Interrupting()
+    line = ProgressLine(stream)
+    with running.signals_stop(stop, line):
+        line.say("a line")
+        join_speakers()
+    assert stop.is_set()
+    assert stream.getvalue() == "a line\nstopping: saving a checkpoint (again to end at once)\n"
+
+
+class Interrupting(io.StringIO):
+    """A stream in whose first write the user types Ctrl-C."""
+
+    def write(self, text: str) -> int:
+        if not self.getvalue():
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_the_handlers_from_before_are_back_afterwards_and_can_be_installed_again() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with running.signals_stop(stop := threading.Event(), ProgressLine(io.StringIO())) as install:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray replaces it
+        install()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def join_speakers() -> None:
+    for thread in threading.enumerate():
+        if thread not in (threading.main_thread(), threading.current_thread()) and not thread.daemon:
+            thread.join(5)
+
+
+# -- what is refused before Ray starts -----------------------------------------------------------------------------
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def rows(folder: Path, labels: str = "ab") -> str:
+    lines = [f"good film {index},{labels[index % len(labels)]}" for index in range(40)]
+    return write(folder, "rows.csv", "\n".join(["text,label", *lines]) + "\n")
+
+
+def base_model(folder: Path) -> str:
+    """A BERT's folder as far as planning and tokenizing look at it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    base = folder / "base"
+    base.mkdir()
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "good": 2, "film": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(base / "tokenizer.json"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = {"model_type": "bert", "vocab_size": 4, "max_position_embeddings": 64, "type_vocab_size": 2, **sizes}
+    (base / "config.json").write_text(json.dumps(config))
+    return str(base)
+
+
+def classify(folder: Path, **changes: Any) -> dict[str, Any]:
+    given = {"model__base": base_model(folder), "data__train": changes.pop("data__train", None) or rows(folder)}
+    return specs.raw(specs.CLASSIFY, **given, **changes)
+
+
+def pretrain(folder: Path, **changes: Any) -> dict[str, Any]:
+    given = {"data__train": str(specs.write_corpus(folder / "corpus", documents=4)), **changes}
+    return specs.raw(specs.PRETRAIN, **given)
+
+
+Build = Callable[[Path], dict[str, Any]]
+
+DATA_MISTAKES: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "a wrong path": (
+        lambda folder: pretrain(folder, data__train=str(folder / "corpsu")),
+        ("does not exist", "got: 'corpsu' is not in", "allowed:", "did you mean"),
+    ),
+    "an empty file": (
+        lambda folder: pretrain(folder, data__train=write(folder, "empty.txt", "")),
+        ("empty.txt holds no text", "got: only empty files", "do: check data.train"),
+    ),
+    "an empty table": (
+        lambda folder: classify(folder, data__train=write(folder, "empty.csv", "")),
+        ("empty.csv is empty", "got: 0 bytes", "do:"),
+    ),
+    "no such text column": (
+        lambda folder: classify(folder, data__text_column="review"),
+        ("has no column 'review'", "data.text_column=review", "allowed: text, label", "do:"),
+    ),
+    "no such label column": (
+        lambda folder: classify(folder, data__label_column="lable"),
+        ("has no column 'lable'", "data.label_column=lable", "allowed: text, label", "set data.label_column=label"),
+    ),
+    "one class only": (
+        lambda folder: classify(folder, data__train=rows(folder, labels="a")),
+        ("holds one class only", "got: 1 distinct values", "allowed: 2 to", "do:"),
+    ),
+    "a class of one row": (
+        lambda folder: classify(folder, data__train=rows(folder, labels="a" * 39 + "b")),
+        ("a class with one row", "got: label b", "do:"),
+    ),
+    "no such base model": (
+        lambda folder: classify(folder) | {"model": {"base": str(folder / "nowhere")}},
+        ("nowhere", "do:"),
+    ),
+    "samples longer than the model's context": (
+        lambda folder: classify(folder, data__sequence_length=65),
+        ("longer than the model's context", "got: data.sequence_length: 65", "at most 64", "length=64"),
+    ),
+    "a trial with samples longer than the context": (
+        lambda folder: classify(
+            folder,
+            search={"space": {"data.sequence_length": {"grid": [16, 65]}}, "scheduler": "none"},
+        ),
+        ("longer than the model's context", "got: data.sequence_length: 65"),
+    ),
+    "storage that is a file": (
+        lambda folder: pretrain(folder, checkpoint__storage=write(folder, "file", "")),
+        ("checkpoint.storage is a file", "got:", "do:"),
+    ),
+}
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Any start of Ray fails the test; caches are the test's own."""
+    from orchestrator.scheduling import launch
+
+    def refuse() -> None:
+        pytest.fail("Ray was about to start")
+
+    monkeypatch.setattr(launch, "ray_session", refuse)
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("mistake", DATA_MISTAKES)
+def test_a_mistake_in_data_or_model_is_refused_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str
+) -> None:
+    build, expected = DATA_MISTAKES[mistake]
+    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(build(tmp_path)))
+    with pytest.raises(SystemExit) as ended:
+        running.run_command(spec)
+    error = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2
+    assert [part for part in expected if part not in error] == [], error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "home").glob("runs/*")), "nothing was begun"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
+def test_a_dead_mlflow_server_is_named_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(pretrain(tmp_path, tracking__uri="http://127.0.0.1:9")))
+    with pytest.raises(SystemExit) as ended:
+        running.run_command(spec)
+    error = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "the MLflow server does not answer" in error
+    assert "do:" in error
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------------
+
+
+JOBS = {"pretrain": (("pretrain",), False), "finetune": (("finetune",), False), "tune": (("finetune",), True)}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_shows_its_help_with_an_example(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds, search = JOBS[job]
+    with pytest.raises(SystemExit) as ended:
+        running.main_of_job(["--help"], kinds=kinds, search=search, prog=f"jobs.{job}")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: ray job submit --working-dir . -- python -m jobs.{job} --config" in text
+
+
+def test_a_job_sends_a_spec_of_another_kind_to_the_job_it_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(specs.PRETRAIN))
+    with pytest.raises(SystemExit) as ended:
+        running.main_of_job(["--config", spec], kinds=("finetune",), search=False, prog="jobs.finetune")
+    assert ended.value.code == 2
+    assert "use python -m jobs.pretrain" in capsys.readouterr().err
+
+
+def test_a_job_takes_overrides_before_and_after_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(specs.PRETRAIN))
+    arguments = ["training.steps=3", "--config", spec, "training.stepz=4", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        running.main_of_job(arguments, kinds=("pretrain",), search=False, prog="jobs.pretrain")
+    assert ended.value.code == 2
+    assert "unknown key training.stepz" in capsys.readouterr().err
+
+
+def test_an_unknown_option_of_a_job_is_a_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        running.main_of_job(["--confg", os.devnull], kinds=("pretrain",), search=False, prog="jobs.pretrain")
+    assert ended.value.code == 2
+    assert "--config" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+import pickle
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from orchestrator.errors import ClusterError, DataError, StorageError, TransientError
+from orchestrator.scheduling.train_run import WorkerError, translate
+
+DEAD = WorkerHealthCheckFailedError(
+    "A worker health check failed.\nWorker info: rank 1",
+    RayActorError(error_msg="The actor died. Worker exit type: SYSTEM_ERROR Worker exit detail: killed by SIGKILL."),
+)
+"""What Ray 2.60 gives for a worker whose process was killed."""
+
+
+def raised(error: BaseException) -> WorkerError:
+    """What the driver gets when training raises `error` on a worker."""
+    try:
+        raise error
+    except BaseException as caught:
+        found = pickle.loads(pickle.dumps(WorkerError.of(caught)))
+    assert isinstance(found, WorkerError)
+    return found
+
+
+PEER_GONE = raised(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711"))
+FOREIGN = raised(ValueError("operands could not be broadcast"))
+
+
+def test_an_error_of_ours_explains_everything_else() -> None:
+    ours = StorageError("the disk is full")
+    assert translate({0: PEER_GONE, 1: DEAD, 2: ours, 3: FOREIGN}) is ours
+
+
+def test_a_dead_worker_explains_broken_connections_and_what_its_peers_raised() -> None:
+    error = translate({0: PEER_GONE, 1: DEAD, 2: FOREIGN})
+    assert isinstance(error, TransientError)
+    assert error.what == "worker of rank 1 died"
+    assert error.got == "killed by SIGKILL."
+
+
+def test_broken_connections_alone_mean_that_a_worker_is_gone() -> None:
+    error = translate({0: PEER_GONE, 2: PEER_GONE})
+    assert isinstance(error, TransientError)
+    assert error.what == "workers of rank 0, 2 died"
+
+
+def test_a_foreign_error_is_named_with_rank_and_place_and_is_not_tried_again() -> None:
+    error = translate({0: PEER_GONE, 1: FOREIGN})
+    assert isinstance(error, ClusterError)
+    assert error.what == "training failed on rank 1 with ValueError"
+    assert error.got == "operands could not be broadcast"
+    assert "test_train_run.py" in str(error.do)
+
+
+def test_a_message_about_connections_counts_only_from_the_transport() -> None:
+    assert not raised(ValueError("connection reset")).is_broken_connection
+    assert raised(ConnectionResetError(104, "Connection reset by peer")).is_broken_connection
+
+
+def test_an_exception_that_does_not_pickle_still_arrives() -> None:
+    class Odd(Exception):
+        def __init__(self, code: int, *, reason: str) -> None:
+            super().__init__(f"{code}: {reason}")
+            self.lock = open(__file__)  # noqa: SIM115  a handle, which nothing can pickle
+
+    odd = Odd(7, reason="odd")
+    odd.lock.close()
+    assert raised(odd).text == "7: odd"
+
+
+def test_our_errors_keep_their_lines_on_the_way_from_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(DataError("no rows", got="0", do="add some")))
+    assert translate({0: error}) is error
+    assert str(error) == "no rows\n  got:     0\n  do:      add some"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError(5, "input/output error"), AssertionError()])
+def test_any_foreign_error_of_the_only_worker_is_no_death(error: BaseException) -> None:
+    assert not isinstance(translate({0: raised(error)}), TransientError)
