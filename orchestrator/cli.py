@@ -77,9 +77,10 @@ def plan(
     from orchestrator.planning.plan import make_plan
     from orchestrator.planning.show import plan_answer, plan_table
     from orchestrator.spec_file import load_spec
+    from orchestrator.tracking.finished_model import with_base_found
 
     with console.reporting_failures(as_json=as_json):
-        loaded = load_spec(spec, overrides or ())
+        loaded = with_base_found(load_spec(spec, overrides or ()))
         cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
         made = make_plan(loaded, cluster)
         if as_json:

@@ -24,6 +24,18 @@ for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_TMPDIR"):
     os.environ.pop(name, None)
 
 
+_NOT_OURS = (
+    # peft 0.21 asks models for a property that transformers 5.23 has renamed.
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning:transformers.modeling_utils",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, except those that one library raises about another."""
+    for entry in _NOT_OURS:
+        config.addinivalue_line("filterwarnings", entry)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def orchestrator_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Runs, caches and the default MLflow store of this test session."""

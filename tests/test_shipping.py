@@ -53,11 +53,12 @@ def test_a_folder_that_is_there_is_left_alone(parcel: Parcel) -> None:
 
 def test_workers_that_race_leave_one_whole_folder(parcel: Parcel, content: dict[str, bytes]) -> None:
     @ray.remote(num_cpus=1)
-    def arrive(one: Parcel) -> dict[str, bytes]:
+    def arrive(one: Parcel) -> bytes:
         unpack(one)
-        return read(one.folder)
+        return (one.folder / "train.bin").read_bytes()
 
-    assert ray.get([arrive.remote(parcel) for _ in range(4)]) == [content] * 4
+    assert ray.get([arrive.remote(parcel) for _ in range(4)]) == [content["train.bin"]] * 4
+    assert read(parcel.folder) == content
     assert [path.name for path in parcel.folder.parent.iterdir()] == ["data"]
 
 

@@ -25,6 +25,7 @@ from orchestrator.scheduling.tokenize import encode_on_ray
 from orchestrator.scheduling.train_run import Watcher, run_training
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
+from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.tracking.store import check_store
 from orchestrator.tracking.tracker import (
     MlflowTracker,
@@ -93,6 +94,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     `fresh` forgets an earlier run of this spec. Raises Interrupted when asked to stop, and whatever the run raised;
     its MLflow run is closed truthfully in either case.
     """
+    spec = with_base_found(spec)
     check_storage(spec)
     data = look_ahead(spec)
     if data is not None and not fresh:

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError, TransientError
 from orchestrator.scheduling.board import DriverBoard, WorkerBoard
@@ -215,10 +215,20 @@ def _outcome(future: Future[Any]) -> Outcome:
     except ray.train.WorkerGroupError as error:
         raise translate(error.worker_failures) from error
     except (ray.train.TrainingFailedError, RayError) as error:
-        text = " ".join(str(error).split())
-        kind = CapacityError if "worker group startup timed out" in text else TransientError
-        raise kind("Ray could not run the workers", got=text[:400], do="`ray status` shows what is free") from error
+        raise _never_trained(getattr(error, "controller_failure", error)) from error
     return Outcome(**{**value, "notes": tuple(value["notes"])})
+
+
+def _never_trained(cause: BaseException) -> OrchestratorError:
+    """What kept Ray Train from running the workers at all."""
+    got = " ".join(str(cause).split())[-400:]
+    if "worker group startup timed out" in str(cause):
+        return CapacityError("there is no room for the workers", got=got, do="`ray status` shows what is free")
+    if isinstance(cause, RayTaskError):
+        return ClusterError(
+            "the workers could not start", got=got, do="check that every node has this project and its dependencies"
+        )
+    return TransientError("Ray could not run the workers", got=got, do="the same command starts them again")
 
 
 def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:

@@ -92,15 +92,19 @@ def newest_good(folder: Path) -> Found:
     return Found(checkpoint=None, rejected=tuple(rejected))
 
 
-def prune(folder: Path, *, keep: int, newest: Path) -> None:
-    """Removes all but the last `keep` checkpoints up to `newest`, and what torn writes left behind.
-
-    Later ones go too: the run passed them over as damaged and went on from before them.
-    """
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what torn writes left behind."""
     complete = sorted(p for p in folder.glob("step-*") if not p.name.endswith(_WRITING))
-    kept = [path for path in complete if path.name <= newest.name][-keep:]
-    for path in folder.glob("step-*"):
-        if path not in kept:
+    for old in complete[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    for torn in folder.glob(f"step-*{_WRITING}"):
+        shutil.rmtree(torn, ignore_errors=True)
+
+
+def discard_newer(checkpoint: Checkpoint) -> None:
+    """Removes those that were passed over for this one: kept, they would push good ones out of the newest `keep`."""
+    for path in checkpoint.path.parent.glob("step-*"):
+        if path.name > checkpoint.path.name:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -69,6 +69,8 @@ class Engine:
             config=dict(plan.deepspeed),
             dist_init_required=False,
         )
+        if plan.zero_stage == 0 and plan.precision != "fp32":
+            self._undo_first_step()
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> tuple[torch.Tensor, float | None]:
         """One optimizer step over this rank's micro-batches.
@@ -135,6 +137,16 @@ class Engine:
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _undo_first_step(self) -> None:
+        """Without ZeRO, DeepSpeed's 16-bit optimizer makes room for Adam's moments by a step without gradients.
+
+        It decays the master weights at the peak rate and shifts the bias correction: the first steps are too short.
+        """
+        optimizer = self._engine.optimizer
+        optimizer.refresh_fp32_params()
+        for state in optimizer.state.values():
+            state["step"].zero_()
 
     def _norm_of_whole_gradients(self) -> float | None:
         """Without ZeRO, DeepSpeed clips in place and keeps no norm; the gradients are already averaged here."""

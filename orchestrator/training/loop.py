@@ -94,6 +94,8 @@ class _Loop:
             return
         checkpoints.check_compatible(checkpoint, world_size=self._plan.workers, zero_stage=self._plan.zero_stage)
         self._engine.load(checkpoint.path)
+        if self._leads:
+            checkpoints.discard_newer(checkpoint)
         self._account.resume(checkpoint.state)
         self._evaluated_step, self._metrics = checkpoint.state.evaluated_step, dict(checkpoint.state.metrics)
         self._checkpoint = checkpoint.path
@@ -250,7 +252,7 @@ class _Loop:
                 world_size=self._plan.workers,
                 zero_stage=self._plan.zero_stage,
             )
-            checkpoints.prune(folder, keep=self._spec.checkpoint.keep, newest=final)
+            checkpoints.prune(folder, self._spec.checkpoint.keep)
         self._checkpoint = self._from_leader(final)
         self._account.add_saving(time.monotonic() - started)
 

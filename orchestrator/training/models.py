@@ -108,14 +108,14 @@ def _new_weights(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.M
         return sharded
     model = _blank(spec, config)
     model.initialize_weights()
+    model.tie_weights()
     return model
 
 
 def _blank(spec: RunSpec, config: PretrainedConfig) -> torch.nn.Module:
-    """The architecture with whatever the memory held for weights."""
+    """The architecture with whatever the memory held for weights, none of them tied yet."""
     with no_init_weights():
         model: torch.nn.Module = _auto_class(spec).from_config(config, dtype=torch.float32)
-    model.tie_weights()
     return model
 
 
@@ -244,6 +244,7 @@ def export(state: dict[str, torch.Tensor], spec: RunSpec, plan: RunPlan, data: P
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model = _blank(spec, _configuration(spec, data))
+    model.tie_weights()
     if spec.task == "causal-lm" and not _is_new(spec):
         with contextlib.suppress(OSError):  # many bases have none
             model.generation_config = GenerationConfig.from_pretrained(resolve(str(spec.model.base)))

@@ -159,8 +159,11 @@ def _leftovers() -> dict[str, list[str]]:
     from ray.util import placement_group_table
 
     groups = [g["name"] or g["placement_group_id"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    # Ray keeps one coordinator per cluster, for whoever trains next.
     actors = [
-        actor["ActorClassName"] for actor in ray._private.state.actors().values() if actor["State"] not in ("DEAD",)
+        actor["ActorClassName"]
+        for actor in ray._private.state.actors().values()
+        if actor["State"] != "DEAD" and actor["ActorClassName"] != "_AutoscalingCoordinatorActor"
     ]
     keys = [key.decode() for key in _internal_kv_list("run-", namespace=b"orchestrator")]
     total, free = ray.cluster_resources(), ray.available_resources()

@@ -116,7 +116,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
                 [*RAY, "start", "--head", "--block", *(f"{key}={value}" for key, value in options.items())],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "RAY_worker_niceness": "0"},
+                # The entrypoint's `python` is the one of the head's PATH.
+                env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             )
         started = Head(
             dashboard=f"http://127.0.0.1:{dashboard_port}",
@@ -157,7 +158,7 @@ def test_a_submitted_pretraining_leaves_its_results_outside_the_jobs_working_dir
     spec = runs.pretraining(folder / "corpus", "job-pretrain", training__steps=4)
     done = head.submit("jobs.pretrain", write(spec, folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
+    assert "succeeded" in done.stdout + done.stderr
     run_folder, run = head.result("job-pretrain")
     assert run.info.status == "FINISHED"
     assert (run_folder / "model" / "model.safetensors").is_file()

@@ -168,7 +168,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(finished: RunResult, co
     family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, "processes of the killed driver go on"
     run_id = json.loads(next(points.glob("driver-death-*/mlflow.json")).read_text())["run_id"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,48 @@
+"""`model.base: runs:/ID` -> the folder that run's model lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator import locations
+from orchestrator.errors import ModelError
+from orchestrator.spec import RunSpec
+from orchestrator.tracking import store
+
+_PREFIX = "runs:/"
+_MODEL_PATH_TAG = "orchestrator.model_path"
+
+
+def with_base_found(spec: RunSpec) -> RunSpec:
+    """The spec with a run as base replaced by its model's folder; any other spec unchanged.
+
+    Raises ModelError when the run is not in the store, has left no model, or its folder is not on this machine.
+    """
+    base = spec.model.base
+    if base is None or not base.startswith(_PREFIX):
+        return spec
+    folder = _model_folder(spec.tracking.uri or locations.default_tracking_uri(), base.removeprefix(_PREFIX))
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"base": str(folder)})})
+
+
+def _model_folder(uri: str, run_id: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    store.check_store(uri)
+    client = store.client(uri, create=False)
+    try:
+        tags = client.get_run(run_id).data.tags
+    except MlflowException as error:
+        raise ModelError(
+            "the run that model.base names is not in the MLflow store",
+            got=f"{_PREFIX}{run_id} in {store.redacted(uri)}",
+            do="`orchestrator compare --json` lists the ids of runs",
+        ) from error
+    path = tags.get(_MODEL_PATH_TAG)
+    if path is None or not Path(path).is_dir():
+        raise ModelError(
+            "the run that model.base names has no model here",
+            got=path or f"run {run_id} has not ended with a model",
+            do="give a finished run whose folder this machine sees",
+        )
+    return Path(path)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ModelError
+from orchestrator.tracking.finished_model import with_base_found
+from orchestrator.tracking.tracker import open_run
+from tests.specs import CLASSIFY, spec
+
+
+def test_any_other_base_is_left_alone() -> None:
+    original = spec(CLASSIFY)
+    assert with_base_found(original) is original
+
+
+@pytest.mark.slow
+def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    model = tmp_path / "model"
+    model.mkdir()
+    finished = open_run(uri, "base", "finished")
+    finished.close_run("finished", tags={"orchestrator.model_path": str(model)})
+    unfinished = open_run(uri, "base", "unfinished")
+
+    def based_on(run_id: str) -> str | None:
+        return with_base_found(spec(CLASSIFY, model__base=f"runs:/{run_id}", tracking__uri=uri)).model.base
+
+    assert based_on(finished.handle.run_id) == str(model)
+    with pytest.raises(ModelError, match="has no model here"):
+        based_on(unfinished.handle.run_id)
+    with pytest.raises(ModelError, match="not in the MLflow store"):
+        based_on("0" * 32)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import SpecError, StorageError
+from orchestrator.training.job import Outcome, TrainingJob
+from tests import training_runs
+from tests.training_runs import WorkerDied, classify, curve, history, pretrain
+
+pytestmark = pytest.mark.slow
+
+MakeJob = Callable[..., TrainingJob]
+EVERY = {"checkpoint__every_steps": 3, "training__eval_every_steps": 2}
+
+
+def again(job: TrainingJob, **changes: Any) -> TrainingJob:
+    """The same run with another budget, or another field that does not change what is computed."""
+    return replace(job, spec=job.spec.model_copy(update=changes))
+
+
+def assert_same_curves(resumed: TrainingJob, uninterrupted: TrainingJob) -> None:
+    for name in training_runs.SAME_AFTER_RESUME:
+        assert curve(resumed, name) == curve(uninterrupted, name), name
+
+
+def evaluations(outcome: Outcome) -> dict[str, float]:
+    return {name: value for name, value in outcome.metrics.items() if name.startswith("eval/")}
+
+
+CASES: list[tuple[MakeJob, dict[str, Any]]] = [
+    *((pretrain, {"resources__workers": 2, "deepspeed__zero_stage": stage}) for stage in range(4)),
+    (pretrain, {"training__precision": "bf16", "deepspeed__zero_stage": 0}),
+    (classify, {"method": "full"}),
+    (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 3}),
+    (classify, {"method": "head", "deepspeed__zero_stage": 2}),
+]
+
+
+@pytest.mark.parametrize(("make", "changes"), CASES)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(
+    tmp_path: Path, make: MakeJob, changes: dict[str, Any]
+) -> None:
+    uninterrupted, resumed = (make(tmp_path / name, **EVERY, **changes) for name in ("uninterrupted", "resumed"))
+    whole = training_runs.run(uninterrupted)
+    stopped = training_runs.run(resumed, stop_at=4)
+    assert (stopped.status, stopped.step, stopped.model_path) == ("interrupted", 4, None)
+    assert not resumed.outcome_file.exists()
+    rest = training_runs.run(resumed)
+    assert (rest.status, rest.step) == ("finished", 6)
+    assert_same_curves(resumed, uninterrupted)
+    assert evaluations(rest) == evaluations(whole)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
+    changes = {"resources__workers": 2, "deepspeed__zero_stage": 2, "checkpoint__every_steps": 2}
+    uninterrupted, killed = (pretrain(tmp_path / name, **changes) for name in ("uninterrupted", "killed"))
+    training_runs.run(uninterrupted)
+    with pytest.raises(WorkerDied):
+        training_runs.run(killed, kill_at=5)
+    training_runs.run(killed)
+    steps = [json.loads(line)["step"] for line in (killed.run_folder / "history.jsonl").read_text().splitlines()]
+    assert steps[steps.index(5) + 1] == 4, "it went on from the checkpoint of step 4"
+    assert_same_curves(killed, uninterrupted)
+
+
+def test_costs_go_on_where_they_were(tmp_path: Path) -> None:
+    job = pretrain(tmp_path)
+    stopped = training_runs.run(job, stop_at=3)
+    finished = training_runs.run(job)
+    for name in ("cost/gpu_hours", "train/tokens", "cost/flops"):
+        assert finished.metrics[name] > stopped.metrics[name], name
+    assert finished.metrics["cost/flops"] == pytest.approx(6 * job.plan.flops_per_step)
+    assert finished.metrics["train/tokens"] == 6 * job.plan.tokens_per_step
+
+
+def test_a_finished_run_that_runs_again_takes_no_step_and_gives_the_same_outcome(tmp_path: Path) -> None:
+    job = pretrain(tmp_path)
+    first = training_runs.run(job)
+    lines = len((tmp_path / "history.jsonl").read_text().splitlines())
+    second = training_runs.run(job)
+    assert second == first == Outcome.from_dict(json.loads(job.outcome_file.read_text()))
+    news = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()[lines:]]
+    assert {item["phase"] for item in news} == {"training", "exporting"}
+    assert {item["step"] for item in news} == {6}
+
+
+def test_a_stop_in_the_last_step_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    job = pretrain(tmp_path)
+    assert training_runs.run(job, stop_at=6).status == "interrupted"
+    finished = training_runs.run(job)
+    assert finished.status == "finished"
+    assert "eval/loss" in finished.metrics
+    assert len(curve(job)) == 6
+
+
+def damage(checkpoint: Path) -> None:
+    file = max((checkpoint / "state").rglob("*.pt"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(bytes(content))
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_note_and_without_a_trace_in_the_curve(tmp_path: Path) -> None:
+    uninterrupted, job = (pretrain(tmp_path / name, checkpoint__every_steps=2) for name in ("whole", "damaged"))
+    training_runs.run(uninterrupted)
+    training_runs.run(job, stop_at=5)
+    damage(job.checkpoints / "step-00000005")
+    finished = training_runs.run(job)
+    assert_same_curves(job, uninterrupted)
+    assert [note for note in finished.notes if "step-00000005 is damaged" in note]
+    assert sorted(path.name[-1] for path in job.checkpoints.iterdir()) == ["2", "4", "6"]
+
+
+def test_without_a_good_checkpoint_the_run_is_refused_and_nothing_is_removed(tmp_path: Path) -> None:
+    job = pretrain(tmp_path, checkpoint__every_steps=2)
+    training_runs.run(job, stop_at=3)
+    before = sorted(job.checkpoints.iterdir())
+    for checkpoint in before:
+        damage(checkpoint)
+    with pytest.raises(StorageError, match="--fresh"):
+        training_runs.run(job)
+    assert sorted(job.checkpoints.iterdir()) == before
+
+
+def test_a_checkpoint_of_another_shape_is_refused_with_the_way_back(tmp_path: Path) -> None:
+    training_runs.run(pretrain(tmp_path, deepspeed__zero_stage=1), stop_at=2)
+    with pytest.raises(SpecError, match=r"deepspeed\.zero_stage=1"):
+        training_runs.run(pretrain(tmp_path, deepspeed__zero_stage=2))
+
+
+# -- budget --------------------------------------------------------------------------------------------------------
+
+
+def of_steps(job: TrainingJob, steps: float) -> str:
+    return f"{steps * job.plan.flops_per_step:.6e}flops"
+
+
+def test_a_budget_stops_the_run_before_it_is_overrun_with_checkpoint_evaluation_and_model(tmp_path: Path) -> None:
+    job = pretrain(tmp_path, resources__workers=2)
+    job = again(job, budget=of_steps(job, 3.5))
+    stopped = training_runs.run(job)
+    assert (stopped.status, stopped.step) == ("stopped_by_budget", 3)
+    assert stopped.metrics["cost/flops"] <= 3.5 * job.plan.flops_per_step
+    assert "eval/loss" in stopped.metrics
+    assert stopped.checkpoint == str(job.checkpoints / "step-00000003")
+    assert (job.model_folder / "model.safetensors").is_file()
+    assert "budget" in stopped.notes[-1]
+
+
+def test_a_spent_budget_allows_nothing_and_a_raised_one_the_rest(tmp_path: Path) -> None:
+    whole, job = pretrain(tmp_path / "whole"), pretrain(tmp_path / "stopped")
+    training_runs.run(whole)
+    job = again(job, budget=of_steps(job, 3.5))
+    first = training_runs.run(job)
+    exported = (job.model_folder / "model.safetensors").stat().st_mtime_ns
+    assert training_runs.run(job) == first, "the same command again says the same"
+    assert len(curve(job)) == 3
+    assert (job.model_folder / "model.safetensors").stat().st_mtime_ns == exported
+    finished = training_runs.run(again(job, budget=of_steps(job, 100)))
+    assert (finished.status, finished.step) == ("finished", 6)
+    assert_same_curves(job, whole)
+
+
+def test_a_budget_below_one_step_takes_none(tmp_path: Path) -> None:
+    job = pretrain(tmp_path)
+    stopped = training_runs.run(again(job, budget=of_steps(job, 0.5)))
+    assert (stopped.status, stopped.step) == ("stopped_by_budget", 0)
+    assert "eval/loss" in stopped.metrics
+
+
+def test_a_budget_that_just_suffices_finishes_the_run(tmp_path: Path) -> None:
+    job = pretrain(tmp_path)
+    assert training_runs.run(again(job, budget=of_steps(job, 6.01))).status == "finished"
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def plain_evaluation(job: TrainingJob) -> dict[str, float]:
+    """The held-out figures of the exported model: sample by sample, without padding, in numpy's float64."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from orchestrator.training.batches import open_split
+
+    classifies = job.spec.task == "text-classification"
+    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    model = kind.from_pretrained(job.model_folder).eval()
+    samples = open_split(job.data.path, "validation")
+    losses: list[float] = []
+    correct = []
+    for index in range(len(samples)):
+        batch = samples.batch(np.array([index]), pad_to=int(samples.lengths(np.array([index]))[0]))
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(batch["input_ids"])).logits[0].double().numpy()
+        logits, labels = np.atleast_2d(logits), batch["labels"].reshape(-1)
+        losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels])
+        correct += list(logits.argmax(-1) == labels)
+    mean = float(np.mean(losses))
+    return {"eval/loss": mean} | (
+        {"eval/accuracy": float(np.mean(correct))} if classifies else {"eval/perplexity": float(np.exp(mean))}
+    )
+
+
+@pytest.mark.parametrize("make", [pretrain, classify])
+def test_evaluation_is_exact_and_does_not_depend_on_workers_or_micro_batch(tmp_path: Path, make: MakeJob) -> None:
+    rate = {"training__learning_rate": 1e-12}  # steps round differently; what is compared is the evaluation
+    found = []
+    for number, (workers, micro, stage) in enumerate([(1, 8, 0), (1, 1, 0), (2, 3, 3)]):
+        job = make(
+            tmp_path / str(number),
+            **rate,
+            resources__workers=workers,
+            training__global_batch=workers * micro,
+            training__micro_batch=micro,
+            deepspeed__zero_stage=stage,
+        )
+        assert job.data.counts.validation_samples % (workers * micro) or micro == 1, "no batch is cut short"
+        found.append(evaluations(training_runs.run(job)))
+    exact = plain_evaluation(job)
+    for figures in found:
+        assert figures == pytest.approx(exact, abs=2e-6, rel=2e-6)
+
+
+# -- endings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_stopped_out_of_a_report_leaves_cleanly_and_another_training_follows(tmp_path: Path) -> None:
+    stopped, other = pretrain(tmp_path / "stopped", **EVERY), pretrain(tmp_path / "other", **EVERY)
+    with pytest.raises(SystemExit):
+        training_runs.run(stopped, exit_at_report=4)
+    file = stopped.run_folder / "outbox" / "metrics" / "untracked" / "metrics.jsonl"
+    points = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {"train/loss", "eval/loss"} <= {point["key"] for point in points if point["step"] == 4}
+    assert not stopped.outcome_file.exists()
+    assert training_runs.run(other).status == "finished"
+    assert history(stopped)[4] == history(other)[4]

