@@ -17,6 +17,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",  # a hub name typed into a test fails at once instead of after retries
     RAY_AUTH_MODE="disabled",  # a token in the developer's home would otherwise turn authentication on
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # as in a run: at Ray's own 15 anything else on the machine starves the workers
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # Ray's coming default; it warns until it is chosen
 )
 # What a developer's shell points at is not for tests to write to.

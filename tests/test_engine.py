@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,3 +123,15 @@ def test_raw_deepspeed_keys_reach_the_engine(tmp_path: Path) -> None:
     monitor = {"enabled": True, "output_path": str(tmp_path / "monitor"), "job_name": "raw"}
     trained(tmp_path / "run", deepspeed={"csv_monitor": monitor})
     assert list((tmp_path / "monitor" / "raw").glob("*.csv"))
+
+
+def test_a_start_under_zero_does_not_load_the_compiler(tmp_path: Path) -> None:
+    script = (
+        "import sys, pickle; from orchestrator.training.loop import train; "
+        "from orchestrator.training.job import WorkerContext; "
+        "train(pickle.load(sys.stdin.buffer), WorkerContext()); sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    )
+    job = pickle.dumps(pretrain(tmp_path, training__steps=1, deepspeed__zero_stage=2))
+    done = subprocess.run([sys.executable, "-c", script], input=job, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert b"Warning" not in done.stderr

@@ -63,9 +63,7 @@ class Account:
     once, since the checkpoint that the run goes on from does not know of it.
     """
 
-    def __init__(
-        self, plan: RunPlan, *, validation_samples: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, plan: RunPlan, *, validation_samples: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._plan = plan
         self._clock = clock
         self._started = clock()

@@ -9,7 +9,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,8 @@ class Engine:
 def _import_deepspeed(plan: RunPlan) -> Any:
     """DeepSpeed, told its device, with errors only in its log, and without what a run here never uses.
 
-    Left out: its autotuner's import of mlflow (2 s a worker), and on a CPU the shared-memory op, whose build costs
-    20 s and more and whose work gloo does.
+    Left out: its autotuner's import of mlflow (2 s a worker), the compiler that decorators of its Muon optimizer load
+    (3 s), and on a CPU the shared-memory op, whose build costs 20 s and more and whose work gloo does.
     """
     os.environ.setdefault("DS_ACCELERATOR", plan.device)
     tracker = sys.modules.get("mlflow")
@@ -167,10 +168,26 @@ def _import_deepspeed(plan: RunPlan) -> Any:
     try:
         import deepspeed
         import deepspeed.ops
+
+        with _nothing_compiled():
+            import deepspeed.runtime.zero.muon.original_muon
     finally:
         if tracker is None:
             del sys.modules["mlflow"]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 has deprecated.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if plan.device == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """`torch.compile` as a decorator that leaves functions as they are."""
+    compiling = torch.compile
+    torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
+    try:
+        yield
+    finally:
+        torch.compile = compiling

@@ -246,9 +246,7 @@ class _Loop:
         if self._leads:
             final = checkpoints.commit(
                 writing,
-                state=replace(
-                    self._account.state(), evaluated_step=self._evaluated_step, metrics=dict(self._metrics)
-                ),
+                state=replace(self._account.state(), evaluated_step=self._evaluated_step, metrics=dict(self._metrics)),
                 world_size=self._plan.workers,
                 zero_stage=self._plan.zero_stage,
             )

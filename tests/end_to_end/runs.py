@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 from orchestrator.scheduling.launch import Listener
 from orchestrator.scheduling.train_run import Watcher
 from orchestrator.spec import RunSpec
+from orchestrator.tracking import store
 from tests import specs
 
 STEPS = 100
@@ -119,6 +121,18 @@ def kill(process: psutil.Process) -> None:
     os.kill(process.pid, signal.SIGKILL)
 
 
+def end_of_driver(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Kills a driver with Ray below it; gives what of it still runs after half a minute.
+
+    Ray's two agents are left out: they take a minute to notice that their node is gone, and hold nothing.
+    """
+    family = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
+    assert family
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    return psutil.wait_procs(family, timeout=30)[1]
+
+
 def wait_until(condition: Callable[[], bool], *, within_s: float) -> None:
     """Polls; fails with the condition's name."""
     deadline = time.monotonic() + within_s
@@ -129,9 +143,7 @@ def wait_until(condition: Callable[[], bool], *, within_s: float) -> None:
 
 def curve(run_id: str, metric: str, *, uri: str) -> dict[int, float]:
     """Step to value, as MLflow has it; fails when a step is there twice."""
-    from mlflow import MlflowClient
-
-    points = MlflowClient(tracking_uri=uri).get_metric_history(run_id, metric)
+    points = store.client(uri, create=False).get_metric_history(run_id, metric)
     steps = [point.step for point in points]
     assert len(steps) == len(set(steps)), f"{metric} has steps twice: {sorted(steps)}"
     return {point.step: point.value for point in sorted(points, key=lambda point: point.step)}
@@ -139,9 +151,7 @@ def curve(run_id: str, metric: str, *, uri: str) -> dict[int, float]:
 
 def mlflow_run(run_id: str, *, uri: str) -> Any:
     """The run itself."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri).get_run(run_id)
+    return store.client(uri, create=False).get_run(run_id)
 
 
 def leftovers(*, within_s: float = 20) -> dict[str, list[str]]:

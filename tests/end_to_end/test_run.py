@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from orchestrator import locations
 from orchestrator.errors import TransientError
 from orchestrator.scheduling.launch import RunResult, launch
+from orchestrator.tracking import store
 from tests import specs
 from tests.end_to_end import runs
 
@@ -68,8 +66,6 @@ def test_every_evaluation_is_in_mlflow_once(finished: RunResult, metric: str) ->
 
 
 def test_the_mlflow_run_says_what_was_run_on_what(finished: RunResult) -> None:
-    from mlflow import MlflowClient
-
     run = mlflow_run(finished)
     assert run.info.status == "FINISHED"
     assert run.data.params["training.learning_rate"] == "0.001"
@@ -78,7 +74,7 @@ def test_the_mlflow_run_says_what_was_run_on_what(finished: RunResult) -> None:
     assert tags["orchestrator.data_fingerprint"]
     assert len(tags["mlflow.source.git.commit"]) == 40
     assert tags["orchestrator.restarts"] == "0"
-    client = MlflowClient(tracking_uri=locations.default_tracking_uri())
+    client = store.client(locations.default_tracking_uri(), create=False)
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"plan.json", "spec.yaml"}
 
 
@@ -165,11 +161,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(finished: RunResult, co
         return any('"step": 30,' in f.read_text() for f in points.glob("driver-death-*/outbox/*/*/metrics.jsonl"))
 
     runs.wait_until(has_reached_step_30, within_s=90)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive, "processes of the killed driver go on"
+    assert runs.end_of_driver(driver) == []
     run_id = json.loads(next(points.glob("driver-death-*/mlflow.json")).read_text())["run_id"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

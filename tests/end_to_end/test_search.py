@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -23,6 +20,7 @@ from orchestrator.scheduling.launch import Listener, RunResult, launch
 from orchestrator.scheduling.train_run import Watcher
 from orchestrator.scheduling.trial import ending_of
 from orchestrator.spec import RunSpec
+from orchestrator.tracking import store
 from tests.end_to_end import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -53,9 +51,7 @@ def pruned(folder: Path, ray_cluster: None) -> RunResult:
 
 def children(result: RunResult) -> dict[str, Any]:
     """Name to nested MLflow run."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=locations.default_tracking_uri())
+    client = store.client(locations.default_tracking_uri(), create=False)
     parent = client.get_run(str(result.mlflow_run_id))
     found = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.mlflow_run_id}'")
     return {run.info.run_name: run for run in found}
@@ -92,10 +88,8 @@ def test_a_pruned_trial_is_really_stopped(pruned: RunResult) -> None:
 
 
 def test_the_parent_carries_the_best_trials_figures(pruned: RunResult) -> None:
-    from mlflow import MlflowClient
-
     assert pruned.best is not None
-    parent = MlflowClient(tracking_uri=locations.default_tracking_uri()).get_run(str(pruned.mlflow_run_id))
+    parent = store.client(locations.default_tracking_uri(), create=False).get_run(str(pruned.mlflow_run_id))
     best = children(pruned)[pruned.best["trial"]]
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["eval/loss"] == best.data.metrics["eval/loss"] == pruned.metrics["eval/loss"]
@@ -243,11 +237,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(folder: Path, tmp_path:
         return any((locations.home() / "runs").glob("driver-death-*/trials/*/ending.json"))
 
     runs.wait_until(one_has_ended, within_s=90)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive, "processes of the killed driver go on"
+    assert runs.end_of_driver(driver) == []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "trial 00 starts" not in done.stderr
