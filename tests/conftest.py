@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 # Read by the libraries when they are imported, so before any test module is.
 os.environ.update(
@@ -35,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, except those that one library raises about another."""
     for entry in _NOT_OURS:
         config.addinivalue_line("filterwarnings", entry)
+
+
+# A slow machine is no counterexample; pytest-timeout ends what hangs.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
