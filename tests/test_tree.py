@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,3 +158,11 @@ def test_imports_are_found_wherever_they_stand(tmp_path: Path, source: str, foun
     path = tmp_path / "module.py"
     path.write_text(source, encoding="utf-8")
     assert [name for _, name in imports(path)] == found
+
+
+def test_the_readme_names_every_module_and_no_other() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("## The tree") : text.index("## Non-goals")]
+    named = set(re.findall(r"^\s+(\w+\.py)\s", tree, re.MULTILINE))
+    there = {path.name for path in (ROOT / "orchestrator").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named == there

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -141,7 +142,7 @@ def _pretrained(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
         model, report = _auto_class(spec).from_pretrained(
             base, dtype=torch.float32, output_loading_info=True, **_task_settings(spec, data)
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the base model cannot be loaded for task: {spec.task}",
             got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
