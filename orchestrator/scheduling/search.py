@@ -31,13 +31,23 @@ from orchestrator.scheduling.launch import (
     make_folder,
     open_tracker,
     prepare_run,
+    remembered_handle,
     remembered_run_id,
 )
 from orchestrator.scheduling.shipping import pack
-from orchestrator.scheduling.trial import STEP, Ending, Reports, TrialTask, ending_of, forget_failure, trial_main
+from orchestrator.scheduling.trial import (
+    CLOSED,
+    STEP,
+    Ending,
+    Reports,
+    TrialTask,
+    ending_of,
+    forget_failure,
+    trial_main,
+)
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec, SearchSpec
-from orchestrator.tracking.tracker import STOP_REASON_TAG, Tracker
+from orchestrator.tracking.tracker import STOP_REASON_TAG, MlflowTracker, Tracker
 from orchestrator.training.job import Outcome
 
 _NO_CPU = {"node:__internal_head__": 0.001}
@@ -271,14 +281,22 @@ class _Desk(tune.Callback):  # type: ignore[misc]
             f"trial {task.trial.name} {ending.status.replace('_', ' ')} at step {ending.step} "
             f"({len(self._ended)} of {len(self._tasks)})"
         )
-        tracker = self._open.pop(index, None)
+        self._close(task, ending, self._open.pop(index, None))
+
+    def _close(self, task: TrialTask, ending: Ending, tracker: Tracker | None) -> None:
+        """Once for each trial, also when an earlier driver was killed between a trial's end and this."""
+        closed = task.folder / CLOSED
         if tracker is None:
-            return
+            handle = remembered_handle(task.folder)
+            if handle is None or closed.exists():
+                return
+            tracker = MlflowTracker(handle)
         flush(task.folder)
         if ending.status == "failed":
             tracker.close_run("failed", error=ending.error)
-            return
-        tracker.close_run("finished", tags=_closing_tags(ending))
+        else:
+            tracker.close_run("finished", tags=_closing_tags(ending))
+        closed.touch()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks into its snapshot; the terminal and the store stay here."""

@@ -24,6 +24,8 @@ from orchestrator.scheduling.train_run import Watcher, WorkerError, run_training
 from orchestrator.search_space import Trial
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 
+CLOSED = "closed"
+"""In the folder of a trial: its MLflow run says how it ended."""
 STEP = "training_step"
 """Name of the optimizer step in what Tune is told."""
 
@@ -100,6 +102,7 @@ def forget_failure(folder: Path) -> None:
     ending = ending_of(folder)
     if ending is not None and ending.status == "failed":
         (folder / "ending.json").unlink()
+        (folder / CLOSED).unlink(missing_ok=True)
 
 
 def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:

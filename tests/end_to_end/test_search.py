@@ -224,8 +224,23 @@ def test_a_search_that_is_stopped_goes_on_with_what_had_not_ended(folder: Path) 
     assert all(steps(trial) == list(range(1, 9)) for trial in children(result).values())
 
 
+def test_a_driver_killed_between_a_trials_end_and_its_closing_leaves_no_run_open(folder: Path) -> None:
+    spec = search(folder, "half-closed", {"training.seed": {"grid": [0, 1]}}, training__steps=2)
+    first = launch(spec, runs.listener())
+    base, mlflow = Path(first.run_folder), store.client(locations.default_tracking_uri(), create=False)
+    (base / "result.json").unlink()
+    (base / "trials" / "00" / "closed").unlink()
+    before = children(first)
+    mlflow.update_run(before["00"].info.run_id, status="RUNNING")
+    after = children(launch(spec, runs.listener()))
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    assert after["01"].info.end_time == before["01"].info.end_time
+
+
 def test_a_killed_driver_is_followed_by_the_same_command(folder: Path, tmp_path: Path) -> None:
-    spec = search(folder, "driver-death", {"training.seed": {"grid": [0, 1, 2, 3]}}, search={"max_concurrent": 1})
+    spec = search(
+        folder, "search-driver-death", {"training.seed": {"grid": [0, 1, 2, 3]}}, search={"max_concurrent": 1}
+    )
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude={"deepspeed"})))
     command = [sys.executable, "-m", "orchestrator", "run", str(file), "--json"]
@@ -234,7 +249,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(folder: Path, tmp_path:
 
     def one_has_ended() -> bool:
         assert driver.poll() is None, (tmp_path / "first.log").read_text()
-        return any((locations.home() / "runs").glob("driver-death-*/trials/*/ending.json"))
+        return any((locations.home() / "runs").glob("search-driver-death-*/trials/*/ending.json"))
 
     runs.wait_until(one_has_ended, within_s=90)
     assert runs.end_of_driver(driver) == []
