@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import botocore.session
+import botocore.validate
+import jsonschema
 import pytest
 import yaml
 
@@ -34,13 +37,11 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_run_instances(node_config: dict[str, Any]) -> str:
     """What EC2's own client says about a node's configuration; empty when it is well-formed."""
-    session = pytest.importorskip(
-        "botocore.session", reason="botocore checks EC2 node configurations: pip install boto3"
-    )
-    validate = pytest.importorskip("botocore.validate")
-    model = session.get_session().get_service_model("ec2").operation_model("RunInstances")
+    model = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
     counts = {"MinCount": 1, "MaxCount": 1}
-    return str(validate.ParamValidator().validate({**counts, **node_config}, model.input_shape).generate_report())
+    return str(
+        botocore.validate.ParamValidator().validate({**counts, **node_config}, model.input_shape).generate_report()
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -53,8 +54,7 @@ def test_ray_accepts_every_cluster_file(path: Path) -> None:
 def test_ray_refuses_a_cluster_file_with_a_typo(path: Path) -> None:
     config = load(path)
     config["idle_timeout_minuets"] = 5
-    refusal = pytest.importorskip("jsonschema").ValidationError
-    with pytest.raises(refusal, match="idle_timeout_minuets"):
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minuets"):
         check(config)
 
 

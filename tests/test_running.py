@@ -167,8 +167,8 @@ DATA_MISTAKES: dict[str, tuple[Build, tuple[str, ...]]] = {
 }
 
 
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture(params=["own Ray", "a cluster"])
+def no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Any start of Ray fails the test; caches are the test's own."""
     from orchestrator.scheduling import launch
 
@@ -176,6 +176,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.fail("Ray was about to start")
 
     monkeypatch.setattr(launch, "ray_session", refuse)
+    if request.param == "a cluster":  # whose shape is not known before connecting
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
 
 

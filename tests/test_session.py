@@ -1,10 +1,18 @@
+import contextlib
 import socket
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.errors import ClusterError
-from orchestrator.scheduling.session import expected_shape, live_shape, ray_session, worker_runtime_environment
+from orchestrator.scheduling.session import (
+    expected_shape,
+    live_shape,
+    placement_groups_given_back,
+    ray_session,
+    worker_runtime_environment,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +29,19 @@ def test_the_live_shape_counts_what_ray_may_give_out(ray_cluster: None) -> None:
     (node,) = live_shape().nodes
     assert node.cpus == 4
     assert 0 < node.memory_gib < 10_000
+
+
+def test_groups_that_a_run_leaves_are_given_back_and_those_from_before_are_not(ray_cluster: None) -> None:
+    mine = placement_group([{"CPU": 1}])
+    ray.get(mine.ready())
+    with contextlib.suppress(KeyError), placement_groups_given_back():
+        left = placement_group([{"CPU": 1}])
+        ray.get(left.ready())
+        raise KeyError
+    states = {name: group["state"] for name, group in placement_group_table().items()}
+    assert states[left.id.hex()] == "REMOVED"
+    assert states[mine.id.hex()] == "CREATED"
+    remove_placement_group(mine)
 
 
 def test_a_running_ray_is_not_guessed_about(ray_cluster: None) -> None:

@@ -74,6 +74,11 @@ def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | N
     )
 
 
+def check_samples(spec: RunSpec) -> None:
+    """What can be known wrong without a cluster: raises ModelError when the samples are longer than the context."""
+    _shape(spec, None)
+
+
 def warmup_steps(fraction: float, steps: int) -> int:
     """Steps over which the learning rate rises: the fraction rounded, and at least 1 unless it is zero."""
     return max(1, round(fraction * steps)) if fraction > 0 else 0

@@ -18,9 +18,9 @@ import yaml
 
 from orchestrator import locations
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
-from orchestrator.planning.plan import make_plan
+from orchestrator.planning.plan import check_samples, make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
-from orchestrator.scheduling.session import expected_shape, ray_session
+from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
 from orchestrator.scheduling.tokenize import encode_on_ray
 from orchestrator.scheduling.train_run import Watcher, run_training
 from orchestrator.search_space import trials
@@ -103,7 +103,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
             return earlier
     if spec.tracking.enabled:
         check_store(tracking_uri(spec))
-    with ray_session() as cluster:
+    with ray_session() as cluster, placement_groups_given_back():
         listener.connected()
         check_stop(listener)
         if spec.search is not None:
@@ -126,7 +126,9 @@ def look_ahead(spec: RunSpec) -> PreparedData | None:
     cluster, cache = expected_shape(), locations.home() / "cache" / "data"
     found: dict[str, PreparedData | None] = {}
     for one in (spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))):
-        if cluster is not None:
+        if cluster is None:
+            check_samples(one)
+        else:
             make_plan(one, cluster)
         key = one.model_dump_json(include={"data": True, "model": True, "task": True, "training": {"seed"}})
         if key not in found:

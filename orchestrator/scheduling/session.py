@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from orchestrator.errors import ClusterError
 from orchestrator.planning.hardware import local_cluster
@@ -101,6 +103,27 @@ def _probe(address: str) -> None:
 def _short_temporary_folder() -> str | None:
     """Ray's Unix sockets allow 107 bytes, so a long $TMPDIR is passed over; None is Ray's own default."""
     return None if len(tempfile.gettempdir()) < 40 else "/tmp/ray"
+
+
+@contextmanager
+def placement_groups_given_back() -> Iterator[None]:
+    """Removes the placement groups that this driver's job has at the end and had not at the start.
+
+    Those of a Train controller that was killed, or that failed to start its workers, hold cores until the job ends.
+    """
+    before = _own_groups()
+    try:
+        yield
+    finally:
+        for group in _own_groups() - before:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
+def _own_groups() -> set[str]:
+    """Ids in hex; the job's own id is the end of each."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table().items()
+    return {name for name, group in groups if name.endswith(job) and group["state"] != "REMOVED"}
 
 
 def live_shape() -> ClusterShape:
