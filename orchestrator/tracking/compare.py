@@ -244,7 +244,7 @@ def table_cells(row: RunRow, *, is_trial: bool) -> list[str]:
         "-" if row.tokens is None else human_count(row.tokens),
         "-" if row.gpu_hours is None else f"{row.gpu_hours:.3g}",
         "-" if row.usd is None else f"{row.usd:.3g}",
-        row.status + (f"; {row.note}" if row.note else ""),
+        row.status.partition(" at step ")[0] + (f"; {row.note}" if row.note else ""),  # steps have their column
     ]
 
 
