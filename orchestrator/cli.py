@@ -1,4 +1,4 @@
-"""The command line: run | plan | compare | doctor | schema. Parses, calls, prints; every heavy import waits its turn.
+"""The command line: advise | plan | estimate | run | compare | doctor | schema. Every heavy import waits its turn.
 
 Exit code 0 for done, 2 for a mistake of the user's, 1 for anything else. Answers go to standard output, everything
 else to standard error.
@@ -61,6 +61,54 @@ def run(
 
 
 @app.command()
+def advise(
+    dataset: Annotated[
+        str | None, typer.Option(metavar="PATH", help="File, folder, glob or hub name; measured.")
+    ] = None,
+    examples: Annotated[
+        str | None, typer.Option(metavar="N", help="Labelled examples, when there is no dataset.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens of the data, such as 20M.")] = None,
+    task: Annotated[str | None, typer.Option(help="causal-lm, masked-lm, text- or image-classification.")] = None,
+    labels_per_class: Annotated[str | None, typer.Option(metavar="N", help="Labelled examples of each class.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="N", help="Number of classes.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_NAME", help="Pretrained model to start from.")
+    ] = None,
+    base_params: Annotated[
+        str | None, typer.Option(metavar="N", help="Its parameters, when only these are known.")
+    ] = None,
+    base_tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens it was trained on.")] = None,
+    no_base_model: Annotated[bool, typer.Option("--no-base-model", help="There is none to start from.")] = False,
+    domain_distance: Annotated[
+        str | None, typer.Option(metavar="same|near|far", help="From the base's data; measured with --dataset.")
+    ] = None,
+    unlabeled_tokens: Annotated[str | None, typer.Option(metavar="N", help="Raw text of the same domain.")] = None,
+    budget: Annotated[str | None, typer.Option(help="500usd, 100gpu-hours, 1e20flops or 8hours.")] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="Device of the catalogue, such as H100.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many of them.")] = None,
+    goal: Annotated[str, typer.Option(metavar="quality|cost|retain", help="What counts most.")] = "quality",
+    inference_tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens the result will process.")] = None,
+    history: Annotated[str | None, typer.Option(metavar="MLFLOW_URI", help="Learn from the runs of a store.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the dataset that holds the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column that holds the class.")] = None,
+    write_spec: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the spec that `run` takes.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write one page with pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What should I do? Prompt, features, adapters, full fine-tuning, continued pretraining or from scratch, priced.
+
+    Example: orchestrator advise --examples 2000 --task text-classification --base-params 125M --budget 20usd
+    """
+    typed = dict(locals())
+    from orchestrator.advising import Options, advise_command
+
+    with console.reporting_failures(as_json=as_json):
+        options = Options(**{name: typed[name] for name in Options.__dataclass_fields__})
+        advise_command(options, write_spec=write_spec, report=report, as_json=as_json)
+
+
+@app.command()
 def plan(
     spec: SpecPath,
     overrides: Overrides = None,
@@ -87,6 +135,86 @@ def plan(
             console.print_json(plan_answer(made))
         else:
             console.print_table(plan_table(made))
+
+
+Size = Annotated[int | None, typer.Option(help="Of the model; that of published models when not given.")]
+Master = Annotated[
+    bool | None,
+    typer.Option(help="Keep fp32 copies of 16-bit weights; by default not with --precision bf16.", show_default=False),
+]
+Recompute = Annotated[bool, typer.Option("--activation-checkpointing", help="Keep fewer activations, compute more.")]
+
+
+@app.command()
+def estimate(
+    params: Annotated[str, typer.Option(metavar="N", help="Weights of the model, such as 7B.")],
+    tokens: Annotated[str, typer.Option(metavar="N", help="Tokens to train on, every epoch counted, such as 1T.")],
+    gpu: Annotated[str, typer.Option(help="Device of configs/devices.yaml, or cpu.")],
+    gpus: Annotated[int, typer.Option(help="How many of them.")] = 1,
+    nodes: Annotated[int | None, typer.Option(help="On how many machines.")] = None,
+    method: Annotated[str, typer.Option(help="full, lora, qlora, prefix, prompt, ia3, adapter or head.")] = "full",
+    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; else what `run` takes.")] = None,
+    master_weights: Master = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw.")] = "adamw",
+    zero_stage: Annotated[int | None, typer.Option(help="0 to 3; the least that fits when not given.")] = None,
+    offload: Annotated[str, typer.Option(help="none, optimizer or all.")] = "none",
+    seq: Annotated[str, typer.Option(metavar="N", help="Tokens of a sample.")] = "2048",
+    micro_batch: Annotated[int, typer.Option(help="Samples per device and forward pass.")] = 1,
+    layers: Size = None,
+    hidden: Size = None,
+    heads: Size = None,
+    kv_heads: Size = None,
+    vocab: Annotated[str | None, typer.Option(metavar="N", help="Entries of the tokenizer.")] = None,
+    lora_rank: Annotated[int, typer.Option(help="Rank of LoRA's adapters.")] = 8,
+    activation_checkpointing: Recompute = False,
+    as_json: AsJson = False,
+) -> None:
+    """What would a training of some size take? Peak memory, hours and money, without a spec.
+
+    Example: orchestrator estimate --params 7B --tokens 1T --gpu H100 --gpus 64
+    """
+    from orchestrator.planning import show
+    from orchestrator.planning.estimate import Workload
+    from orchestrator.planning.estimate import estimate as priced
+    from orchestrator.planning.hardware import find_device
+    from orchestrator.planning.standard_shape import given_shape
+
+    with console.reporting_failures(as_json=as_json):
+        size, words = _count("--params", params), None if vocab is None else _count("--vocab", vocab)
+        shape = given_shape(size, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, vocab=words)
+        workload = Workload(
+            parameters=size,
+            tokens=_count("--tokens", tokens),
+            sequence_length=_count("--seq", seq),
+            method=method,
+            precision=precision,  # type: ignore[arg-type]  # words that are none are refused with the list of them
+            optimizer=optimizer,  # type: ignore[arg-type]
+            offload=offload,  # type: ignore[arg-type]
+            device=find_device(gpu),
+            gpus=gpus,
+            nodes=nodes,
+            master_weights=master_weights,
+            zero_stage=zero_stage,
+            micro_batch=micro_batch,
+            shape=shape,
+            lora_rank=lora_rank,
+            activation_checkpointing=activation_checkpointing,
+        )
+        found = priced(workload)
+        if as_json:
+            console.print_json(show.estimate_answer(found))
+        else:
+            console.print_table(show.estimate_table(found))
+
+
+def _count(option: str, text: str) -> int:
+    """A positive whole number such as 7B or 1e12; raises SpecError when the text is none."""
+    from orchestrator.quantities import parse_count
+
+    number = parse_count(text)
+    if not isinstance(number, int) or number < 1:
+        raise SpecError(f"{option} is no positive whole number", got=text, allowed="such as 2000000, 7B, 1.5T or 1e12")
+    return number
 
 
 @app.command()

@@ -15,30 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec import RunSpec
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, with `1e-4` as a number (YAML 1.2), and duplicate keys refused."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return dict(loader.construct_pairs(node, deep=True))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+from orchestrator.yaml_file import Loader, read_yaml
 
 
 def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec:
@@ -53,33 +30,6 @@ def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec
     return parse_spec(raw, source=str(path))
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises SpecError when there is none."""
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        folder = file.parent
-        nearby = sorted(p.name for p in folder.glob("*.y*ml"))[:8] if folder.is_dir() else []
-        raise SpecError(
-            "the spec file cannot be read",
-            got=f"{file} ({getattr(error, 'strerror', None) or error})",
-            allowed=f"YAML files here: {', '.join(nearby)}" if nearby else None,
-            do="give the path of a spec; configs/ holds some that run as they are",
-        ) from error
-    try:
-        raw = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{file} is not valid YAML", got=" ".join(str(error).split())) from error
-    if not isinstance(raw, dict):
-        raise SpecError(
-            f"{file} holds no spec",
-            got="an empty file" if raw is None else type(raw).__name__,
-            do="start from configs/",
-        )
-    return raw
-
-
 def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
     """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
     try:
@@ -89,11 +39,8 @@ def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
 
 
 def parse_value(text: str) -> Any:
-    """The value on the right of `key=value`, read as YAML."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SpecError("the value of an override is not valid YAML", got=text) from error
+    """The value on the right of `key=value`, read as YAML; raises yaml.YAMLError when it is none."""
+    return yaml.load(text, Loader)
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -105,7 +52,15 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             got=override,
             do="for example training.learning_rate=3e-4 or training.tokens=null",
         )
-    set_path(raw, path.strip(), parse_value(text))
+    try:
+        value = parse_value(text)
+    except yaml.YAMLError as error:
+        raise SpecError(
+            "the value of an override is not valid YAML",
+            got=override,
+            do='quote what YAML would read as structure, such as name="[a]"',
+        ) from error
+    set_path(raw, path.strip(), value)
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -17,7 +17,7 @@ from orchestrator import __version__, cli
 from tests import specs
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "compare", "doctor", "schema")
+COMMANDS = ("advise", "estimate", "run", "plan", "compare", "doctor", "schema")
 INTERVALS = {"gpu_hours", "wall_hours", "usd", "peak_gib"}
 PLAN_FIELDS = INTERVALS | {
     *("fits", "workers", "zero_stage", "offload", "micro_batch", "accumulation", "global_batch", "deepspeed"),

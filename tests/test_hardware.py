@@ -12,7 +12,10 @@ from orchestrator.errors import ClusterError, SpecError
 from orchestrator.planning import hardware
 from orchestrator.planning.hardware import catalogue, find_device, local_cluster, requested_cluster
 
-PURE_MODULES = ("hardware", "model_shape", "memory", "throughput", "deepspeed_config", "placement", "fitting", "plan")
+PURE_MODULES = (
+    *("hardware", "utilization", "communication", "throughput", "model_shape", "memory"),
+    *("deepspeed_config", "placement", "fitting", "plan"),
+)
 
 
 def fake_nvidia_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,17 +37,35 @@ def fake_nvidia_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) 
         ("NVIDIA H100 PCIe", "H100-PCIe"),
         ("H100-96GB-500W", "H100-96GB"),
         ("H800-80GB", "H800-80GB"),
+        ("H800", "H800-80GB"),
+        ("A800", "A800-80GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("AMD Instinct MI250X", "MI250X"),
         ("NVIDIA H200", "H200"),
         ("Tesla V100-SXM2-16GB", "V100-16GB"),
         ("Tesla T4", "T4"),
         ("NVIDIA L4", "L4"),
         ("NVIDIA GeForce RTX 4090", "RTX4090"),
         ("TPU v4", "TPUv4"),
+        ("TPUv5e", "TPUv5e"),
         ("cpu", "cpu"),
     ],
 )
 def test_usual_spellings_find_their_device(spelling: str, name: str) -> None:
     assert find_device(spelling).name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("A100-SXM-80GB", "A100-SXM-40GB", "A100-80GB", "A100-40GB", "H100-SXM", "H100-PCIe", "H100-80GB", "H200-SXM"),
+        *("H100-96GB-500W", "B200-SXM", "B300-SXM", "MI300X", "L40S", "L4", "A10G", "RTX4090", "RTX3090"),
+        *("V100-SXM-32GB", "T4", "H800-SXM", "TPUv4", "TPUv3"),
+    ],
+)
+def test_names_of_the_evidence_are_known(name: str) -> None:
+    assert find_device(name).bf16_tflops > 0
 
 
 def test_no_spelling_means_two_devices() -> None:
@@ -78,6 +99,22 @@ def test_benchmarks_reach_more_of_the_peak_than_whole_runs() -> None:
     for device in catalogue().values():
         if device.benchmark_fraction is not None:
             assert device.benchmark_fraction.mid > device.achieved_fraction.mid
+
+
+def test_links_within_a_node_are_no_slower_than_the_network() -> None:
+    for device in catalogue().values():
+        if device.kind == "cpu":
+            assert device.node_gb_s is device.network_gb_s is None
+        else:
+            assert device.node_gb_s is not None
+            assert device.network_gb_s is not None
+            assert 0 < device.network_gb_s <= device.node_gb_s
+
+
+def test_families_share_their_utilization_and_guesses_are_wider_than_evidence() -> None:
+    assert find_device("A100").utilization == find_device("A100-40GB").utilization
+    guess, evidence = find_device("L4").achieved_fraction, find_device("A100").achieved_fraction
+    assert guess.high / guess.low > evidence.high / evidence.low
 
 
 def test_fp32_is_slower_than_16_bits_on_every_gpu() -> None:
@@ -161,7 +198,7 @@ def test_broken_nvidia_smi_is_a_cluster_error(
 
 
 def test_broken_catalogue_entry_is_named() -> None:
-    raw = {"achieved_fractions": {"gpu": {"low": 0.1, "mid": 0.2, "high": 0.3}}, "benchmark_fractions": {}}
+    raw = {"achieved_fractions": {"gpu": {"fraction": 0.3, "spread": 0.4}}, "benchmark_fractions": {}}
     with pytest.raises(SpecError, match="entry X1 of the device catalogue"):
         hardware._device("X1", {"kind": "gpu", "aliases": [], "achieved": "gpu"}, raw)
 

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planning.memory import GIB, Layout, peak_memory
+from orchestrator.planning.memory import ALLOCATOR_SHARE, GIB, LIVE_ELEMENTS, NF4_BYTES, Layout, peak_memory
 from orchestrator.planning.model_shape import FAMILY_DEFAULTS, ModelShape, model_shape
+from orchestrator.planning.run_plan import ClusterShape, NodeShape
+from tests.bench import memory as bench
+from tests.evidence import score_memory
 
 GPU = Layout(
     workers=64,
@@ -140,6 +149,181 @@ def test_peak_grows_with_the_micro_batch(
         activation_checkpointing=checkpointing,
     )
     assert peak(layout) <= peak(replace(layout, micro_batch=micro_batch + 1))
+
+
+def lora(layout: Layout, **keywords: Any) -> Any:
+    return peak_memory(layout, shape=LLAMA, method="lora", trainable=4_194_304, **keywords)
+
+
+def test_quantised_weights_take_half_a_byte_and_their_scales_except_embedding_and_output_layer() -> None:
+    memory = peak_memory(GPU, shape=LLAMA, method="qlora", trainable=4_194_304)
+    tables = 2 * 32_000 * 4096
+    assert memory.weights_gib * GIB == pytest.approx(2 * tables + NF4_BYTES * (LLAMA.parameters - tables))
+    assert memory.gathered_gib * GIB == 2 * 4096 * 11_008  # one matrix at a time is whole again
+
+
+def test_quantised_modules_keep_their_inputs_which_frozen_ones_do_not() -> None:
+    quantised = peak_memory(GPU, shape=LLAMA, method="qlora", trainable=4_194_304)
+    full = peak_memory(GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters)
+    assert quantised.activations_gib == full.activations_gib > lora(GPU).activations_gib
+
+
+def test_states_in_16_bits_take_8_bytes_a_weight() -> None:
+    memory = peak_memory(GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, master_weights=False)
+    states = memory.weights_gib + memory.gradients_gib + memory.optimizer_gib
+    assert states * GIB / LLAMA.parameters == pytest.approx(8)
+
+
+@pytest.mark.parametrize(("optimizer", "bytes_per_weight"), [("adamw", 8), ("adamw-8bit", 2), ("paged-adamw", 0)])
+def test_optimizers_differ_in_their_moments(optimizer: Any, bytes_per_weight: int) -> None:
+    memory = peak_memory(GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, optimizer=optimizer)
+    assert memory.optimizer_gib * GIB / LLAMA.parameters == pytest.approx(4 + bytes_per_weight)
+
+
+def test_a_step_inside_the_backward_pass_gathers_no_gradients() -> None:
+    assert lora(GPU, fused_step=True).gradients_gib == 0 < lora(GPU).gradients_gib
+
+
+def test_a_loss_in_pieces_keeps_a_piece_of_the_logits() -> None:
+    assert lora(GPU, loss_chunks=8).logits_gib == pytest.approx(lora(GPU).logits_gib / 8)
+
+
+def test_zero_3_gathers_no_more_weights_than_deepspeeds_limit() -> None:
+    memory = lora(replace(GPU, zero_stage=3))
+    assert memory.gathered_gib * GIB == pytest.approx(2 * LIVE_ELEMENTS)
+    assert lora(replace(GPU, zero_stage=3, workers=1)).gathered_gib == 0
+
+
+def test_a_loader_of_whole_models_peaks_before_training() -> None:
+    layout = replace(GPU, zero_stage=3, workers=2, activation_checkpointing=True)
+    whole = lora(layout, loads_whole=True)
+    assert whole.peak_gib.mid == pytest.approx(2 * LLAMA.parameters * 1.5 / GIB)
+    assert whole.peak_gib.mid > lora(layout).peak_gib.mid
+
+
+def test_the_allocator_keeps_a_share_of_activations_and_logits_on_a_gpu_only() -> None:
+    memory = lora(GPU)
+    assert memory.reserve_gib == pytest.approx(ALLOCATOR_SHARE * (memory.activations_gib + memory.logits_gib))
+    assert lora(CPU).reserve_gib == 0
+
+
+# -- published peaks: `python -m tests.evidence.score_memory` prints the rows ------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["given", "held_out"])
+def test_published_peaks_are_met_within_a_fifth_and_far_better_than_by_the_usual_multipliers(split: str) -> None:
+    found = score_memory.score(split=split)
+    assert found.median_error <= 0.15
+    assert found.median_error < found.baseline_error / 3
+    assert 0.80 <= found.coverage <= 1.0
+
+
+def test_the_90_percent_interval_holds_about_90_percent_of_the_published_peaks() -> None:
+    assert 0.85 <= score_memory.score().coverage <= 0.97
+
+
+def test_flags_alone_meet_published_peaks_within_a_quarter() -> None:
+    found = score_memory.score(sizes_known=False)
+    assert found.median_error <= 0.25
+    assert found.coverage >= 0.75
+
+
+@pytest.mark.parametrize("sizes_known", [True, False])
+def test_no_published_out_of_memory_is_said_to_fit(sizes_known: bool) -> None:
+    assert score_memory.score(sizes_known=sizes_known).wrong_fits == 0
+
+
+def test_a_slightly_larger_model_than_one_that_ran_out_of_memory_does_not_fit_either() -> None:
+    for raw in score_memory.read_rows():
+        if raw["published_gib"]:
+            continue
+        for scale in (1.0, 1.02, 1.1):
+            assert not score_memory.predict(raw, scale=scale).fits, raw
+            assert not score_memory.predict_by_flags(raw, scale=scale).fits, raw
+
+
+def test_a_tenth_more_or_fewer_weights_change_no_prediction_by_leaps() -> None:
+    # Only physics may change: the peak follows the weights, and the width of the standard shape comes in steps.
+    for raw in score_memory.read_rows():
+        at = {scale: score_memory.predict_by_flags(raw, scale=scale).peak_gib.mid for scale in (0.9, 1.0, 1.1)}
+        assert 0.75 < at[0.9] / at[1.0] < 1.1, raw
+        assert 0.9 < at[1.1] / at[1.0] < 1.3, raw
+
+
+def test_names_change_no_prediction() -> None:
+    for raw in score_memory.read_rows():
+        renamed = {**raw, "model": "unheard-of", "source": raw["source"].replace("litgpt", "x"), "notes": ""}
+        assert score_memory.predict(renamed).peak_gib == score_memory.predict(raw).peak_gib
+
+
+# -- `make bench-memory` -----------------------------------------------------------------------------------------------
+
+
+def test_the_bench_measures_at_least_20_configurations_that_differ_in_every_way() -> None:
+    assert len(set(bench.CONFIGURATIONS)) == len(bench.CONFIGURATIONS) >= 20
+    for field in dataclasses.fields(bench.Configuration):
+        assert len({getattr(one, field.name) for one in bench.CONFIGURATIONS}) > 1, field.name
+    assert all(bench.predict(one)[0].peak_gib.mid > 0 for one in bench.CONFIGURATIONS)
+
+
+def test_measured_peaks_are_fitted_on_one_half_and_scored_on_the_other(tmp_path: Path) -> None:
+    rows = [
+        {**dataclasses.asdict(one), "outcome": "measured", "predicted_gib": 10.0, "reserved_gib": 12.0}
+        for one in bench.CONFIGURATIONS
+    ]
+    bench.write(tmp_path / "measured.csv", [*rows, {"outcome": "OOM", "predicted_gib": 99.0}])
+    found = score_memory.score_measured(tmp_path / "measured.csv")
+    assert found is not None
+    assert (found.rows, found.factor) == (len(rows), pytest.approx(1.2))
+    assert found.shipped_error == pytest.approx(1 - 10 / 12)
+    assert found.fitted_error == pytest.approx(0)
+    assert score_memory.score_measured(tmp_path / "none.csv") is None
+
+
+def test_the_bench_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    none = ClusterShape(nodes=(NodeShape(cpus=2, gpus=0, memory_gib=8.0),), device_name="cpu")
+    monkeypatch.setattr(bench, "local_cluster", lambda: none)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 2
+    assert "no" in capsys.readouterr().err
+
+
+# -- what DeepSpeed and autograd really hold ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_states_of_each_stage_are_what_deepspeed_holds_on_two_ranks() -> None:
+    from tests import zero_states
+
+    shape = model_shape(zero_states.config(), task="causal-lm")
+    measured = _two_ranks()
+    assert [(one["precision"], one["stage"]) for one in measured] == [
+        (p, s) for p in ("fp32", "bf16") for s in range(4)
+    ]
+    for one in measured:
+        layout = replace(CPU, workers=2, zero_stage=one["stage"], precision=one["precision"], sequence_length=32)
+        memory = peak_memory(layout, shape=shape, method="full", trainable=shape.parameters)
+        weight = GIB / shape.parameters
+        states = (memory.weights_gib + memory.optimizer_gib) * weight
+        buckets = min(1, layout.zero_stage) * layout.weight_bytes
+        whole = states + memory.gradients_gib * weight + buckets
+        # ZeRO-3 keeps its bucket and its shard of the gradients from step to step; 0.3 bytes are small whole weights.
+        kept = whole if layout.zero_stage == 3 else states
+        assert one["stepped"] == pytest.approx(kept, rel=0.01, abs=0.3), one
+        assert states < one["backward"] <= 1.03 * whole, one
+
+
+def _two_ranks() -> list[dict[str, Any]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-W", "ignore", "-m", "tests.zero_states"]
+    with subprocess.Popen([*command, "1", port], stdout=subprocess.DEVNULL) as other:
+        done = subprocess.run([*command, "0", port], capture_output=True, text=True, check=True, timeout=500)
+        other.wait(timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.hardware import requested_cluster
+from orchestrator.planning.placement import place_workers
 from orchestrator.planning.plan import make_plan, warmup_steps
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape
+from orchestrator.spec import RunSpec
 from tests.specs import CLASSIFY, PRETRAIN, spec
 
 LLAMA_7B = {
@@ -312,6 +314,79 @@ def test_larger_gpu_never_makes_a_plan_stop_fitting() -> None:
     fits = [make_plan(asked, requested_cluster(name, 8)).fits for name in ("T4", "L4", "A100-40GB", "H100", "H200")]
     assert fits == sorted(fits)
     assert fits[-1]
+
+
+def auto(base: dict[str, Any], **changes: Any) -> RunSpec:
+    """The spec with the number of workers and recomputation left to the planner."""
+    asked = spec(base, **changes)
+    return asked.model_copy(
+        update={
+            "resources": asked.resources.model_copy(update={"workers": "auto"}),
+            "training": asked.training.model_copy(update={"activation_checkpointing": "auto"}),
+        }
+    )
+
+
+def test_workers_left_open_are_as_many_as_cost_little_more_than_the_cheapest() -> None:
+    asked = auto(PRETRAIN, **LARGE, training__steps=None, training__tokens="100B")
+    plan = make_plan(asked, requested_cluster("H100", 64, 8))
+    few = make_plan(asked, requested_cluster("H100", 8))
+    assert plan.workers > few.workers >= 1
+    assert plan.fits
+    assert plan.gpu_hours is not None
+    assert few.gpu_hours is not None
+    assert plan.gpu_hours.mid <= 1.10 * few.gpu_hours.mid
+    assert any("workers: auto takes the most" in reason for reason in plan.reasons)
+
+
+def test_workers_left_open_divide_the_global_batch() -> None:
+    long = {"training__global_batch": 6, "training__steps": 10**6}
+    assert make_plan(auto(PRETRAIN, **long), cpus(4, memory_gib=64.0)).workers == 3
+
+
+def test_workers_fill_one_node_before_the_next() -> None:
+    cluster = requested_cluster("H100", 16, nodes=4)
+    asked = spec(PRETRAIN, training__global_batch=16)
+    assert [place_workers(asked, cluster, count).nodes for count in (1, 4, 5, 16)] == [1, 1, 2, 4]
+
+
+def test_a_short_run_is_not_spread_over_workers_that_only_start() -> None:
+    assert make_plan(auto(PRETRAIN, training__steps=1), cpus(8, memory_gib=64.0)).workers == 1
+
+
+def test_recomputation_left_open_is_taken_where_only_that_fits() -> None:
+    large = {**LARGE, "training__micro_batch": 4, "resources__workers": 8}
+    roomy = make_plan(auto_recompute(PRETRAIN, **large), requested_cluster("B300", 8))
+    tight = make_plan(auto_recompute(PRETRAIN, **large), requested_cluster("A100-40GB", 8))
+    assert (roomy.fits, roomy.activation_checkpointing) == (True, False)
+    assert (tight.fits, tight.activation_checkpointing) == (True, True)
+    assert any(reason.startswith("activation_checkpointing: true; without it") for reason in tight.reasons)
+
+
+def auto_recompute(base: dict[str, Any], **changes: Any) -> RunSpec:
+    asked = spec(base, **changes)
+    training = asked.training.model_copy(update={"activation_checkpointing": "auto"})
+    return asked.model_copy(update={"training": training})
+
+
+def test_the_reasons_name_the_next_best_layout_and_the_closest_that_does_not_fit() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__workers=64, **LARGE), requested_cluster("A100-80GB", 64))
+    why = next(reason for reason in plan.reasons if reason.startswith("zero_stage"))
+    assert "zero_stage: 0, offload: none needs" in why
+    assert "next would be zero_stage: 2" in why
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    gpu=st.sampled_from(["T4", "A100-40GB", "H100", "H200"]),
+    workers=st.sampled_from([1, 4, 8]),
+    tokens=st.integers(10**6, 10**13),
+)
+def test_intervals_contain_their_middle(gpu: str, workers: int, tokens: int) -> None:
+    asked = spec(PRETRAIN, **LARGE, resources__workers=workers, training__steps=None, training__tokens=tokens)
+    plan = make_plan(asked, requested_cluster(gpu, 8))
+    for interval in (plan.peak_gib, plan.gpu_hours, plan.wall_hours, plan.usd):
+        assert interval is None or 0 < interval.low <= interval.mid <= interval.high
 
 
 @settings(deadline=None, max_examples=40)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.charts import pareto_front, spread
 from orchestrator.tracking.compare import LossCurve, RunRow, rank
-from orchestrator.tracking.plots import pareto_front, plot_losses, plot_quality_against_cost, smoothed, spread
+from orchestrator.tracking.plots import plot_losses, plot_quality_against_cost, smoothed
 
 METHODS = ("full", "lora", "head", "scratch", "something-new")
 

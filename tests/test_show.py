@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
+from orchestrator.planning.estimate import Estimate, Workload, estimate
+from orchestrator.planning.hardware import find_device
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, NodeShape, RunPlan
-from orchestrator.planning.show import plan_answer, plan_table
+from orchestrator.planning.show import estimate_answer, estimate_table, plan_answer, plan_table
 from tests.specs import PRETRAIN, spec
 
 
@@ -65,3 +68,41 @@ def test_several_cores_offload_and_checkpointing_are_named() -> None:
 def test_the_answer_holds_every_field_of_the_plan() -> None:
     plan = planned()
     assert plan_answer(plan) == plan.to_dict()
+
+
+def priced(**changes: Any) -> Estimate:
+    workload = Workload(parameters=7_000_000_000, tokens=1e9, device=find_device("A100-80GB"), method="lora")
+    return estimate(replace(workload, **changes))
+
+
+def shown_estimate(found: Estimate) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(estimate_table(found))
+    return stream.getvalue()
+
+
+def test_an_estimate_shows_where_the_memory_goes_and_every_reason() -> None:
+    found = priced()
+    text = shown_estimate(found)
+    assert f"weights {found.memory.weights_gib:.3g}" in line(text, "of it")
+    assert "usd" in line(text, "cost")
+    assert all(" ".join(reason.split()) in " ".join(text.split()) for reason in found.reasons)
+
+
+def test_an_estimate_without_a_price_says_so_and_answers_null() -> None:
+    found = priced(device=replace(find_device("A100-80GB"), usd_per_hour=None))
+    assert "no price is known" in line(shown_estimate(found), "cost")
+    assert estimate_answer(found)["usd"] is None
+
+
+def test_the_answer_of_an_estimate_keeps_the_promised_fields() -> None:
+    answer = estimate_answer(priced(zero_stage=3, offload="all"))
+    for name in ("gpu_hours", "wall_hours", "usd", "peak_gib"):
+        assert set(answer[name]) == {"low", "mid", "high"}
+    assert answer["fits"] is True
+    assert (answer["zero_stage"], answer["offload"]) == (3, "all")
+    assert answer["host_gib"] > 0
+    assert {"weights", "gradients", "optimizer", "activations", "logits", "gathered", "buffers"} <= set(
+        answer["memory"]
+    )
+    json.dumps(answer)

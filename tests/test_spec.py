@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from orchestrator import spec as spec_module
 from orchestrator.errors import SpecError
+from orchestrator.spec_file import apply_override
 from tests.specs import CLASSIFY, PRETRAIN, spec
 
 
@@ -76,3 +77,10 @@ def test_the_fingerprint_follows_what_shapes_the_result_and_nothing_else() -> No
 def test_a_spec_survives_its_own_dump() -> None:
     original = spec(CLASSIFY, deepspeed={"zero_stage": 1, "wall_clock_breakdown": True}, method="lora")
     assert spec_module.RunSpec.model_validate(original.model_dump(mode="json")) == original
+
+
+def test_a_value_that_is_no_yaml_is_shown_with_its_key() -> None:
+    with pytest.raises(SpecError) as caught:
+        apply_override({}, "training.steps=[1")
+    assert caught.value.got == "training.steps=[1"
+    assert caught.value.do is not None

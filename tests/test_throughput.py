@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planning.hardware import find_device
+from orchestrator.planning.hardware import Device, catalogue, find_device
 from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_shape
-from orchestrator.planning.throughput import flops_per_token, run_cost
+from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost, usual_batch_tokens
 
 LLAMA_7B = model_shape(
     {
@@ -22,6 +23,14 @@ LLAMA_7B = model_shape(
     },
     task="causal-lm",
 )
+EVERY_GPU = [device for device in catalogue().values() if device.kind == "gpu"]
+
+
+def cost_of(parameters: float, tokens: float, *, gpu: str = "A100", workers: int = 1024, **settings: Any) -> RunCost:
+    arguments: dict[str, Any] = {"precision": "bf16", "usd_per_device_hour": None, "parameters": parameters, **settings}
+    return run_cost(6 * parameters * tokens, steps=1, workers=workers, device=find_device(gpu), **arguments)
+
+
 GPT2 = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
 
 
@@ -147,3 +156,110 @@ def test_hours_grow_with_steps_and_shrink_with_workers(steps: int, workers: int)
 
     assert wall(steps, workers) < wall(steps + 1, workers)
     assert wall(steps, workers + 1) < wall(steps, workers)
+
+
+@given(
+    device=st.sampled_from(EVERY_GPU),
+    parameters=st.floats(1e6, 1e12),
+    tokens=st.floats(1e6, 1e14),
+    workers=st.integers(1, 4096),
+    stage=st.sampled_from([None, 0, 1, 2, 3]),
+    factor=st.floats(1.01, 10),
+)
+def test_time_grows_with_tokens_and_parameters(
+    device: Device, parameters: float, tokens: float, workers: int, stage: int | None, factor: float
+) -> None:
+    def hours(parameters: float, tokens: float) -> float:
+        cost = cost_of(parameters, tokens, gpu=device.name, workers=workers, zero_stage=stage)
+        assert cost.wall_hours.low < cost.wall_hours.mid < cost.wall_hours.high
+        assert cost.achieved_fraction.low < cost.achieved_fraction.mid < cost.achieved_fraction.high < 1
+        return cost.wall_hours.mid
+
+    assert hours(parameters, tokens) < hours(parameters, factor * tokens)
+    assert hours(parameters, tokens) < hours(factor * parameters, tokens)
+
+
+@given(
+    device=st.sampled_from(EVERY_GPU),
+    parameters=st.floats(1e6, 1e11),
+    tokens=st.floats(1e6, 1e13),
+    workers=st.integers(1, 2000),
+    stage=st.sampled_from([None, 0, 1, 2]),
+)
+def test_more_gpus_never_take_longer_where_the_batch_is_large(
+    device: Device, parameters: float, tokens: float, workers: int, stage: int | None
+) -> None:
+    few, more = (
+        cost_of(parameters, tokens, gpu=device.name, workers=n, zero_stage=stage, tokens_per_device_step=2e6)
+        for n in (workers, workers + 1)
+    )
+    assert more.wall_hours.mid < few.wall_hours.mid
+
+
+def test_zero_3_at_scale_waits_for_the_network_and_says_so() -> None:
+    mixed, sharded = (cost_of(175e9, 3e11, workers=1536, zero_stage=stage) for stage in (None, 3))
+    assert sharded.gpu_hours.mid > 2 * mixed.gpu_hours.mid
+    assert any("communication: ZeRO-3" in reason for reason in sharded.reasons)
+    assert not any("communication" in reason for reason in mixed.reasons)
+
+
+def test_more_tokens_a_step_hide_the_network() -> None:
+    small, large = (cost_of(175e9, 3e11, workers=1536, zero_stage=3, tokens_per_device_step=n) for n in (2048, 32768))
+    assert large.gpu_hours.mid < 0.5 * small.gpu_hours.mid
+
+
+def test_micro_batches_gather_the_weights_again() -> None:
+    one, many = (
+        cost_of(30e9, 1e12, workers=512, zero_stage=3, tokens_per_device_step=16384, accumulation=n) for n in (1, 16)
+    )
+    assert many.gpu_hours.mid > 1.5 * one.gpu_hours.mid
+
+
+def test_goodput_is_apart_from_benchmarks_and_better_on_one_node() -> None:
+    cluster, node = cost_of(7e9, 1e12), cost_of(7e9, 1e9, workers=8)
+    assert cluster.benchmark_fraction == node.benchmark_fraction
+    assert cluster.goodput is not None
+    assert node.goodput is not None
+    assert cluster.goodput < node.goodput <= 0.91
+    assert cluster.achieved_fraction.mid == pytest.approx(cluster.goodput * cluster.benchmark_fraction)  # type: ignore[operator]
+    assert "goodput" in cluster.reasons[0]
+
+
+def test_devices_without_benchmarks_have_no_goodput() -> None:
+    cost = cost_of(1e9, 1e9, gpu="L4", workers=1)
+    assert cost.goodput is cost.benchmark_fraction is None
+
+
+def test_small_models_reach_less_of_an_h100() -> None:
+    small, large = (cost_of(n, 1e13, gpu="H100").achieved_fraction.mid for n in (8e9, 400e9))
+    assert small < 0.6 * large
+
+
+def test_fp32_takes_several_times_as_long_and_says_why() -> None:
+    half, single = (cost_of(7e9, 1e12, precision=p) for p in ("bf16", "fp32"))
+    assert 4 < single.gpu_hours.mid / half.gpu_hours.mid < 16
+    assert any("tensor cores" in reason for reason in single.reasons)
+
+
+def test_dequantisation_and_offload_take_longer() -> None:
+    plain = cost_of(7e9, 1e9, workers=1, method="lora").gpu_hours.mid
+    assert cost_of(7e9, 1e9, workers=1, method="qlora").gpu_hours.mid == pytest.approx(1.4 * plain, rel=0.02)
+    moved = cost_of(7e9, 1e12, workers=8, zero_stage=2, offload="optimizer")
+    assert moved.gpu_hours.mid > cost_of(7e9, 1e12, workers=8, zero_stage=2).gpu_hours.mid
+    assert any("offload: optimizer" in reason for reason in moved.reasons)
+
+
+@pytest.mark.parametrize("method", ["qlora", "prefix", "prompt", "ia3", "adapter"])
+def test_methods_with_a_frozen_base_count_as_lora(method: str) -> None:
+    lora, other = (flops_per_token(LLAMA_7B, method=m, trainable=10**6, sequence_length=1024) for m in ("lora", method))
+    assert lora == other
+
+
+def test_usual_batches_grow_from_half_a_million_to_four_million_tokens() -> None:
+    assert usual_batch_tokens(1e8) == 0.5e6
+    assert usual_batch_tokens(1e9) < usual_batch_tokens(7e9) < usual_batch_tokens(175e9) == 4.19e6
+
+
+def test_a_short_run_takes_no_less_than_its_start() -> None:
+    cost = cost_of(1e6, 1e3, workers=1)
+    assert cost.wall_hours.low * 3600 >= 18

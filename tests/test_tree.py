@@ -19,7 +19,7 @@ SPECS = sorted(path for kind in ("pretrain", "finetune", "tune") for path in (RO
 
 LAYERS = (
     {"errors"},
-    {"quantities", "locations"},
+    {"quantities", "locations", "yaml_file", "page", "charts"},
     {"spec", "console"},
     {"spec_file"},
     {"search_space", "planning"},
@@ -27,7 +27,8 @@ LAYERS = (
     {"tracking"},
     {"training"},
     {"scheduling"},
-    {"running", "comparing"},
+    {"measuring"},
+    {"running", "comparing", "advising"},
     {"cli", "jobs"},
     {"__main__"},
 )

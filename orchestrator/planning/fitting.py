@@ -1,96 +1,184 @@
-"""Which ZeRO stage, offload and micro-batch fit the memory, and what would help when none does.
+"""Which ZeRO stage, offload, checkpointing and micro-batch: the fastest that surely fit; what helps when none does.
 
-Comes in: a spec, its `Site` and a way to estimate a layout's memory. Goes out: a `Layout`. Called by `plan`.
+Comes in: a spec, its `Site`, and ways to estimate a layout's memory and time. Goes out: a `Layout`. Called by `plan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import SpecError
 from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision, Site
 from orchestrator.planning.run_plan import Interval
-from orchestrator.spec import RunSpec
+
+if TYPE_CHECKING:
+    from orchestrator.spec import RunSpec
 
 CPU_MICRO_BATCH = 8
 CPU_MICRO_BATCH_TOKENS = 4096
 """On a CPU larger micro-batches only spill caches. Both limits are guesses, to be replaced by measurements."""
+SAME_TIME = 1.01
+"""Layouts whose hours differ less than this are equally fast; the simpler one is taken."""
 
 _SHORTEST_ADVISED = 64
 """Tokens below which a shorter sequence is no advice."""
 
 Offload = Literal["none", "optimizer", "all"]
 Estimate = Callable[[Layout], MemoryEstimate]
+Pace = Callable[[Layout], float]
+"""Hours that a training takes in a layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A layout that surely fits, with its largest micro-batch, and the hours of the training."""
+
+    layout: Layout
+    hours: float
 
 
 def choose_layout(
-    spec: RunSpec, site: Site, precision: ChosenPrecision, estimate: Estimate
+    spec: RunSpec, site: Site, precision: ChosenPrecision, *, estimate: Estimate, pace: Pace
 ) -> tuple[Layout, tuple[str, ...]]:
-    """The least ZeRO stage and offload, and with it the largest micro-batch, whose memory surely fits; and why.
+    """The fastest layout whose memory surely fits, the simplest of equally fast ones; and why.
 
-    Surely: the upper end of the interval. When nothing does, it is the layout with the smallest peak.
+    Surely: the upper end of the interval. When nothing does, it is the layout with the smallest peak. Since the
+    number of workers is settled before, the fastest is also the cheapest.
     """
     training = spec.training
     start = Layout(
-        workers=spec.resources.workers,
+        workers=site.workers,
         device="cuda" if site.gpus_per_worker else "cpu",
         zero_stage=0,
         offload="none",
         precision=precision,
         micro_batch=1 if training.micro_batch == "auto" else training.micro_batch,
         sequence_length=spec.data.sequence_length,
-        activation_checkpointing=training.activation_checkpointing,
+        activation_checkpointing=False,
     )
-    layout, why_zero = _choose_zero(spec, site, start, estimate)
-    if training.micro_batch == "auto":
-        layout, why_micro = _largest_micro_batch(spec, site, layout, estimate)
+    options = [
+        replace(start, zero_stage=stage, offload=offload, activation_checkpointing=recompute)
+        for recompute in _checkpointing(training.activation_checkpointing)
+        for stage, offload in _zero_options(spec, site)
+    ]
+    largest = [(one, _largest_micro_batch(spec, site, one, estimate)) for one in options]
+    fitting = [_Candidate(layout=fit, hours=pace(fit)) for _, fit in largest if fit is not None]
+    if fitting:
+        least = min(candidate.hours for candidate in fitting)
+        chosen = next(one for one in fitting if one.hours <= SAME_TIME * least)
+        rejected = [one for one, fit in largest if fit is None]
+        layout, why = chosen.layout, _why_chosen(chosen, fitting, rejected, site, estimate)
     else:
-        why_micro = "as set"
-    passes = training.global_batch // layout.workers // layout.micro_batch
+        layout, why = _least_memory(options, site, estimate)
     return layout, (
-        f"{why_zero} (at micro_batch {start.micro_batch})",
-        f"micro_batch: {layout.micro_batch}, {why_micro}; accumulation: {passes}, so that "
-        f"{layout.workers} x {layout.micro_batch} x {passes} = {training.global_batch}",
+        why,
+        _why_checkpointing(spec, site, layout, estimate),
+        _why_micro_batch(spec, layout, bool(fitting)),
     )
 
 
-def _choose_zero(spec: RunSpec, site: Site, start: Layout, estimate: Estimate) -> tuple[Layout, str]:
-    def needs(layout: Layout) -> str:
-        peak = _gib(estimate(layout).peak_gib)
-        return f"zero_stage: {layout.zero_stage}, offload: {layout.offload} needs {peak} of {site.capacity_gib:.3g}"
+def _checkpointing(asked: bool | str) -> tuple[bool, ...]:
+    """Whether to recompute activations: both are tried for `auto`, keeping them first."""
+    return (False, True) if asked == "auto" else (bool(asked),)
 
-    options = [replace(start, zero_stage=stage, offload=offload) for stage, offload in _zero_options(spec, site)]
-    before: Layout | None = None
-    for layout in options:
-        if fits(estimate(layout), site, surely=True):
-            why = f", the first that surely fits; {needs(before)}" if before else ""
-            if layout.workers == 1 and layout.zero_stage == 0:
-                why = "; one worker has nothing to shard"
-            return layout, needs(layout) + why
-        before = layout
+
+def _largest_micro_batch(spec: RunSpec, site: Site, option: Layout, estimate: Estimate) -> Layout | None:
+    """The option with the largest micro-batch that surely fits, the one of the spec where it is set; or None."""
+    share = spec.training.global_batch // option.workers
+    sizes = [option.micro_batch]
+    if spec.training.micro_batch == "auto":
+        sizes = [size for size in range(_micro_batch_limit(option, share), 0, -1) if share % size == 0]
+    layouts = (replace(option, micro_batch=size) for size in sizes)
+    return next((layout for layout in layouts if fits(estimate(layout), site, surely=True)), None)
+
+
+def _micro_batch_limit(layout: Layout, share: int) -> int:
+    if layout.device == "cuda":
+        return share
+    return min(share, CPU_MICRO_BATCH, max(1, CPU_MICRO_BATCH_TOKENS // layout.sequence_length))
+
+
+def _least_memory(options: list[Layout], site: Site, estimate: Estimate) -> tuple[Layout, str]:
     least = min(options, key=lambda one: (estimate(one).host_gib > site.host_gib, estimate(one).peak_gib.mid))
     host = ""
     for layout in (one for one in options if estimate(one).host_gib > site.host_gib):
         needed = estimate(layout).host_gib
         host = f"; offload: {layout.offload} needs {needed:.3g} of {site.host_gib:.3g} GiB of host memory per worker"
-    return least, f"{needs(least)}, the least of {len(options)} tried, and none surely fits{host}"
+    return least, f"{_needs(least, site, estimate)}, the least of {len(options)} tried, and none surely fits{host}"
 
 
-def _largest_micro_batch(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> tuple[Layout, str]:
-    share = spec.training.global_batch // layout.workers
-    limit = share
-    if layout.device == "cpu":
-        limit = min(share, CPU_MICRO_BATCH, max(1, CPU_MICRO_BATCH_TOKENS // layout.sequence_length))
-    for size in (n for n in range(limit, 0, -1) if share % n == 0):
-        larger = replace(layout, micro_batch=size)
-        if fits(estimate(larger), site, surely=True):
-            cap = f" and is at most {limit}, since on a CPU more only takes memory" if limit < share else ""
-            return larger, f"the largest divisor of {share} samples per worker that surely fits{cap}"
-    return layout, "the smallest"
+# -- why -------------------------------------------------------------------------------------------------------------
+
+
+def _why_chosen(
+    chosen: _Candidate, fitting: list[_Candidate], rejected: list[Layout], site: Site, estimate: Estimate
+) -> str:
+    layout = chosen.layout
+    why = _needs(layout, site, estimate)
+    if layout.workers == 1 and layout.zero_stage == 0:
+        why += "; one worker has nothing to shard"
+    elif len(fitting) > 1:
+        why += f", the simplest of the fastest among {len(fitting)} that surely fit"
+    if rejected:
+        # Of what does not fit, the one that is closest to what was chosen.
+        before = [one for one in rejected if one.activation_checkpointing <= layout.activation_checkpointing]
+        why += (
+            f"; {_needs((before or rejected)[-1], site, estimate)}, too much at micro_batch {rejected[-1].micro_batch}"
+        )
+    others = [one for one in fitting if one is not chosen]
+    if others:
+        after = min(others, key=lambda one: one.hours)
+        more = 100 * (after.hours / chosen.hours - 1)
+        time = f"{more:.0f} % slower" if more >= 1 else "as fast"
+        why += f"; next would be {_name(after.layout)}, {time}"
+    return why
+
+
+def _why_checkpointing(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> str:
+    if spec.training.activation_checkpointing in (True, False):
+        return f"activation_checkpointing: {str(layout.activation_checkpointing).lower()}, as set"
+    if not layout.activation_checkpointing:
+        return "activation_checkpointing: false, since memory suffices without and it costs a third more time"
+    kept = estimate(replace(layout, activation_checkpointing=False)).peak_gib
+    return f"activation_checkpointing: true; without it the same layout needs {_gib(kept)} of {site.capacity_gib:.3g}"
+
+
+def _why_micro_batch(spec: RunSpec, layout: Layout, fit: bool) -> str:
+    batch = spec.training.global_batch
+    share = batch // layout.workers
+    limit = _micro_batch_limit(layout, share)
+    if spec.training.micro_batch != "auto":
+        why = "as set"
+    elif not fit:
+        why = "the smallest"
+    else:
+        cap = f" and is at most {limit}, since on a CPU more only takes memory" if limit < share else ""
+        why = f"the largest divisor of {share} samples per worker that surely fits{cap}"
+    passes = share // layout.micro_batch
+    return (
+        f"micro_batch: {layout.micro_batch}, {why}; accumulation: {passes}, so that "
+        f"{layout.workers} x {layout.micro_batch} x {passes} = {batch}"
+    )
+
+
+def _name(layout: Layout) -> str:
+    recompute = " with activation checkpointing" if layout.activation_checkpointing else ""
+    return f"zero_stage: {layout.zero_stage}, offload: {layout.offload}{recompute}"
+
+
+def _needs(layout: Layout, site: Site, estimate: Estimate) -> str:
+    return f"{_name(layout)} needs {_gib(estimate(layout).peak_gib)} of {site.capacity_gib:.3g}"
+
+
+def _gib(interval: Interval) -> str:
+    return f"{interval.mid:.3g} ({interval.low:.3g} to {interval.high:.3g}) GiB"
+
+
+# -- what there is to try --------------------------------------------------------------------------------------------
 
 
 def _zero_options(spec: RunSpec, site: Site) -> list[tuple[int, Offload]]:
@@ -107,7 +195,7 @@ def _zero_options(spec: RunSpec, site: Site) -> list[tuple[int, Offload]]:
         options += [(2, "optimizer"), (3, "optimizer"), (3, "all")]
         if asked.zero_stage == 1:  # stage 2 is no slower under offload, so nobody else is given stage 1
             options.append((1, "optimizer"))
-    if asked.zero_stage == "auto" and spec.resources.workers == 1:
+    if asked.zero_stage == "auto" and site.workers == 1:
         # Alone there is nothing to shard: stages matter only for what they offload.
         options = [one for one in options if one == (0, "none") or one[1] != "none"]
     return [
@@ -115,10 +203,6 @@ def _zero_options(spec: RunSpec, site: Site) -> list[tuple[int, Offload]]:
         for stage, offload in options
         if asked.zero_stage in ("auto", stage) and asked.offload in ("auto", offload)
     ]
-
-
-def _gib(interval: Interval) -> str:
-    return f"{interval.mid:.3g} ({interval.low:.3g} to {interval.high:.3g}) GiB"
 
 
 def fits(memory: MemoryEstimate, site: Site, *, surely: bool = False) -> bool:

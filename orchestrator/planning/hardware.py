@@ -19,7 +19,8 @@ import psutil
 
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.planning.run_plan import ClusterShape, Interval, NodeShape
-from orchestrator.spec_file import read_yaml
+from orchestrator.planning.utilization import Utilization
+from orchestrator.yaml_file import read_yaml
 
 CPUS_PER_REQUESTED_GPU = 8
 """CPU cores assumed beside each GPU of a cluster that is only asked for; usual cloud machines have 8 to 26."""
@@ -45,13 +46,25 @@ class Device:
     memory_gib: float
     """Nominal memory; 0 for a CPU, whose node's memory counts."""
     bandwidth_tb_s: float | None
+    node_gb_s: float | None
+    """GB/s in one direction to the other devices of its node; None where no link limits it."""
+    network_gb_s: float | None
+    """GB/s in one direction to other nodes."""
     usd_per_hour: float | None
     """None where no price is known."""
-    achieved_fraction: Interval
-    """Model FLOP/s of whole published trainings over the peak."""
-    benchmark_fraction: Interval | None
-    """The same in benchmarks, without restarts and idle time; None where none are published."""
+    utilization: Utilization
+    """How much of the peak trainings reach, by model size and scale."""
     source: str
+
+    @property
+    def achieved_fraction(self) -> Interval:
+        """Model FLOP/s of whole published trainings of 10B parameters over the peak."""
+        return self.utilization.interval(self.utilization.whole_run())
+
+    @property
+    def benchmark_fraction(self) -> Interval | None:
+        """The same in benchmarks, without restarts and idle time; None where none are published."""
+        return self.utilization.benchmark
 
     def peak_flops(self, precision: str) -> float:
         """Peak FLOP/s of one device (a CPU: one core) with weights in `fp32`, `bf16` or `fp16`."""
@@ -73,14 +86,15 @@ def catalogue() -> dict[str, Device]:
 
 def _device(name: str, entry: dict[str, Any], raw: dict[str, Any]) -> Device:
     try:
-        fraction = Interval(**raw["achieved_fractions"][entry["achieved"]])
-        benchmark = raw["benchmark_fractions"].get(name)
+        family = entry["achieved"]
+        benchmark = raw["benchmark_fractions"].get(family)
         fields = {key: value for key, value in entry.items() if key not in ("achieved", "aliases")}
         return Device(
             name=name,
             aliases=tuple(str(alias) for alias in entry["aliases"]),
-            achieved_fraction=fraction,
-            benchmark_fraction=None if benchmark is None else Interval(**benchmark),
+            utilization=Utilization(
+                **raw["achieved_fractions"][family], benchmark=None if benchmark is None else Interval(**benchmark)
+            ),
             **fields,
         )
     except (KeyError, TypeError) as error:
@@ -96,7 +110,7 @@ def find_device(name: str) -> Device:
 
     Raises SpecError that lists all names, nearest first, when there is none.
     """
-    known = {_key(spelling): d for d in catalogue().values() for spelling in (*d.aliases, d.name)}
+    known = _spellings()
     found = known.get(_key(name))
     if found is not None:
         return found
@@ -108,6 +122,12 @@ def find_device(name: str) -> Device:
         allowed=", ".join(names),
         do=f"use one of these, or add an entry to configs/devices.yaml (read from {catalogue_path()})",
     )
+
+
+@functools.cache
+def _spellings() -> dict[str, Device]:
+    """Every device by the keys of its name and aliases."""
+    return {_key(spelling): d for d in catalogue().values() for spelling in (*d.aliases, d.name)}
 
 
 def _key(name: str) -> str:

@@ -1,6 +1,7 @@
 """Peak memory of one device: weights, gradients, optimizer, activations, logits and buffers under ZeRO and offload.
 
-Comes in: a `Layout` and the model's shape. Goes out: a `MemoryEstimate`. Called by `plan`, which tries layouts.
+Comes in: a `Layout`, the model's shape and the method. Goes out: a `MemoryEstimate`. Called by `plan`, which tries
+layouts, and by `estimate`. `tests/evidence/score_memory.py` compares it with published measurements.
 """
 
 from __future__ import annotations
@@ -10,16 +11,33 @@ from typing import Literal
 
 from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.run_plan import Interval
-from orchestrator.spec import Method
 
 GIB = 2**30
 BUCKET_ELEMENTS = 200_000_000
 """Most gradients (and weights) that DeepSpeed moves at a time; its default of 5e8 takes 1 GB even for a tiny model."""
-INTERVAL = Interval(low=0.85, mid=1.0, high=1.30)
-"""Width of the 90 % interval: a guess, until measured peaks replace it. Fragmentation makes it lopsided."""
+LIVE_ELEMENTS = 1_000_000_000
+"""Most weights that ZeRO-3 keeps gathered: DeepSpeed's default for `stage3_max_live_parameters`."""
+
+AdaptMethod = Literal["full", "scratch", "lora", "qlora", "prefix", "prompt", "ia3", "adapter", "head"]
+"""What is trained: all weights, some kind of adapter beside frozen weights, or a head on frozen features."""
+Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw"]
+"""AdamW with moments in the number format of the weights or master weights, of one byte each, or paged to the host."""
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a quantised weight: 4 bits, one byte of scale per 64 weights and 4 bytes per 256 scales (Dettmers 2023)."""
+ALLOCATOR_SHARE = 0.08
+"""What a CUDA allocator holds beside the tensors that autograd keeps, as a share of them: temporaries of unfused
+operations and fragments. Fitted to `tests/evidence/memory.csv`; between 0.05 and 0.15 the median error hardly moves."""
+NO_SHARDING = Interval(low=0.75, mid=1.0, high=1.30)
+"""Width of the 90 % interval where a device holds whole weights, from the residuals of the same table."""
+SHARDED_WEIGHTS = Interval(low=0.65, mid=1.0, high=1.50)
+"""The same where weights are sharded or on the host: loaders and gathering differ more between frameworks."""
+ON_A_CPU = Interval(low=0.85, mid=1.0, high=1.30)
+"""The same for a worker process on a CPU: a guess around two measured runs, both within 5 %."""
+
 _BASELINE_GIB = {
     "cpu": 0.6,  # measured: 0.5 for Python with torch, deepspeed and transformers; 0.1 for a Ray worker is a guess
-    "cuda": 1.0,  # guess: CUDA context 0.5, cuBLAS workspaces and NCCL channels 0.5
+    "cuda": 0.1,  # guess: cuBLAS workspaces; the CUDA context lies outside the allocator, see `USABLE_DEVICE_MEMORY`
 }
 
 
@@ -41,6 +59,11 @@ class Layout:
         """Bytes of one weight, gradient or activation."""
         return 4 if self.precision == "fp32" else 2
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward pass on one device."""
+        return self.micro_batch * self.sequence_length
+
     def shards(self, from_stage: int) -> int:
         """Over how many devices something is spread that ZeRO shards from a stage on."""
         return self.workers if self.zero_stage >= from_stage else 1
@@ -48,7 +71,10 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Where the memory of one device goes at its peak, in GiB; on a CPU, of one worker process."""
+    """Where the memory of one device goes at its peak, in GiB; on a CPU, of one worker process.
+
+    On a GPU the sum is what `torch.cuda.max_memory_reserved` shows; `nvidia-smi` adds the CUDA context.
+    """
 
     weights_gib: float
     gradients_gib: float
@@ -56,58 +82,117 @@ class MemoryEstimate:
     """Adam's moments and the fp32 master weights."""
     activations_gib: float
     logits_gib: float
+    """Logits, their log-softmax and the gradients of both."""
     step_gib: float
     """fp32 gradients and temporaries of the optimizer step; they never meet activations and logits."""
+    gathered_gib: float
+    """Whole weights gathered from shards or from the host, and copies of quantised ones in 16 bits."""
     buffers_gib: float
-    """Communication buckets, gathered layers, and what the framework takes before any model."""
+    """Communication buckets, and what the framework takes before any model."""
+    reserve_gib: float
+    """Temporaries and fragments that the allocator holds beside activations and logits."""
+    load_gib: float
+    """Before training, where every device holds all weights until they are sharded; it never meets the rest."""
     host_gib: float
-    """Host memory per worker for what is offloaded; no part of the peak."""
+    """Pinned host memory per worker for what is offloaded; no part of the peak."""
+    spread: Interval = ON_A_CPU
+    """The 90 % interval as multiples of the middle."""
 
     @property
     def peak_gib(self) -> Interval:
         """The most memory in use at a time."""
-        kept = self.weights_gib + self.gradients_gib + self.optimizer_gib + self.buffers_gib
-        return INTERVAL.scaled(kept + max(self.activations_gib + self.logits_gib, self.step_gib))
+        kept = self.weights_gib + self.gradients_gib + self.optimizer_gib + self.gathered_gib + self.buffers_gib
+        working = max(self.activations_gib + self.logits_gib + self.reserve_gib, self.step_gib)
+        return self.spread.scaled(max(kept + working, self.load_gib))
 
 
-def peak_memory(layout: Layout, *, shape: ModelShape, method: Method, trainable: int) -> MemoryEstimate:
+def peak_memory(
+    layout: Layout,
+    *,
+    shape: ModelShape,
+    method: AdaptMethod,
+    trainable: int,
+    master_weights: bool = True,
+    optimizer: Optimizer = "adamw",
+    fused_step: bool = False,
+    loss_chunks: int = 1,
+    loads_whole: bool = False,
+) -> MemoryEstimate:
     """Memory of one device while it trains `trainable` of the shape's weights by a method.
 
     Bytes per weight follow DeepSpeed 0.19's ZeRO optimizers: in 16 bits 2 for the weight, 2 for its gradient and 12
     for master and moments, and at the step 4 for the fp32 gradient; in fp32 4, 4 and 8, and 4 more for the master
-    copy that stages 1 to 3 keep all the same.
+    copy that stages 1 to 3 keep all the same. Without `master_weights` everything is in 16 bits, 2 + 2 + 4, as
+    plain PyTorch trains a model that was loaded so. With a `fused_step` the optimizer steps inside the backward pass,
+    so that no gradients gather; `loss_chunks` is in how many pieces the loss is computed; a framework that
+    `loads_whole` puts the whole model on every device before it shards, as DeepSpeed does without `zero.Init`.
     """
     width, shared = layout.weight_bytes, trainable / layout.shards(1)
-    master = 12 if layout.precision != "fp32" or layout.zero_stage else 8
+    states = _optimizer_bytes(layout, master_weights=master_weights, optimizer=optimizer)
     offloaded = layout.offload != "none"
-    weights = 0.0 if layout.offload == "all" else width * shape.parameters / layout.shards(3)
+    weights = 0.0 if layout.offload == "all" else _weight_bytes(layout, shape, method) / layout.shards(3)
     host = 0.0
     if offloaded:  # 16 bytes a weight, 18 with the weights, half as much again: DeepSpeed's own estimators
         host = 1.5 * (16 * shared + (width * shape.parameters / layout.workers if layout.offload == "all" else 0))
+    activations = _activation_bytes(layout, shape, method)
+    logits = _logit_bytes(layout, shape) / loss_chunks if not shape.head_parameters else 0.0
     return MemoryEstimate(
         weights_gib=weights / GIB,
-        gradients_gib=0.0 if offloaded else width * trainable / layout.shards(2) / GIB,
-        optimizer_gib=0.0 if offloaded else master * shared / GIB,
-        activations_gib=_activation_bytes(layout, shape, method) / GIB,
-        logits_gib=_logit_bytes(layout, shape) / GIB if not shape.head_parameters else 0.0,
-        step_gib=0.0 if offloaded else 8 * shared / GIB,  # 4 for the fp32 gradient, 4 for Adam's denominator
-        buffers_gib=_BASELINE_GIB[layout.device] + _buffer_bytes(layout, shape, trainable) / GIB,
+        gradients_gib=0.0 if offloaded or fused_step else width * trainable / layout.shards(2) / GIB,
+        optimizer_gib=0.0 if offloaded else states * shared / GIB,
+        activations_gib=activations / GIB,
+        logits_gib=logits / GIB,
+        # With master weights 4 for the fp32 gradient and 4 for Adam's denominator; else the denominator alone.
+        step_gib=0.0 if offloaded else (8 if master_weights else width) * shared / GIB,
+        gathered_gib=_gathered_bytes(layout, shape, method) / GIB,
+        buffers_gib=_BASELINE_GIB[layout.device] + _bucket_bytes(layout, trainable) / GIB,
+        reserve_gib=ALLOCATOR_SHARE * (activations + logits) / GIB if layout.device == "cuda" else 0.0,
+        load_gib=load_bytes(layout, shape) / GIB if loads_whole else 0.0,
         host_gib=host / GIB,
+        spread=_spread(layout),
     )
 
 
-def _activation_bytes(layout: Layout, shape: ModelShape, method: Method) -> float:
+def load_bytes(layout: Layout, shape: ModelShape) -> float:
+    """What a loader without `zero.Init` or a meta device takes: all weights, and one shard beside them."""
+    shard = 0 if layout.offload == "all" else 1 / layout.shards(3)
+    return layout.weight_bytes * shape.parameters * (1 + shard)
+
+
+def _spread(layout: Layout) -> Interval:
+    if layout.device == "cpu":
+        return ON_A_CPU
+    shares = layout.zero_stage == 3 and layout.workers > 1
+    return SHARDED_WEIGHTS if shares or layout.offload != "none" else NO_SHARDING
+
+
+def _optimizer_bytes(layout: Layout, *, master_weights: bool, optimizer: Optimizer) -> float:
+    """Bytes of master copy and moments per trained weight."""
+    copied = master_weights and (layout.precision != "fp32" or layout.zero_stage > 0)
+    moment = 4 if master_weights else layout.weight_bytes
+    moments = {"adamw": 2.0 * moment, "adamw-8bit": 2.0, "paged-adamw": 0.0}[optimizer]
+    return moments + (4 if copied else 0)
+
+
+def _weight_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
+    """All weights; bitsandbytes leaves embeddings and the output layer as they are."""
+    if method != "qlora":
+        return layout.weight_bytes * shape.parameters
+    whole = min(shape.parameters, shape.embedding_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
+    return layout.weight_bytes * whole + NF4_BYTES * (shape.parameters - whole)
+
+
+def _activation_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
     """What the forward pass keeps for the backward pass."""
-    tokens = layout.micro_batch * layout.sequence_length
-    layer = tokens * _layer_bytes_per_token(layout, shape, frozen=method == "lora")
+    layer = layout.tokens * _layer_bytes_per_token(layout, shape, method)
     if method == "head":
         return layer  # the backbone keeps nothing; one layer's tensors are alive at a time
     if layout.activation_checkpointing:
-        return shape.layers * tokens * layout.weight_bytes * shape.hidden + layer
+        return shape.layers * layout.tokens * layout.weight_bytes * shape.hidden + layer
     return shape.layers * layer
 
 
-def _layer_bytes_per_token(layout: Layout, shape: ModelShape, *, frozen: bool) -> float:
+def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
     """Bytes that one layer keeps per token: Korthikanti et al. (2022), with this model's own widths.
 
     Equal to what autograd saved for GPT-2, Llama and BERT in fp32 on a CPU (within 1 %, `tests/test_memory.py`).
@@ -118,8 +203,10 @@ def _layer_bytes_per_token(layout: Layout, shape: ModelShape, *, frozen: bool) -
     norms = 2 * h * (e + 4 if shape.rms_norm else e)
     mlp = e * (h + shape.mlp_tensors * i)
     kept = attention + norms + mlp
-    if frozen:  # frozen modules keep no input: the MLP's two, and attention's output or both norms' scaled rows
-        kept -= e * (h + i + (2 * h if shape.rms_norm else h))
+    # Frozen modules keep no input: the MLP's two, and attention's output or both norms' scaled rows.
+    inputs = e * (h + i + (2 * h if shape.rms_norm else h))
+    if method not in ("full", "scratch", "qlora"):  # quantised ones keep theirs (bitsandbytes 0.41)
+        kept -= inputs
     if not shape.dropout:
         return kept
     mask = 1 if layout.device == "cuda" else e  # on a CPU a dropout mask is a tensor of floats
@@ -131,16 +218,23 @@ def _layer_bytes_per_token(layout: Layout, shape: ModelShape, *, frozen: bool) -
 def _logit_bytes(layout: Layout, shape: ModelShape) -> float:
     """Logits, their log-softmax, and the gradients of both, the loss being computed in fp32."""
     per_entry = layout.weight_bytes + 4 + 4 + 4
-    return layout.micro_batch * layout.sequence_length * shape.vocab * per_entry
+    return layout.tokens * shape.vocab * per_entry
 
 
-def _buffer_bytes(layout: Layout, shape: ModelShape, trainable: int) -> float:
+def _gathered_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
+    """Weights that are whole for a moment: gathered ones, or one layer of quantised ones."""
+    layer = (shape.parameters - shape.embedding_parameters) / shape.layers
+    gathers = layout.zero_stage == 3 and (layout.workers > 1 or layout.offload == "all")
+    if not gathers:
+        return layout.weight_bytes * shape.hidden * shape.intermediate if method == "qlora" else 0.0
+    largest = max(layer, shape.vocab * shape.hidden)
+    trains = method in ("full", "scratch")
+    live = min(shape.parameters, max(LIVE_ELEMENTS, largest))
+    return layout.weight_bytes * (live + (largest if trains else 0))  # gradients of a layer are whole before reduction
+
+
+def _bucket_bytes(layout: Layout, trainable: int) -> float:
     if layout.zero_stage == 0:
         return 0.0
     copies = 2 if layout.device == "cuda" else 1  # overlapped communication fills one bucket while it sends another
-    bucket = copies * layout.weight_bytes * min(trainable, BUCKET_ELEMENTS)
-    if layout.zero_stage < 3:
-        return bucket
-    layer = (shape.parameters - shape.embedding_parameters) / shape.layers
-    largest = max(layer, shape.vocab * shape.hidden)
-    return bucket + 2 * layout.weight_bytes * largest  # gathered weights and their gradients, as DeepSpeed estimates
+    return copies * layout.weight_bytes * min(trainable, BUCKET_ELEMENTS)

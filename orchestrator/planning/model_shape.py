@@ -10,11 +10,13 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
-from orchestrator.spec import ModelSpec, RunSpec, Task
+
+if TYPE_CHECKING:  # it takes 0.2 s to load, which `estimate` need not wait for
+    from orchestrator.spec import ModelSpec, RunSpec, Task
 
 # Beginning- and end-of-text are null: their ids come from the tokenizer, and the published ones lie outside a
 # small vocabulary.

@@ -6,12 +6,14 @@ Comes in: a spec and a `ClusterShape`. Goes out: a `Site`. Called by `plan`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import CapacityError, SpecError
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
-from orchestrator.spec import RunSpec
+
+if TYPE_CHECKING:  # it takes 0.2 s to load, which `estimate` need not wait for
+    from orchestrator.spec import RunSpec
 
 USABLE_DEVICE_MEMORY = 0.92
 """Share of a GPU's nominal memory for training: a guess; drivers and allocators keep some, as on an 80 GB card."""
@@ -26,6 +28,9 @@ class Site:
     """Where the workers go, and what each has there."""
 
     device: Device
+    workers: int
+    nodes: int
+    """Machines that the workers are on when each is filled before the next one is used."""
     gpus_per_worker: int
     capacity_gib: float
     """Memory a worker may use on its device; on a CPU, its share of the node."""
@@ -36,13 +41,49 @@ class Site:
     reason: str
 
 
-def place_workers(spec: RunSpec, cluster: ClusterShape) -> Site:
+def worker_counts(spec: RunSpec, cluster: ClusterShape) -> tuple[int, ...]:
+    """The numbers of workers to try: the one that is set, or for `auto` all that have room and split the batch."""
+    asked: int | str = spec.resources.workers
+    if asked != "auto":
+        return (int(asked),)
+    room = sum(_slots(node, _gpus_per_worker(spec, cluster), spec.resources.cpus_per_worker) for node in cluster.nodes)
+    batch = spec.training.global_batch
+    return tuple(n for n in range(1, min(room, batch) + 1) if batch % n == 0) or (1,)
+
+
+def place_workers(spec: RunSpec, cluster: ClusterShape, workers: int) -> Site:
     """The device of every worker and what it has there.
 
     Raises CapacityError when the workers have no room, and SpecError when a budget in usd meets no price.
     """
     resources = spec.resources
-    asked = resources.gpus_per_worker
+    per_worker = _gpus_per_worker(spec, cluster)
+    device = find_device(cluster.device_name if per_worker else "cpu")
+    if per_worker and device.kind != "gpu":
+        raise SpecError("the cluster has GPUs, but its device is none", got=cluster.device_name)
+    slots = [(node, _slots(node, per_worker, resources.cpus_per_worker)) for node in cluster.nodes]
+    _check_room(spec, cluster, workers, room=sum(count for _, count in slots), gpus_per_worker=per_worker)
+    # A node takes as many workers as it has room for before the next one is used, so it is judged full.
+    shares = [USABLE_HOST_MEMORY * node.memory_gib / min(count, workers) for node, count in slots if count]
+    price, why_price = _price(spec, device)
+    what = device.name if per_worker else f"the CPU, cpus_per_worker: {resources.cpus_per_worker}"
+    return Site(
+        device=device,
+        workers=workers,
+        nodes=_nodes_filled(workers, [count for _, count in slots]),
+        gpus_per_worker=per_worker,
+        capacity_gib=USABLE_DEVICE_MEMORY * device.memory_gib if per_worker else min(shares),
+        host_gib=min(shares),
+        usd_per_device_hour=price,
+        reason=(
+            f"workers: {workers} on {what} (gpus_per_worker: {resources.gpus_per_worker}; the cluster has "
+            f"{cluster.gpus} GPUs and {cluster.cpus} CPU cores); {why_price}"
+        ),
+    )
+
+
+def _gpus_per_worker(spec: RunSpec, cluster: ClusterShape) -> int:
+    asked = spec.resources.gpus_per_worker
     if asked == 1 and not cluster.gpus:
         raise CapacityError(
             "the spec asks for a GPU per worker, and the cluster has none",
@@ -50,27 +91,17 @@ def place_workers(spec: RunSpec, cluster: ClusterShape) -> Site:
             allowed=f"{cluster.cpus} CPU cores on {len(cluster.nodes)} nodes",
             do="set resources.gpus_per_worker=auto to train on CPU cores, or join nodes with GPUs",
         )
-    per_worker = (1 if cluster.gpus else 0) if asked == "auto" else asked
-    device = find_device(cluster.device_name if per_worker else "cpu")
-    if per_worker and device.kind != "gpu":
-        raise SpecError("the cluster has GPUs, but its device is none", got=cluster.device_name)
-    slots = [(node, _slots(node, per_worker, resources.cpus_per_worker)) for node in cluster.nodes]
-    _check_room(spec, cluster, sum(count for _, count in slots), per_worker)
-    # A node takes as many workers as it has room for before the next one is used, so it is judged full.
-    shares = [USABLE_HOST_MEMORY * node.memory_gib / min(count, resources.workers) for node, count in slots if count]
-    price, why_price = _price(spec, device)
-    what = device.name if per_worker else f"the CPU, cpus_per_worker: {resources.cpus_per_worker}"
-    return Site(
-        device=device,
-        gpus_per_worker=per_worker,
-        capacity_gib=USABLE_DEVICE_MEMORY * device.memory_gib if per_worker else min(shares),
-        host_gib=min(shares),
-        usd_per_device_hour=price,
-        reason=(
-            f"workers: {resources.workers} on {what} (gpus_per_worker: {asked}; the cluster has {cluster.gpus} GPUs "
-            f"and {cluster.cpus} CPU cores); {why_price}"
-        ),
-    )
+    return (1 if cluster.gpus else 0) if asked == "auto" else asked
+
+
+def _nodes_filled(workers: int, room: list[int]) -> int:
+    """Nodes that so many workers take, the largest filled first."""
+    nodes = 0
+    for count in sorted(room, reverse=True):
+        if workers <= 0:
+            break
+        nodes, workers = nodes + 1, workers - count
+    return max(1, nodes)
 
 
 def _slots(node: NodeShape, gpus_per_worker: int, cpus_per_worker: int) -> int:
@@ -79,9 +110,9 @@ def _slots(node: NodeShape, gpus_per_worker: int, cpus_per_worker: int) -> int:
     return min(node.gpus // gpus_per_worker, by_cpus) if gpus_per_worker else by_cpus
 
 
-def _check_room(spec: RunSpec, cluster: ClusterShape, room: int, gpus_per_worker: int) -> None:
+def _check_room(spec: RunSpec, cluster: ClusterShape, workers: int, *, room: int, gpus_per_worker: int) -> None:
     resources = spec.resources
-    if resources.workers <= room:
+    if workers <= room:
         return
     fewer = [n for n in range(1, room + 1) if spec.training.global_batch % n == 0]
     ways = [f"resources.workers={fewer[-1]}"] if fewer else []
@@ -91,8 +122,8 @@ def _check_room(spec: RunSpec, cluster: ClusterShape, room: int, gpus_per_worker
         ways.append("resources.gpus_per_worker=0 to train on CPU cores")
     each = f"{gpus_per_worker} GPU and " if gpus_per_worker else ""
     raise CapacityError(
-        f"{resources.workers} workers do not fit on the cluster, which has room for {room}",
-        got=f"{resources.workers} workers of {each}{resources.cpus_per_worker} CPU cores",
+        f"{workers} workers do not fit on the cluster, which has room for {room}",
+        got=f"{workers} workers of {each}{resources.cpus_per_worker} CPU cores",
         allowed=f"{cluster.gpus} GPUs and {cluster.cpus} CPU cores on {len(cluster.nodes)} nodes",
         do=f"set {', or '.join(ways)}" if ways else "join more nodes",
     )

@@ -8,17 +8,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import DataError, ModelError
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
 from orchestrator.planning.model_shape import ModelShape, model_config, model_shape, trainable_parameters
-from orchestrator.planning.placement import Site, choose_precision, place_workers
+from orchestrator.planning.placement import Site, choose_precision, place_workers, worker_counts
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, RunPlan
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
 from orchestrator.quantities import human_count
-from orchestrator.spec import RunSpec
+
+if TYPE_CHECKING:
+    from orchestrator.spec import RunSpec
+
+
+_NOMINAL_STEPS = 1000
+"""Steps over which layouts are compared while the length is open."""
+AUTO_WORKERS_PREMIUM = 1.10
+"""What `workers: auto` pays for being done sooner, over the least device hours: a judgement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is to be trained, whatever it runs on."""
+
+    spec: RunSpec
+    shape: ModelShape
+    trainable: int
+    flops_per_step: float
+    steps: int | None
+
+    def memory(self, layout: Layout) -> MemoryEstimate:
+        return peak_memory(layout, shape=self.shape, method=self.spec.method, trainable=self.trainable)
+
+    def cost(self, site: Site, layout: Layout) -> RunCost:
+        batch = self.spec.training.global_batch
+        return run_cost(
+            self.flops_per_step,
+            steps=self.steps or _NOMINAL_STEPS,
+            workers=layout.workers,
+            device=site.device,
+            precision=layout.precision,
+            cpus_per_worker=self.spec.resources.cpus_per_worker,
+            usd_per_device_hour=site.usd_per_device_hour,
+            activation_checkpointing=layout.activation_checkpointing,
+            method=self.spec.method,
+            parameters=self.shape.parameters,
+            trainable=self.trainable,
+            zero_stage=layout.zero_stage,
+            offload=layout.offload,
+            nodes=site.nodes,
+            tokens_per_device_step=batch * layout.sequence_length / layout.workers,
+            accumulation=batch // layout.workers // layout.micro_batch,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """One number of workers with the layout that is best for it."""
+
+    site: Site
+    layout: Layout
+    reasons: tuple[str, ...]
+    surely_fits: bool
+    peak_gib: float
+    gpu_hours: float
 
 
 def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None) -> RunPlan:
@@ -28,28 +85,26 @@ def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | N
     Raises SpecError or ModelError for settings that cannot work, DataError for too little data, and CapacityError
     for more workers than there is room for. What needs more memory than there is comes back with `fits=False`.
     """
-    site, training = place_workers(spec, cluster), spec.training
-    precision, why_precision = choose_precision(spec, site.device)
+    training = spec.training
     shape, trainable = _shape(spec, counts)
-
-    def estimate(layout: Layout) -> MemoryEstimate:
-        return peak_memory(layout, shape=shape, method=spec.method, trainable=trainable)
-
-    layout, why_layout = choose_layout(spec, site, precision, estimate)
     steps, why_steps = _steps(spec, counts)
-    tokens_per_step = training.global_batch * layout.sequence_length
-    flops = tokens_per_step * flops_per_token(
-        shape, method=spec.method, trainable=trainable, sequence_length=layout.sequence_length
+    flops = (
+        training.global_batch
+        * spec.data.sequence_length
+        * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=spec.data.sequence_length)
     )
-    cost = _cost(spec, site, layout, flops_per_step=flops, steps=steps)
-    memory = estimate(layout)
-    reasons = (site.reason, why_precision, *why_layout, why_steps, *_notes(spec, shape, trainable, counts))
+    job = _Job(spec=spec, shape=shape, trainable=trainable, flops_per_step=flops, steps=steps)
+    way, why_workers = _cheapest([_way(job, cluster, count) for count in worker_counts(spec, cluster)])
+    site, layout, memory = way.site, way.layout, job.memory(way.layout)
+    cost = None if steps is None else job.cost(site, layout)
+    reasons = (site.reason + why_workers, *way.reasons, why_steps, *_notes(spec, shape, trainable, counts))
+    reasons += cost.reasons if cost else ()
     reasons += tuple(_budget_note(spec, cost, flops, steps))
     if not fits(memory, site):
-        reasons += (remedy(spec, site, layout, estimate),)
+        reasons += (remedy(spec, site, layout, job.memory),)
     accumulation = training.global_batch // layout.workers // layout.micro_batch
     return RunPlan(
-        **vars(layout),
+        **asdict(layout),
         gpu_hours=cost.gpu_hours if cost else None,
         wall_hours=cost.wall_hours if cost else None,
         usd=cost.usd if cost else None,
@@ -60,7 +115,7 @@ def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | N
         global_batch=training.global_batch,
         steps=steps,
         warmup_steps=None if steps is None else warmup_steps(training.warmup_fraction, steps),
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=training.global_batch * layout.sequence_length,
         parameters=shape.parameters,
         trainable_parameters=trainable,
         flops_per_step=flops,
@@ -72,6 +127,45 @@ def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | N
         ),
         reasons=reasons,
     )
+
+
+def _way(job: _Job, cluster: ClusterShape, workers: int) -> _Way:
+    site = place_workers(job.spec, cluster, workers)
+    precision, why_precision = choose_precision(job.spec, site.device)
+    layout, why = choose_layout(
+        job.spec,
+        site,
+        precision,
+        estimate=job.memory,
+        pace=lambda one: job.cost(site, one).wall_hours.mid,
+    )
+    memory = job.memory(layout)
+    return _Way(
+        site=site,
+        layout=layout,
+        reasons=(why_precision, *why),
+        surely_fits=fits(memory, site, surely=True),
+        peak_gib=memory.peak_gib.mid,
+        gpu_hours=job.cost(site, layout).gpu_hours.mid,
+    )
+
+
+def _cheapest(ways: list[_Way]) -> tuple[_Way, str]:
+    """Of the numbers of workers that surely fit, the largest that costs little more than the cheapest; and why."""
+    if len(ways) == 1:
+        return ways[0], ""
+    fitting = [way for way in ways if way.surely_fits]
+    if not fitting:
+        return min(ways, key=lambda way: way.peak_gib), f"; none of {len(ways)} numbers of workers surely fits"
+    least = min(fitting, key=lambda way: way.gpu_hours)
+    chosen = [way for way in fitting if way.gpu_hours <= AUTO_WORKERS_PREMIUM * least.gpu_hours][-1]
+    why = f"; workers: auto takes the most that cost at most {100 * (AUTO_WORKERS_PREMIUM - 1):.0f} % more than the "
+    why += f"cheapest, {least.site.workers} with {least.gpu_hours:.3g} device hours"
+    more = [way for way in fitting if way.site.workers > chosen.site.workers]
+    if more:
+        extra = 100 * (more[0].gpu_hours / least.gpu_hours - 1)
+        why += f"; next would be {more[0].site.workers}, {extra:.0f} % more device hours"
+    return chosen, why
 
 
 def check_samples(spec: RunSpec) -> None:
@@ -120,21 +214,6 @@ def _steps(spec: RunSpec, counts: DatasetCounts | None) -> tuple[int | None, str
         return None, f"steps: open until the data is read; the length is {training.epochs:g} epochs"
     steps = math.ceil(training.epochs * counts.train_samples / batch)
     return steps, f"steps: {steps:,} = {training.epochs:g} epochs x {counts.train_samples:,} samples / {batch}"
-
-
-def _cost(spec: RunSpec, site: Site, layout: Layout, *, flops_per_step: float, steps: int | None) -> RunCost | None:
-    if steps is None:
-        return None
-    return run_cost(
-        flops_per_step,
-        steps=steps,
-        workers=layout.workers,
-        device=site.device,
-        precision=layout.precision,
-        cpus_per_worker=spec.resources.cpus_per_worker,
-        usd_per_device_hour=site.usd_per_device_hour,
-        activation_checkpointing=layout.activation_checkpointing,
-    )
 
 
 def _notes(spec: RunSpec, shape: ModelShape, trainable: int, counts: DatasetCounts | None) -> Iterator[str]:

@@ -1,16 +1,34 @@
-"""A plan for a person and for a program."""
+"""A plan, or an estimate, for a person and for a program."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.run_plan import Interval, RunPlan
 from orchestrator.quantities import human_count, human_duration
+
+_PARTS = (
+    "weights_gib",
+    "gradients_gib",
+    "optimizer_gib",
+    "activations_gib",
+    "logits_gib",
+    "step_gib",
+    "gathered_gib",
+    "buffers_gib",
+    "reserve_gib",
+)
+"""Of the peak; the optimizer's step and the activations with logits and reserve never meet."""
+_SIZES = ("parameters", "layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
+_SHOWN = 0.005
+"""GiB below which a part is not worth a word."""
 
 
 def plan_answer(plan: RunPlan) -> dict[str, Any]:
@@ -46,6 +64,42 @@ def plan_table(plan: RunPlan) -> Group:
     reasons = Text("\n".join(f"- {reason}" for reason in plan.reasons))
     deepspeed = Text(json.dumps(plan.deepspeed, indent=2))
     return Group(table, Text("\nwhy", style="bold"), reasons, Text("\nDeepSpeed", style="bold"), deepspeed)
+
+
+def estimate_answer(found: Estimate) -> dict[str, Any]:
+    """The JSON of `estimate`."""
+    memory = asdict(found.memory)
+    return {
+        "gpu_hours": asdict(found.gpu_hours),
+        "wall_hours": asdict(found.wall_hours),
+        "usd": None if found.usd is None else asdict(found.usd),
+        "peak_gib": asdict(found.peak_gib),
+        "fits": found.fits,
+        "zero_stage": found.zero_stage,
+        "offload": found.offload,
+        "host_gib": memory["host_gib"],
+        "memory": {part.removesuffix("_gib"): memory[part] for part in _PARTS},
+        "trainable_parameters": found.trainable,
+        "shape": {name: getattr(found.shape, name) for name in _SIZES},
+        "reasons": list(found.reasons),
+    }
+
+
+def estimate_table(found: Estimate) -> Group:
+    """Figures first, then where the memory goes, then why."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("fits", "yes" if found.fits else "no")
+    table.add_row("peak memory", _range(found.peak_gib, "{:.3g} GiB") + " a device")
+    parts = [(part, getattr(found.memory, part)) for part in _PARTS]
+    table.add_row("of it", ", ".join(f"{part.removesuffix('_gib')} {gib:.3g}" for part, gib in parts if gib >= _SHOWN))
+    table.add_row("ZeRO stage", f"{found.zero_stage}" + (f", offload {found.offload}" if found.memory.host_gib else ""))
+    table.add_row("wall time", _duration(found.wall_hours))
+    table.add_row("device hours", _range(found.gpu_hours, "{:.3g}"))
+    table.add_row("cost", "no price is known" if found.usd is None else _range(found.usd, "{:.3g} usd"))
+    reasons = Text("\n".join(f"- {reason}" for reason in found.reasons))
+    return Group(table, Text("\nwhy", style="bold"), reasons)
 
 
 def _steps(plan: RunPlan) -> str:

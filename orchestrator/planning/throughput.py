@@ -1,40 +1,65 @@
-"""Time and money: model FLOPs of a step, over what devices achieve of their peak.
+"""Time and money: model FLOPs of a training, over what its devices achieve of their peak.
 
-Comes in: the model's shape, the method and a device of the catalogue. Goes out: FLOPs, and a `RunCost`.
+Comes in: the model's shape, the method and a device of the catalogue. Goes out: FLOPs, and a `RunCost` with the reasons
+for its speed. How much of the peak is achieved is `utilization`'s; what devices send each other, `communication`'s.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from orchestrator.planning.communication import FROZEN_BASE, Step, nodes_of, slowdown
 from orchestrator.planning.hardware import Device
 from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.run_plan import Interval
-from orchestrator.spec import Method, Precision
+from orchestrator.planning.utilization import without_tensor_cores
+
+if TYPE_CHECKING:
+    from orchestrator.spec import Precision
 
 STARTUP_SECONDS = Interval(low=18.0, mid=35.0, high=52.0)
 """From the entry point to the first step: imports and process start. Measured on a 2-core machine; mid is between."""
 RECOMPUTATION = 4 / 3
 """Activation checkpointing does the forward pass twice: 4 units of work instead of 3."""
+DEQUANTISATION = 1.4
+"""QLoRA's time over LoRA's: 1.13 with 8192 tokens a micro-batch (fsdp_qlora, 7B on two RTX 3090: 998 s sharded, 881 s
+for LoRA with a whole copy each) to 2.0 with about 1000 (litgpt's resource tables, from memory): weights are unpacked
+in every pass, however few the tokens."""
+LARGEST_USUAL_BATCH = 4.19e6
+"""Tokens: LLaMA and Llama 2 (all sizes), BLOOM-176B and StarCoder used 4M; GPT-3 3.2M; OPT-175B 2M."""
+SMALLEST_USUAL_BATCH = 0.5e6
+"""Tokens: GPT-3 125M to 760M, GPT-2."""
+SHORTEST_DEVICE_STEP = 2048
+"""Tokens: a device gets at least one sequence in a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """What a whole training takes."""
+    """What a whole training takes, and why."""
 
     wall_hours: Interval
     gpu_hours: Interval
     """Device hours: wall hours times workers."""
     usd: Interval | None
     """None where no price is known."""
+    achieved_fraction: Interval
+    """Model FLOP/s over the peak, from the first step to the last, without recomputation."""
+    benchmark_fraction: float | None
+    """What benchmarks of such a model reach on the device; None where none are published."""
+    goodput: float | None
+    """What restarts, evaluation, checkpoints and idle devices leave of the benchmark's speed."""
+    reasons: tuple[str, ...]
+    """A sentence each on the fraction of the peak, and on communication and offload where they cost time."""
 
 
-def flops_per_token(shape: ModelShape, *, method: Method, trainable: int, sequence_length: int) -> float:
+def flops_per_token(shape: ModelShape, *, method: str, trainable: int, sequence_length: int) -> float:
     """Model FLOPs of training on one token: 2 per weight forward, 2 for activation and 2 for weight gradients.
 
     Weights that count are those multiplied with every token: no lookup tables, but the output layer also when it
     is tied to one, and no classification head, which sees one position per text. Frozen weights need no weight
-    gradient (`lora`: 4), and below a trained head no gradient at all (`head`: 2).
+    gradient (`lora` and its like: 4), and below a trained head no gradient at all (`head`: 2).
     Attention adds 12 x layers x width x length, half of it where a token sees only those before it (PaLM, app. B).
     """
     weights = shape.parameters - shape.embedding_parameters - shape.head_parameters
@@ -44,9 +69,14 @@ def flops_per_token(shape: ModelShape, *, method: Method, trainable: int, sequen
     attention = 12 * shape.layers * width * sequence_length * (0.5 if shape.causal else 1.0)
     if method == "head":
         return 2 * weights + attention / 3 + 6 * trainable / sequence_length
-    if method == "lora":
+    if method in FROZEN_BASE:
         return 4 * weights + attention + 6 * (trainable - shape.head_parameters)
     return 6 * weights + attention
+
+
+def usual_batch_tokens(parameters: float) -> float:
+    """Tokens of an optimizer step in published pretraining of such a size: 0.5M up to 140M parameters, 4M from 10B."""
+    return max(SMALLEST_USUAL_BATCH, LARGEST_USUAL_BATCH * math.sqrt(min(1.0, parameters / 1e10)))
 
 
 def run_cost(
@@ -59,23 +89,84 @@ def run_cost(
     cpus_per_worker: int = 1,
     usd_per_device_hour: float | None,
     activation_checkpointing: bool = False,
+    method: str = "full",
+    parameters: float | None = None,
+    trainable: float | None = None,
+    zero_stage: int | None = None,
+    offload: str = "none",
+    nodes: int | None = None,
+    tokens_per_device_step: float | None = None,
+    accumulation: int = 1,
 ) -> RunCost:
-    """Hours and money of `steps` steps and the start, evaluation not included.
+    """Hours and money of `steps` steps and the start.
 
-    On a CPU one device is a worker with its `cpus_per_worker` cores.
+    On a CPU one device is a worker with its `cpus_per_worker` cores. `parameters` turns on the effect of model size,
+    and with it `zero_stage` and `offload` theirs, for `tokens_per_device_step` (a usual batch over the workers) in
+    `accumulation` micro-batches. Without `zero_stage` the fraction of the peak is that of published trainings, which
+    mix data, tensor and pipeline parallelism so that the network keeps up; give it where it is really chosen.
     """
     cores = cpus_per_worker if device.kind == "cpu" else 1
-    peak = workers * cores * device.peak_flops(precision)
-    work = flops_per_step * steps * (RECOMPUTATION if activation_checkpointing else 1.0)
-    achieved, start = device.achieved_fraction, STARTUP_SECONDS
-    wall = Interval(
-        low=(start.low + work / (peak * achieved.high)) / 3600,
-        mid=(start.mid + work / (peak * achieved.mid)) / 3600,
-        high=(start.high + work / (peak * achieved.low)) / 3600,
-    )
+    speed = cores * device.peak_flops(precision)
+    work = flops_per_step * steps * (DEQUANTISATION if method == "qlora" else 1.0)
+    fraction, goodput, reasons = _fraction(device, precision, work / cores, workers=workers, parameters=parameters)
+    repeated, slower = RECOMPUTATION if activation_checkpointing else 1.0, 1.0
+    if parameters is not None:
+        usual = max(usual_batch_tokens(parameters) / workers, SHORTEST_DEVICE_STEP)
+        step = Step(
+            parameters=parameters,
+            trainable=parameters if trainable is None else trainable,
+            workers=workers,
+            nodes=nodes or nodes_of(workers),
+            zero_stage=zero_stage,
+            offload=offload,
+            tokens_per_device=tokens_per_device_step or usual,
+            accumulation=accumulation,
+            method=method,
+        )
+        slower, why = slowdown(step, device, flops_per_second=speed * fraction / repeated)
+        reasons += why
+    reached = device.utilization.interval(fraction)
+    wall = _wall_hours(work * repeated * slower / (workers * speed), reached)
     device_hours = wall.scaled(workers)
     return RunCost(
         wall_hours=wall,
         gpu_hours=device_hours,
         usd=None if usd_per_device_hour is None else device_hours.scaled(usd_per_device_hour),
+        achieved_fraction=reached.scaled(1 / slower),
+        benchmark_fraction=device.utilization.benchmark_at(parameters),
+        goodput=goodput,
+        reasons=reasons,
     )
+
+
+def _wall_hours(seconds_at_peak: float, fraction: Interval) -> Interval:
+    """Hours from the entry point to the last step."""
+    return Interval(
+        low=(STARTUP_SECONDS.low + seconds_at_peak / fraction.high) / 3600,
+        mid=(STARTUP_SECONDS.mid + seconds_at_peak / fraction.mid) / 3600,
+        high=(STARTUP_SECONDS.high + seconds_at_peak / fraction.low) / 3600,
+    )
+
+
+def _fraction(
+    device: Device, precision: Precision, flops: float, *, workers: int, parameters: float | None
+) -> tuple[float, float | None, tuple[str, ...]]:
+    """Fraction of the peak, its share of what benchmarks reach, and a sentence on both; `flops` is the whole work."""
+    facts = device.utilization
+    benchmark = facts.benchmark_at(parameters)
+    tokens = None if parameters is None else flops / (6 * parameters)  # near enough: its exponent is about 0.1
+    device_hours = flops / (device.peak_flops(precision) * facts.whole_run(parameters, tokens)) / 3600
+    fraction = facts.achieved(parameters=parameters, tokens=tokens, devices=workers, device_hours=device_hours)
+    origin = f"from {facts.runs} published trainings" if facts.runs else "from few published trainings"
+    why = f"speed: {100 * fraction:.3g} % of the peak of the {device.name}, {origin}"
+    goodput = None if benchmark is None else min(1.0, fraction / benchmark)
+    if benchmark is not None and goodput is not None:
+        why += (
+            f"; benchmarks reach {100 * benchmark:.3g} %, so restarts, evaluation, checkpoints and idle devices leave "
+            f"a goodput of {goodput:.2f}"
+        )
+    if precision != "fp32" or device.kind == "cpu":
+        return fraction, goodput, (why,)
+    slow = without_tensor_cores(fraction, device.bf16_tflops / device.fp32_tflops)
+    why_slow = f"fp32 leaves the tensor cores out: {100 * slow:.3g} % of {device.fp32_tflops:g} TFLOP/s"
+    return slow, goodput, (why, why_slow)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import locations
 from orchestrator.errors import ModelError
-from orchestrator.spec import RunSpec
-from orchestrator.tracking import store
+
+if TYPE_CHECKING:
+    from orchestrator.spec import RunSpec
 
 _PREFIX = "runs:/"
 _MODEL_PATH_TAG = "orchestrator.model_path"
@@ -21,12 +23,24 @@ def with_base_found(spec: RunSpec) -> RunSpec:
     base = spec.model.base
     if base is None or not base.startswith(_PREFIX):
         return spec
-    folder = _model_folder(spec.tracking.uri or locations.default_tracking_uri(), base.removeprefix(_PREFIX))
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"base": str(folder)})})
+    folder = found_base(base, uri=spec.tracking.uri)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"base": folder})})
+
+
+def found_base(location: str, *, uri: str | None = None) -> str:
+    """The folder of a run's model for `runs:/ID` in a store (the default one); any other location unchanged.
+
+    Raises what `with_base_found` raises.
+    """
+    if not location.startswith(_PREFIX):
+        return location
+    return str(_model_folder(uri or locations.default_tracking_uri(), location.removeprefix(_PREFIX)))
 
 
 def _model_folder(uri: str, run_id: str) -> Path:
     from mlflow.exceptions import MlflowException
+
+    from orchestrator.tracking import store
 
     store.check_store(uri)
     client = store.client(uri, create=False)

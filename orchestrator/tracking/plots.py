@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.charts import GREY, INK, PALETTE, drawn, format_log_axis, name_line_ends, name_points, pareto_front
 from orchestrator.quantities import human_count
 from orchestrator.tracking.compare import HIGHER_IS_BETTER, LossCurve, RunRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
 
 MOST_COLOURED = 6
 """Lines of a panel that get a colour and a name; more cannot be told apart."""
 MOST_LABELS = 8
 """Points of a panel that get a name."""
 
-# Okabe and Ito 2008, "Color Universal Design": eight colours that colour-blind readers tell apart; yellow is left
-# out because it is too pale for a line on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 METHOD_STYLE: Mapping[str, tuple[str, str]] = {
     "full": (PALETTE[0], "o"),
     "lora": (PALETTE[1], "s"),
@@ -33,29 +28,6 @@ METHOD_STYLE: Mapping[str, tuple[str, str]] = {
 }
 """Colour and marker of each method: the shape tells them apart without colour."""
 OTHER_STYLE = ("#666666", "v")
-GREY = "#B8B8B8"
-INK = "#222222"
-
-_STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "text.color": INK,
-    "legend.frameon": False,
-}
-
 Item = TypeVar("Item")
 
 
@@ -65,13 +37,13 @@ def plot_losses(curves: Sequence[LossCurve], path: Path) -> None:
     The best `MOST_COLOURED` runs of a panel are named at the ends of their lines, the others are grey.
     """
     panels = _grouped(curves, lambda curve: (curve.run.kind or "other", curve.run.task or "loss"))
-    with _figure(path, panels=len(panels), nothing="No run has logged train/loss and train/tokens yet") as axes:
+    with drawn(path, panels=len(panels), nothing="No run has logged train/loss and train/tokens yet") as axes:
         for ax, ((kind, task), members) in zip(axes, panels.items(), strict=False):
             best_first = sorted(members, key=_best_loss)
             for curve in best_first[MOST_COLOURED:]:
                 _draw_curve(ax, curve, colour=GREY, faint=True)
             ends = [
-                (_draw_curve(ax, curve, colour=colour, faint=False), curve.run.name, colour)
+                (_draw_curve(ax, curve, colour=colour, faint=False), _short(curve.run.name), colour)
                 for curve, colour in zip(best_first, PALETTE, strict=False)
             ]
             _format_loss_axes(ax, best_first)
@@ -79,7 +51,7 @@ def plot_losses(curves: Sequence[LossCurve], path: Path) -> None:
             note = "line: train, smoothed    dot: held-out" + (f"    grey: {others} more runs" if others > 0 else "")
             ax.set_title(f"{kind}, {task}")
             ax.set_title(note, loc="right", fontweight="normal", fontsize=8.5, color="#555555")
-            _label_line_ends(ax, ends)
+            name_line_ends(ax, ends)
 
 
 def plot_quality_against_cost(rows: Sequence[RunRow], path: Path) -> None:
@@ -90,7 +62,7 @@ def plot_quality_against_cost(rows: Sequence[RunRow], path: Path) -> None:
     unit, cost_of = _cost_axis(rows)
     shown = [row for row in rows if row.quality is not None and (cost_of(row) or 0.0) > 0]
     panels = _grouped(shown, lambda row: row.group)
-    with _figure(path, panels=len(panels), nothing="No run has logged both a quality and a cost yet") as axes:
+    with drawn(path, panels=len(panels), nothing="No run has logged both a quality and a cost yet") as axes:
         for ax, ((kind, metric), members) in zip(axes, panels.items(), strict=False):
             higher = metric in HIGHER_IS_BETTER
             points = [(float(cost_of(row) or 0.0), float(row.quality or 0.0)) for row in members]
@@ -98,41 +70,13 @@ def plot_quality_against_cost(rows: Sequence[RunRow], path: Path) -> None:
             front = pareto_front(single, higher_is_better=higher)
             _draw_front(ax, front)
             _draw_points(ax, members, points)
-            ax.set_xscale("log")
-            _format_log_axis(ax, [cost for cost, _ in points], lambda cost: _cost_text(cost, unit))
+            format_log_axis(ax, [cost for cost, _ in points], lambda cost: _cost_text(cost, unit))
             ax.margins(x=0.12, y=0.16)
             ax.set_xlabel(f"cost ({unit})")
             ax.set_ylabel(f"{metric} ({'higher' if higher else 'lower'} is better)")
             ax.set_title(f"{kind}, {metric} against cost")
             _method_legend(ax, members, with_front=len(front) > 1)
-            _label_points(ax, members, points, front=front, higher_is_better=higher)
-
-
-def pareto_front(points: Iterable[tuple[float, float]], *, higher_is_better: bool) -> list[tuple[float, float]]:
-    """The (cost, quality) pairs that no other beats at the same or lower cost, by rising cost."""
-    sign = -1.0 if higher_is_better else 1.0
-    front: list[tuple[float, float]] = []
-    for cost, quality in sorted(points, key=lambda point: (point[0], sign * point[1])):
-        if not front or sign * quality < sign * front[-1][1]:
-            front.append((cost, quality))
-    return front
-
-
-def spread(heights: Sequence[float], *, apart: float) -> list[float]:
-    """Rising heights moved as little as possible so that neighbours stand at least `apart` from each other.
-
-    Heights that are too close form a block around their mean; blocks that meet are joined.
-    """
-    blocks: list[list[float]] = []
-    for height in heights:
-        blocks.append([height])
-        while len(blocks) > 1 and _bottom(blocks[-1], apart) < _bottom(blocks[-2], apart) + apart * len(blocks[-2]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    return [_bottom(block, apart) + apart * place for block in blocks for place in range(len(block))]
-
-
-def _bottom(block: Sequence[float], apart: float) -> float:
-    return sum(block) / len(block) - apart * (len(block) - 1) / 2
+            name_points(ax, _named(members, points, front, higher_is_better=higher), points=points, lines=[front])
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -145,26 +89,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
     before = np.minimum(reach, places // 5)
     after = np.minimum(before, len(values) - 1 - places)
     return [float(mean) for mean in (sums[places + after + 1] - sums[places - before]) / (before + after + 1)]
-
-
-@contextmanager
-def _figure(path: Path, *, panels: int, nothing: str) -> Iterator[list[Axes]]:
-    """Panels below each other, written to `path` at the end; without any, a picture that says so."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with matplotlib.rc_context(_STYLE):
-        layout = ConstrainedLayoutEngine(h_pad=0.15, w_pad=0.15, hspace=0.06)
-        figure = Figure(figsize=(9.0, 4.4 * max(1, panels)), layout=layout, facecolor="white")
-        FigureCanvasAgg(figure)
-        axes = [figure.add_subplot(panels, 1, place) for place in range(1, panels + 1)]
-        yield axes
-        if not axes:
-            figure.text(0.5, 0.5, nothing, ha="center", va="center", color="#777777", fontsize=12)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format="png")
 
 
 def _draw_curve(ax: Axes, curve: LossCurve, *, colour: str, faint: bool) -> tuple[float, float]:
@@ -190,8 +114,7 @@ def _format_loss_axes(ax: Axes, curves: Sequence[LossCurve]) -> None:
     ends = [max(tokens for tokens, _ in (*curve.train, *curve.evaluation)) for curve in curves]
     starts = [tokens for curve in curves for tokens, _ in curve.train[:1] if tokens > 0]
     if min(ends) > 0 and max(ends) / min(ends) >= 10 and starts:
-        ax.set_xscale("log")
-        _format_log_axis(ax, [*starts, *ends], human_count)
+        format_log_axis(ax, [*starts, *ends], human_count)
     else:
         ax.set_xlim(left=0)
         ax.xaxis.set_major_formatter(lambda tokens, _: human_count(tokens) if tokens else "0")
@@ -204,25 +127,6 @@ def _format_loss_axes(ax: Axes, curves: Sequence[LossCurve]) -> None:
     ax.set_ylim(low - room, high + room)
     ax.set_xlabel("tokens seen")
     ax.set_ylabel("loss (nats per predicted token or example)")
-
-
-def _label_line_ends(ax: Axes, ends: Sequence[tuple[tuple[float, float], str, str]]) -> None:
-    """Names in the right margin at the height of each line's end, pushed apart where they would overlap."""
-    low, high = ax.get_ylim()
-    ends = sorted(ends, key=lambda end: end[0][1])
-    heights = spread([(y - low) / (high - low) for (_, y), _, _ in ends], apart=0.062)  # a line of text's share
-    for ((x, y), name, colour), height in zip(ends, heights, strict=True):
-        ax.annotate(
-            _short(name),
-            xy=(x, min(max(y, low), high)),
-            xytext=(1.015, height),
-            textcoords=ax.transAxes,
-            color=colour,
-            va="center",
-            fontsize=8.5,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.55, "shrinkA": 1, "shrinkB": 2},
-        )
 
 
 def _draw_points(ax: Axes, rows: Sequence[RunRow], points: Sequence[tuple[float, float]]) -> None:
@@ -255,81 +159,21 @@ def _method_legend(ax: Axes, rows: Sequence[RunRow], *, with_front: bool) -> Non
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, handlelength=1.8)
 
 
-def _label_points(
-    ax: Axes,
+def _named(
     rows: Sequence[RunRow],
     points: Sequence[tuple[float, float]],
-    *,
     front: Sequence[tuple[float, float]],
+    *,
     higher_is_better: bool,
-) -> None:
-    """Name the front, the searches and then the best others, each where it covers nothing drawn before."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    assert isinstance(ax.figure, Figure)
-    canvas = FigureCanvasAgg(ax.figure)
-    canvas.draw()  # positions on the page are known only after the layout
-    taken = _obstacles(ax, points, front)
+) -> list[tuple[tuple[float, float], str, str]]:
+    """The points that get a name: the front, the searches, and then the best others."""
     sign = -1.0 if higher_is_better else 1.0
 
     def importance(place: int) -> tuple[bool, bool, float]:
         return (points[place] not in front, not rows[place].trials, sign * points[place][1])
 
-    for place in sorted(range(len(rows)), key=importance)[:MOST_LABELS]:
-        for dx, dy, align in _LABEL_PLACES:
-            label = ax.annotate(
-                _short(rows[place].name),
-                xy=points[place],
-                xytext=(dx, dy),
-                textcoords="offset points",
-                ha=align,
-                va="center",
-                fontsize=8.5,
-                zorder=5,
-            )
-            box = label.get_window_extent(canvas.get_renderer())
-            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            label.remove()
-
-
-_LABEL_PLACES = (
-    (9, 0, "left"),
-    (8, 8, "left"),
-    (8, -8, "left"),
-    (-9, 0, "right"),
-    (-8, 8, "right"),
-    (-8, -8, "right"),
-    (0, 13, "center"),
-    (0, -13, "center"),
-)
-"""Where a point's name may stand, in printer's points from it, tried in this order."""
-
-
-def _obstacles(ax: Axes, points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]]) -> list[Bbox]:
-    """The page's pixels under points and under the steps of the front."""
-    from matplotlib.transforms import Bbox
-
-    boxes = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in ax.transData.transform(points)]
-    if len(front) > 1:
-        steps = ax.transData.transform(front)
-        for (x0, y0), (x1, y1) in pairwise(steps):
-            boxes.append(Bbox.from_extents(x0, y0 - 2, x1, y0 + 2))
-            boxes.append(Bbox.from_extents(x1 - 2, min(y0, y1), x1 + 2, max(y0, y1)))
-    return boxes
-
-
-def _format_log_axis(ax: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
-    """Round numbers as ticks: 1, 2, 5 within two decades, else whole decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    decades = math.log10(max(values) / min(values))
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=12))
-    ax.xaxis.set_major_formatter(lambda value, _: text(value))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    chosen = sorted(range(len(rows)), key=importance)[:MOST_LABELS]
+    return [(points[place], _short(rows[place].name), INK) for place in chosen]
 
 
 def _cost_axis(rows: Sequence[RunRow]) -> tuple[str, Callable[[RunRow], float | None]]:

@@ -199,7 +199,7 @@ class _TextColumn:
     def __init__(self, source: Source, text_column: str) -> None:
         import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-        self.column = _texts(_load_table(source), text_column, source)
+        self.column = _texts(load_table(source), text_column, source)
         self.sizes = pc.binary_length(self.column).to_numpy().astype(np.int64)
 
     def read(self, chosen: np.ndarray) -> Iterator[str]:
@@ -259,7 +259,7 @@ def read_rows(sources: Sequence[Source], *, text_column: str, label_column: str)
                 allowed="jsonl, csv, tsv or parquet files, or a hub dataset",
                 do=f"give files with the columns {text_column} and {label_column}, or set data.format",
             )
-        table = _load_table(source)
+        table = load_table(source)
         found = _texts(table, text_column, source).to_pylist()
         blank = [index for index, text in enumerate(found) if not text.strip()]
         if blank:
@@ -341,7 +341,7 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
     return DataError(f"{path} cannot be read", got=getattr(error, "strerror", None) or str(error))
 
 
-def _load_table(source: Source) -> Any:
+def load_table(source: Source) -> Any:
     """A `datasets.Dataset` of a hub dataset, or of all files of a source."""
     if source.reader == "hub":
         match = _HUB_NAME.match(source.location)

@@ -22,6 +22,7 @@ from orchestrator.errors import StorageError
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.training.checkpoints import storage_errors
 from orchestrator.training.job import WorkerContext
+from orchestrator.training.measurement import host_peak_gib, reset_host_peak
 from orchestrator.training.models import parameter_groups
 from orchestrator.training.objectives import Batch, Objective
 
@@ -64,6 +65,7 @@ class Engine:
         self._is_leader = context.rank == 0
         self._device = torch.device(f"cuda:{context.local_rank}" if plan.device == "cuda" else "cpu")
         self._trains_all = all(parameter.requires_grad for parameter in model.parameters())
+        self._forget_peak()
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=parameter_groups(model, weight_decay),
@@ -131,6 +133,17 @@ class Engine:
         dist.all_reduce(values)
         return values
 
+    def peak_gib(self) -> float:
+        """Most memory that any rank has held since its engine was built: reserved on a GPU, resident on a CPU.
+
+        Every rank calls it.
+        """
+        on_gpu = self._device.type == "cuda"
+        own_gib = torch.cuda.max_memory_reserved(self._device) / 2**30 if on_gpu else host_peak_gib()
+        most = torch.tensor(own_gib, device=self._device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return float(most)
+
     def close(self) -> None:
         """Releases the engine's hooks, so that another can be built in this process."""
         with contextlib.suppress(AttributeError):
@@ -138,6 +151,13 @@ class Engine:
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _forget_peak(self) -> None:
+        """A process that trains one trial after the other starts each at what it holds now."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            reset_host_peak()
 
     def _undo_first_step(self) -> None:
         """Without ZeRO, DeepSpeed's 16-bit optimizer makes room for Adam's moments by a step without gradients.

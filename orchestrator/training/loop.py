@@ -24,6 +24,7 @@ from orchestrator.training.batches import SampleOrder, global_batch, open_split,
 from orchestrator.training.budget import Account
 from orchestrator.training.engine import Engine, join_process_group
 from orchestrator.training.job import Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.training.measurement import Pace, figures
 from orchestrator.training.objectives import Batch, objective_for
 from orchestrator.training.schedule import learning_rate
 
@@ -67,6 +68,7 @@ class _Loop:
             objective=objective_for(job.spec.task),
             context=context,
         )
+        self._pace = Pace()
         self._metrics: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
         self._checkpoint: Path | None = None
@@ -118,7 +120,7 @@ class _Loop:
         return "interrupted"
 
     def finish(self, status: Status) -> Outcome:
-        """Evaluation, checkpoint, model folder and, when the run is over, the outcome file."""
+        """Evaluation, measurements, checkpoint, model folder and, when the run is over, the outcome file."""
         if status == "interrupted":
             self._save()
             return self._outcome(status)
@@ -128,6 +130,7 @@ class _Loop:
                 return Outcome.from_dict(earlier)
         if self._evaluated_step != self._step or self._step == 0:
             self._evaluate()
+        self._measure()  # before the checkpoint, which keeps all metrics
         if self._job.final_checkpoint:
             self._save()
         self._export()
@@ -169,12 +172,14 @@ class _Loop:
         self._account.add_step(seconds=time.monotonic() - started, tokens=tokens)
         wish = torch.tensor(float(self._wish()) if self._leads else 0.0)
         agreed = self._engine.sum_over_ranks(torch.stack([loss.float().cpu() / plan.workers, wish]))
-        figures = {
+        seconds = time.monotonic() - started
+        self._pace.add_step(seconds=seconds, tokens=tokens)
+        news = {
             "train/loss": float(agreed[0]),
             "train/learning_rate": rate,
-            "train/tokens_per_second": tokens / (time.monotonic() - started),
+            "train/tokens_per_second": tokens / seconds,
         }
-        self._record(figures if norm is None else {**figures, "train/grad_norm": norm})
+        self._record(news if norm is None else {**news, "train/grad_norm": norm})
         return int(agreed[1])
 
     def _wish(self) -> int:
@@ -189,11 +194,11 @@ class _Loop:
             self._notes = (*self._notes, decision.reason)
         return _GO_ON if decision.go_on else _OVER_BUDGET
 
-    def _record(self, figures: dict[str, float]) -> None:
+    def _record(self, news: dict[str, float]) -> None:
         """A step's figures, with what the run has cost up to it."""
         cost = self._account.cost()
         self._emit(
-            figures
+            news
             | {
                 "train/tokens": float(self._account.state().tokens),
                 "cost/gpu_hours": cost.gpu_hours,
@@ -216,9 +221,27 @@ class _Loop:
         summary = objective_for(self._spec.task).summarize(loss, correct, count)
         self._evaluated_step = self._step
         self._emit(summary)
-        self._account.add_evaluation(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._account.add_evaluation(seconds)
+        self._pace.add_pause(seconds)
         if self._leads:
             self._context.report(self._step, dict(self._metrics))
+
+    def _measure(self) -> None:
+        """What the run took, beside what was planned; nothing new where this attempt only ended an earlier one."""
+        if not self._pace.steps:
+            return
+        peak_gib = self._engine.peak_gib()
+        self._emit(
+            figures(
+                self._plan,
+                self._pace,
+                counts=self._job.data.counts,
+                step=self._step,
+                gpu_hours=self._account.cost().gpu_hours,
+                peak_gib=peak_gib,
+            )
+        )
 
     def _validation_slices(self) -> Iterator[tuple[np.ndarray, int]]:
         """This rank's held-out batches and how many of each are real; the last ones repeat a sample so that every
@@ -252,7 +275,9 @@ class _Loop:
             )
             checkpoints.prune(folder, self._spec.checkpoint.keep)
         self._checkpoint = self._from_leader(final)
-        self._account.add_saving(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._account.add_saving(seconds)
+        self._pace.add_pause(seconds)
 
     def _export(self) -> None:
         """Rank 0 writes the model as a Hugging Face folder, from the weights of all."""

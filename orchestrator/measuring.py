@@ -1,0 +1,104 @@
+"""A dataset's location -> its facts, and its distance from a base model: what `advise --dataset` asks first.
+
+Reading plain files loads none of torch, Ray, MLflow, transformers and datasets; Parquet needs pyarrow, a hub name
+`datasets`, and the distance from a language model at hand torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import DataError
+from orchestrator.policy.columns import choose_columns
+from orchestrator.policy.dataset import DatasetFacts, Reading, describe
+from orchestrator.policy.question import Task
+from orchestrator.policy.token_counts import SAMPLE_BYTES, CountTokens
+
+if TYPE_CHECKING:
+    from orchestrator.training.distance import Distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A dataset beside a base model."""
+
+    facts: DatasetFacts
+    distance: Distance
+
+
+def measure_dataset(
+    path: str,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    task: Task | None = None,
+    count: CountTokens | None = None,
+    sample_bytes: int = SAMPLE_BYTES,
+    seed: int = 0,
+) -> DatasetFacts:
+    """The facts of a file, folder, glob, `package://` or `sysconfig://` location, or hub name.
+
+    `count` is a tokenizer; without one a proxy counts, on `sample_bytes` of text. Raises DataError when the dataset is
+    missing, empty or malformed, or its columns cannot be told.
+    """
+    reading = read_dataset(path, text_column=text_column, label_column=label_column, task=task, seed=seed)
+    return describe(reading, count=count, sample_bytes=sample_bytes, seed=seed)
+
+
+def measure_against(
+    path: str,
+    base: str | None,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+) -> Measurement:
+    """The facts of a dataset, its tokens counted by the base model's tokenizer where that is at hand, and its distance.
+
+    Raises what `measure_dataset` raises, and ModelError when a model at hand cannot be used.
+    """
+    from orchestrator.training.distance import measure_distance
+
+    reading = read_dataset(path, text_column=text_column, label_column=label_column, task=task, seed=seed)
+    facts = describe(reading, count=None if base is None else tokenizer_at_hand(base), seed=seed)
+    texts = [text for block in reading.blocks for text in block.texts]
+    return Measurement(facts=facts, distance=measure_distance(texts, base, seed=seed))
+
+
+def read_dataset(
+    path: str, *, text_column: str | None, label_column: str | None, task: Task | None, seed: int
+) -> Reading:
+    """What there is at a location, read whole or in part."""
+    from orchestrator.training import sampling
+    from orchestrator.training.corpus import find_sources
+
+    try:
+        sources = find_sources(path)
+    except DataError as error:
+        if error.do is None or "data." not in error.do:
+            raise
+        # A spec's field is no help to someone who gave an option.
+        do = "check --dataset, or give a glob such as **/*.jsonl"
+        raise DataError(error.what, got=error.got, allowed=error.allowed, do=do) from error
+    columns = choose_columns(
+        sampling.preview(sources[0]), text_column=text_column, label_column=label_column, task=task
+    )
+    return sampling.read(sources, columns, seed=seed)
+
+
+def tokenizer_at_hand(base: str) -> CountTokens | None:
+    """A counter with a base model's tokenizer, or None where nothing of it is on this machine."""
+    from orchestrator.training.distance import find_tokenizer
+
+    found = find_tokenizer(base)
+    return None if found is None else _counter(found.json)
+
+
+def _counter(tokenizer: str) -> Callable[[Sequence[str]], list[int]]:
+    from tokenizers import Tokenizer
+
+    parsed = Tokenizer.from_str(tokenizer)
+    return lambda texts: [len(e.ids) for e in parsed.encode_batch_fast(list(texts), add_special_tokens=False)]

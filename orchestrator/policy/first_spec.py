@@ -1,0 +1,153 @@
+"""A recommendation to a spec that `run` carries out: the chosen strategy, or the pilot that tells rivals apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.planning.standard_shape import standard_shape
+from orchestrator.policy.advise import Recommendation
+from orchestrator.policy.candidates import Candidate, fine_tuning_epochs
+from orchestrator.policy.hyperparameters import lora_learning_rate, suggested_learning_rate
+from orchestrator.policy.question import Question
+from orchestrator.policy.strategies import STRATEGIES, Name
+
+PILOT_EXAMPLES = 1000
+"""Labels of a pilot: enough that one standard error of the difference is about 2 points on 400 held-out rows."""
+PILOT_TOKENS = 2_000_000
+"""Tokens of a pilot on raw text."""
+_METHODS: dict[Name, str] = {
+    "features": "head",
+    "peft": "lora",
+    "full": "full",
+    "continued": "full",
+    "scratch": "scratch",
+}
+_TUNED_PARAMETERS, _TUNED_RATE, _RATE_EXPONENT = 22.7e6, 1e-4, -0.36
+"""Fine-tuning rates: 1e-4 for MiniLM on film reviews, falling with size as pretraining rates do (Porian 2024)."""
+_HEAD_RATE, _SCRATCH_RATE = 3e-3, 3e-4
+"""As in the same runs."""
+_BATCH, _RAW_BATCH = 16, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the data lies."""
+
+    path: str
+    text_column: str | None
+    label_column: str | None
+
+
+def first_spec(advice: Recommendation, question: Question, source: Source | None, *, name: str) -> dict[str, Any]:
+    """The spec as a plain mapping, ready for YAML.
+
+    Raises SpecError when there is nothing to train, or what a spec must name is not known.
+    """
+    if source is None:
+        raise SpecError("a spec names its data, and no dataset was given", do="add --dataset PATH")
+    wanted = [one for one in (advice.rivals or (advice.leading,)) if one in _METHODS]
+    if not wanted:
+        raise SpecError(
+            f"{STRATEGIES[advice.leading].title} trains nothing, so there is no spec to write",
+            do="try the prompt on held-out examples; --goal or more labels may change the advice",
+        )
+    if any(one != "scratch" for one in wanted) and (question.base is None or question.base.name is None):
+        raise SpecError(
+            "a spec names its base model, and only a size was given",
+            got=", ".join(wanted),
+            do="add --base-model PATH_OR_NAME",
+        )
+    found = {one.strategy: one for one in advice.candidates}
+    pilot = bool(advice.rivals)
+    spec = _common(question, source, name=f"{name}-pilot" if pilot else name)
+    if question.labelled:
+        spec |= _labelled(question, source, [found[one] for one in wanted], pilot=pilot)
+    else:
+        spec |= _raw(question, source, found[wanted[0]], pilot=pilot)
+    return spec
+
+
+def _common(question: Question, source: Source, *, name: str) -> dict[str, Any]:
+    common: dict[str, Any] = {"name": name}
+    if question.budget is not None:
+        common["budget"] = str(question.budget)
+    common["tracking"] = {"experiment": name}
+    return common
+
+
+def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pilot: bool) -> dict[str, Any]:
+    assert question.base is not None or wanted[0].strategy == "scratch"
+    limit = min(question.examples, PILOT_EXAMPLES) if pilot else question.examples
+    length = 1 << max(4, (int(question.tokens_per_example * 1.25) - 1).bit_length())
+    data: dict[str, Any] = {"train": source.path, "sequence_length": min(512, length)}
+    if source.text_column:
+        data["text_column"] = source.text_column
+    if source.label_column:
+        data["label_column"] = source.label_column
+    if pilot and limit < question.examples:
+        data["max_train_examples"] = limit
+    methods = [_METHODS[one.strategy] for one in wanted]
+    spec: dict[str, Any] = {
+        "kind": "finetune",
+        "model": {"base": question.base.name if question.base else None},
+        "task": "text-classification" if question.is_classification else "causal-lm",
+        "method": methods[0],
+        "data": data,
+        "training": {
+            "epochs": round(fine_tuning_epochs(limit), 1),
+            "global_batch": max(1, min(_BATCH, limit // 4)),
+            "learning_rate": _rate(question, methods[0]),
+            "schedule": "linear",
+        },
+    }
+    if len(methods) > 1:
+        grid = {method: {"training.learning_rate": {"grid": [_rate(question, method)]}} for method in methods}
+        spec["search"] = {"space": {"method": {"grid": grid}}, "scheduler": "none"}
+    return spec
+
+
+def _raw(question: Question, source: Source, chosen: Candidate, *, pilot: bool) -> dict[str, Any]:
+    tokens = min(PILOT_TOKENS, chosen.tokens) if pilot else chosen.tokens
+    data: dict[str, Any] = {"train": source.path, "sequence_length": 512}
+    if source.text_column:
+        data["text_column"] = source.text_column
+    spec: dict[str, Any] = {"kind": "finetune", "task": "causal-lm", "data": data}
+    if chosen.strategy == "scratch":
+        shape = standard_shape(chosen.parameters)
+        sizes = {
+            "num_hidden_layers": shape.layers,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+        }
+        spec |= {
+            "kind": "pretrain",
+            "model": {"config": "llama", "overrides": sizes, "vocab_size": min(32_000, shape.vocab)},
+        }
+        rate = suggested_learning_rate(chosen.parameters).mid
+    else:
+        assert question.base is not None
+        spec |= {"model": {"base": question.base.name}, "method": _METHODS[chosen.strategy]}
+        rate = _rate(question, _METHODS[chosen.strategy])
+    batch = int(max(1, min(_RAW_BATCH, tokens // 512 // 10)))
+    spec["training"] = {
+        "tokens": int(max(tokens, batch * 512)),
+        "global_batch": batch,
+        "learning_rate": float(f"{rate:.2g}"),
+        "schedule": "cosine",
+    }
+    return spec
+
+
+def _rate(question: Question, method: str) -> float:
+    """Learning rate of a method for the base's size."""
+    if method == "head":
+        return _HEAD_RATE
+    if method == "scratch":
+        return _SCRATCH_RATE
+    assert question.base is not None
+    full = _TUNED_RATE * (question.base.parameters / _TUNED_PARAMETERS) ** _RATE_EXPONENT
+    return float(f"{(lora_learning_rate(full) if method == 'lora' else full):.2g}")

@@ -1,0 +1,221 @@
+"""What a strategy takes: its trainings as `Work`, priced by the planner's estimates, cut to the budget.
+
+Estimates are linear in tokens (a start, then a rate), so each kind of work is estimated twice and all amounts follow.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from orchestrator.planning.estimate import Estimate, Workload, estimate, precision_of, usable_gib
+from orchestrator.planning.hardware import Device, find_device
+from orchestrator.planning.run_plan import Interval
+from orchestrator.planning.standard_shape import standard_shape
+from orchestrator.planning.throughput import flops_per_token
+from orchestrator.policy.history import Corrected, corrected
+from orchestrator.policy.question import Question
+from orchestrator.quantities import Budget
+
+_REFERENCE_TOKENS = 1e9
+_LONGEST_SAMPLE, _SHORTEST_SAMPLE = 2048, 16
+_SMALL_MODEL = 1_000_000_000
+_CLUSTER_SIZES = tuple(2**power for power in range(15))
+"""Devices to choose from where their number is open; 16,384 trained the largest published model (Llama 3.1, 405B)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One training, or one pass of inference (`head` with nothing to learn costs the same)."""
+
+    method: str
+    parameters: int
+    tokens: float
+    """Tokens processed, every epoch counted."""
+    sequence_length: int
+
+    def scaled(self, factor: float) -> Work:
+        """The same on `factor` times the tokens."""
+        return replace(self, tokens=self.tokens * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What works take together; memory is that of the largest."""
+
+    gpu_hours: Interval
+    hours: Interval
+    usd: Interval | None
+    flops: float
+    peak_gib: Interval
+    fits: bool
+    memory_note: str
+    gpus: int
+    """Devices of the largest work."""
+    offload: str
+
+    def in_unit(self, budget: Budget) -> float:
+        """The middle estimate in the budget's unit."""
+        if budget.unit == "flops":
+            return self.flops
+        if budget.unit == "usd":
+            assert self.usd is not None  # a device without a price is refused before
+            return self.usd.mid
+        return self.gpu_hours.mid if budget.unit == "gpu-hours" else self.hours.mid
+
+
+def sample_length(question: Question) -> int:
+    """Tokens of one sample in training: an example, or a block of raw text."""
+    if not question.labelled:
+        return _LONGEST_SAMPLE
+    return int(min(_LONGEST_SAMPLE, max(_SHORTEST_SAMPLE, question.tokens_per_example)))
+
+
+def price(works: Iterable[Work], question: Question) -> Price:
+    """The works one after the other on the question's devices. Raises what `estimate` raises."""
+    parts = [_learned(work, _part(work, question.device, question.gpus), question) for work in works]
+    peak = max(parts, key=lambda part: part.peak_gib.mid)
+    usd = [part.usd for part in parts if part.usd is not None]
+    return Price(
+        gpu_hours=_sum(part.gpu_hours for part in parts),
+        hours=_sum(part.hours for part in parts),
+        usd=_sum(usd) if len(usd) == len(parts) else None,
+        flops=sum(part.flops for part in parts),
+        peak_gib=peak.peak_gib,
+        fits=all(part.fits for part in parts),
+        memory_note=peak.memory_note,
+        gpus=max(part.gpus for part in parts),
+        offload=peak.offload,
+    )
+
+
+def affordable_share(works: tuple[Work, ...], question: Question) -> float:
+    """The part of the works' tokens, 0 to 1, that the middle estimate leaves inside the budget."""
+    if question.budget is None:
+        return 1.0
+    whole = price(works, question).in_unit(question.budget)
+    start = price([work.scaled(0) for work in works], question).in_unit(question.budget)
+    if whole <= question.budget.amount:
+        return 1.0
+    return max(0.0, (question.budget.amount - start) / (whole - start))
+
+
+def flops_per_token_of(method: str, parameters: int, sequence_length: int) -> float:
+    """Model FLOPs per token processed, attention included."""
+    shape = standard_shape(parameters)
+    trained = parameters if method == "full" else 0
+    known = "lora" if method in _ADAPTERS else method
+    return flops_per_token(shape, method=known, trainable=trained, sequence_length=sequence_length)
+
+
+_ADAPTERS = ("lora", "qlora", "prefix", "prompt", "ia3", "adapter")
+
+
+def _part(work: Work, device: Device, gpus: int | None) -> Price:
+    start, reference, per_token, used = _rates(work.method, work.parameters, work.sequence_length, device.name, gpus)
+    share = work.tokens / _REFERENCE_TOKENS
+
+    def between(low: Interval, high: Interval) -> Interval:
+        return Interval(
+            low=low.low + share * (high.low - low.low),
+            mid=low.mid + share * (high.mid - low.mid),
+            high=low.high + share * (high.high - low.high),
+        )
+
+    priced = start.usd is not None and reference.usd is not None
+    return Price(
+        gpu_hours=between(start.gpu_hours, reference.gpu_hours),
+        hours=between(start.wall_hours, reference.wall_hours),
+        usd=between(start.usd, reference.usd) if priced else None,  # type: ignore[arg-type]
+        flops=per_token * work.tokens,
+        peak_gib=reference.peak_gib,
+        fits=reference.fits,
+        memory_note=reference.reasons[-1] if reference.reasons else "",
+        gpus=used.gpus,
+        offload=reference.offload,
+    )
+
+
+def _learned(work: Work, part: Price, question: Question) -> Price:
+    """The price as past runs on such devices correct it."""
+    changes = {change.figure: change.after for change in changes_of_price(work, part, question)}
+    if not changes:
+        return part
+    return replace(
+        part,
+        gpu_hours=changes["device hours"],
+        hours=changes["hours"],
+        usd=changes.get("usd"),
+        peak_gib=changes["peak GiB"],
+        fits=changes["peak GiB"].high <= usable_gib(question.device) or (part.fits and question.device.kind == "cpu"),
+    )
+
+
+def changes_of_price(work: Work, part: Price, question: Question) -> tuple[Corrected, ...]:
+    """What past runs change about a work's figures; nothing without a history, or for no work."""
+    if question.learned is None or not part.hours.low > 0:
+        return ()
+    known = question.learned.corrections
+    precision = precision_of(replace(_workload(work, question.device), gpus=part.gpus))
+    pace = known.throughput(question.device.name, precision, parameters=work.parameters, devices=part.gpus)
+    memory = known.memory(question.device.name, peak_gib=part.peak_gib.mid)
+    figures = [("device hours", part.gpu_hours, pace), ("hours", part.hours, pace), ("peak GiB", part.peak_gib, memory)]
+    if part.usd is not None and part.usd.low > 0:
+        figures.append(("usd", part.usd, pace))
+    return tuple(corrected(*figure) for figure in figures)
+
+
+def _workload(work: Work, device: Device) -> Workload:
+    small = work.parameters < _SMALL_MODEL
+    return Workload(
+        parameters=work.parameters,
+        tokens=_REFERENCE_TOKENS,
+        device=device,
+        method=work.method,
+        sequence_length=work.sequence_length,
+        micro_batch=8 if small else 1,
+        activation_checkpointing=not small and work.method != "head",
+    )
+
+
+@functools.cache
+def _rates(
+    method: str, parameters: int, sequence_length: int, device_name: str, gpus: int | None
+) -> tuple[Estimate, Estimate, float, Workload]:
+    """Estimates of (nothing, 1e9 tokens), FLOPs per token, and the first layout that fits, else the last."""
+    per_token = flops_per_token_of(method, parameters, sequence_length)
+    work = Work(method=method, parameters=parameters, tokens=_REFERENCE_TOKENS, sequence_length=sequence_length)
+    workload = _workload(work, find_device(device_name))
+    for layout in _layouts(workload, gpus):
+        reference = estimate(layout)
+        if reference.fits:
+            break
+    return estimate(replace(layout, tokens=1.0)), reference, per_token, layout
+
+
+def _layouts(workload: Workload, gpus: int | None) -> Iterator[Workload]:
+    """Ways to make room, the cheapest first: more devices where their number is open, else offloading to the host."""
+    if gpus is None:
+        # Estimates are the slow part, and 16-bit weights alone rule most counts out.
+        least = 2 * workload.parameters / (workload.device.memory_gib * 2**30) if workload.device.memory_gib else 1
+        yield from (
+            replace(workload, gpus=count) for count in _CLUSTER_SIZES if count >= least or count == _CLUSTER_SIZES[-1]
+        )
+        return
+    given = replace(workload, gpus=gpus)
+    yield given
+    if given.device.kind == "gpu" and given.method == "full":
+        yield replace(given, zero_stage=2, offload="optimizer")
+        yield replace(given, zero_stage=3, offload="optimizer")
+        yield replace(given, zero_stage=3, offload="all")
+
+
+def _sum(parts: Iterable[Interval]) -> Interval:
+    """Ends added: the parts share the device, so their errors go together."""
+    listed = list(parts)
+    return Interval(
+        low=sum(part.low for part in listed),
+        mid=sum(part.mid for part in listed),
+        high=sum(part.high for part in listed),
+    )

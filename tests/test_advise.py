@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import SpecError
+from orchestrator.planning.hardware import find_device
+from orchestrator.policy.advise import advise
+from orchestrator.policy.candidates import Candidate, candidates
+from orchestrator.policy.question import Question
+from orchestrator.quantities import Budget
+from tests.questions import LLAMA, MINILM, labelled, raw
+
+QUESTIONS = {
+    "labels": labelled(2000, base=MINILM, gpu="A100"),
+    "few labels": labelled(40, base=LLAMA, gpu="H100", gpus=2),
+    "raw text": raw(2e9, domain="far", gpu="H100", gpus=8),
+    "no base": raw(5e9, base=None),
+    "labels and raw text": labelled(1688, unlabeled_tokens=8e9, domain="far", gpu="A100"),
+}
+
+
+def best(question: Question) -> float | None:
+    """The best badness that anything feasible is expected to reach."""
+    found = [one.expectation.badness for one in candidates(question) if one.feasible and one.expectation]
+    return min(found, default=None)
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(list(QUESTIONS)), st.floats(-3, 5), st.floats(0.05, 2))
+def test_more_budget_never_makes_the_expected_result_worse(name: str, exponent: float, more: float) -> None:
+    poor, rich = (
+        replace(QUESTIONS[name], budget=Budget(amount=10**amount, unit="usd")) for amount in (exponent, exponent + more)
+    )
+    before, after = best(poor), best(rich)
+    if before is not None:
+        assert after is not None, "what was feasible stays so"
+        assert after <= before + 0.002, "but for the rounding of a model's size"
+
+
+@pytest.mark.parametrize("name", ["labels", "few labels", "raw text"])
+def test_more_memory_never_makes_a_strategy_infeasible(name: str) -> None:
+    ladder = ["A100-40GB", "A100-80GB"]
+    small, large = (replace(QUESTIONS[name], device=find_device(device), gpus=1) for device in ladder)
+    fitting = {one.strategy for one in candidates(small) if one.feasible}
+    assert fitting <= {one.strategy for one in candidates(large) if one.feasible}
+
+
+def test_every_interval_contains_its_middle() -> None:
+    for question in QUESTIONS.values():
+        for one in advise(question).candidates:
+            for interval in _intervals(one):
+                assert interval.low <= interval.mid <= interval.high
+
+
+def _intervals(one: Candidate) -> list:  # type: ignore[type-arg]
+    price, given_ = one.price, one.expectation
+    found = [] if price is None else [price.gpu_hours, price.hours, price.usd, price.peak_gib]
+    found += [] if given_ is None else [given_.score, given_.loss]
+    return [interval for interval in found if interval is not None]
+
+
+def test_the_advised_one_stands_first_and_the_infeasible_last() -> None:
+    advice = advise(labelled(2000, base=MINILM))
+    assert advice.candidates[0].strategy == advice.leading == advice.strategy
+    order = [one.feasible for one in advice.candidates]
+    assert order == sorted(order, reverse=True)
+
+
+def test_reasons_cite_evidence_and_say_what_was_assumed() -> None:
+    said = "\n".join(advise(labelled(2000)).reasons)
+    assert "film reviews" in said
+    assert "assumed: " in said
+
+
+def test_an_uncertain_answer_names_what_a_pilot_must_tell_apart() -> None:
+    advice = advise(labelled(60, base=MINILM))
+    assert advice.strategy == "uncertain"
+    assert len(advice.rivals) == 2
+    assert advice.confidence < 0.6
+
+
+def test_a_flip_is_where_the_advice_changes() -> None:
+    question = labelled(2000, base=MINILM)
+    flip = next(one for one in advise(question).flips if one.along == "labels")
+    assert flip.at is not None
+    winner = flip.then.split()[0]
+    here, there = (advise(question.resized(flip.at * factor / 2000)).leading for factor in (1.3, 0.7))
+    assert {here, there} == {"full", winner}
+
+
+def test_a_budget_too_small_for_anything_says_what_the_smallest_useful_one_is() -> None:
+    with pytest.raises(SpecError, match="too small for anything") as refusal:
+        advise(labelled(2000, budget="0.001usd", gpu="A100"))
+    assert refusal.value.allowed is not None
+    least = float(refusal.value.allowed.split("about ")[1].removesuffix("usd"))
+    assert advise(labelled(2000, budget=f"{1.1 * least:.4f}usd", gpu="A100")).candidates[0].feasible
+
+
+def test_money_cannot_be_spent_on_a_device_without_a_price() -> None:
+    with pytest.raises(SpecError, match="no price is known for L4"):
+        advise(labelled(2000, budget="5usd", gpu="L4"))
+
+
+def test_a_model_from_scratch_has_the_published_size_for_chinchillas_compute() -> None:
+    one = advise(replace(raw(1.0, base=None), tokens=0.0, budget=Budget(amount=5.76e23, unit="flops"))).candidates[0]
+    assert one.parameters == pytest.approx(70e9, rel=0.1)
+    assert one.tokens == pytest.approx(1.4e12, rel=0.1)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.errors import SpecError, StorageError
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.run_plan import DatasetCounts, RunPlan
+from orchestrator.policy.history import History, corrections
+from orchestrator.spec import RunSpec
+from orchestrator.tracking import store
+from orchestrator.tracking.history import read_history
+from orchestrator.tracking.tracker import MetricLog, MlflowTracker, open_run, run_tags
+from orchestrator.training.measurement import Pace, figures
+from tests import specs
+from tests.training_runs import CLUSTER
+
+pytestmark = pytest.mark.slow
+
+COUNTS = DatasetCounts(train_samples=900, train_tokens=28_800, validation_samples=100, vocab_size=512)
+SPEC = specs.spec(specs.PRETRAIN, resources__workers=2)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    store.client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def planned(spec: RunSpec = SPEC) -> RunPlan:
+    return make_plan(spec, CLUSTER, counts=COUNTS)
+
+
+def opened(uri: str, *, experiment: str = "runs", spec: RunSpec = SPEC, **tags: str) -> MlflowTracker:
+    tracker = open_run(
+        uri,
+        experiment,
+        spec.name,
+        tags=run_tags(spec, data_fingerprint="abc") | {f"orchestrator.{k}": tags[k] for k in tags},
+    )
+    tracker.log_spec_and_plan(yaml.safe_dump(spec.model_dump(mode="json")), planned(spec).to_dict())
+    return tracker
+
+
+def log(tracker: MlflowTracker, folder: Path, metrics: dict[str, float], *, step: int = 6) -> None:
+    waiting = MetricLog(tracker.handle, folder)
+    waiting.log(step, metrics)
+    assert waiting.close() == 0
+
+
+def measured(spec: RunSpec = SPEC, *, speed: float = 1.0) -> dict[str, float]:
+    """What the loop logs at the end of a run whose steps went at `speed` times the predicted pace."""
+    plan, pace = planned(spec), Pace()
+    for _ in range(15):
+        pace.add_step(seconds=1.0, tokens=plan.tokens_per_step)
+    found = figures(plan, pace, counts=COUNTS, step=6, gpu_hours=0.01, peak_gib=0.75)
+    found["measured/tokens_per_second"] = speed * found["predicted/tokens_per_second"]
+    return found | {"eval/loss": 3.25, "train/tokens": 1536.0}
+
+
+def finished(uri: str, folder: Path, *, experiment: str = "runs", **figures: Any) -> MlflowTracker:
+    tracker = opened(uri, experiment=experiment)
+    log(tracker, folder, measured(**figures))
+    tracker.close_run("finished")
+    return tracker
+
+
+def test_a_finished_run_comes_back_as_it_was_planned_and_measured(uri: str, tmp_path: Path) -> None:
+    tracker = finished(uri, tmp_path, speed=0.5)
+    (record,) = read_history(uri).records
+    plan = planned()
+    assert record.run_id == tracker.handle.run_id
+    assert (record.kind, record.method, record.task, record.name) == ("pretrain", "full", "causal-lm", "tiny")
+    assert (record.device_name, record.workers, record.precision) == ("cpu", 2, plan.precision)
+    assert (record.parameters, record.trainable_parameters) == (plan.parameters, plan.trainable_parameters)
+    assert (record.tokens_per_step, record.flops_per_step) == (plan.tokens_per_step, plan.flops_per_step)
+    assert (record.steps, record.measured_steps, record.sequence_length) == (6, 12, 32)
+    assert record.measured_tokens_per_second == pytest.approx(0.5 * record.predicted_tokens_per_second)
+    assert (record.predicted_peak_gib, record.measured_peak_gib) == (pytest.approx(plan.peak_gib.mid), 0.75)
+    assert (record.train_samples, record.train_tokens, record.tokens_seen) == (900, 28_800, 1536)
+    assert (record.base_model, record.data_source, record.data_fingerprint) == (None, "corpus", "abc")
+    assert (record.eval_loss, record.eval_accuracy) == (3.25, None)
+
+
+def test_runs_of_all_experiments_correct_the_throughput(uri: str, tmp_path: Path) -> None:
+    for number in range(5):
+        finished(uri, tmp_path, experiment=f"experiment-{number % 2}", speed=0.6)
+    history = read_history(uri)
+    assert (len(history.records), history.passed_over) == (5, 0)
+    found = corrections(history.records).throughput("cpu", "fp32")
+    assert found.runs == 5
+    assert found.factor.mid == pytest.approx(0.6, rel=0.02)
+
+
+def test_runs_without_a_figure_are_passed_over_and_counted(uri: str, tmp_path: Path) -> None:
+    finished(uri, tmp_path)
+    for key, value in (("measured/peak_gib", float("nan")), ("predicted/tokens_per_second", 0.0)):
+        tracker = opened(uri)
+        log(tracker, tmp_path, measured() | {key: value})
+        tracker.close_run("finished")
+    opened(uri).close_run("finished")
+    history = read_history(uri)
+    assert (len(history.records), history.passed_over) == (1, 3)
+
+
+def test_runs_that_failed_or_still_run_or_only_repeat_a_trial_do_not_count(uri: str, tmp_path: Path) -> None:
+    running, failed, search = opened(uri), opened(uri), opened(uri, role="search")
+    for tracker in (running, failed, search):
+        log(tracker, tmp_path, measured())
+    failed.close_run("failed", error="out of memory")
+    search.close_run("finished")
+    assert read_history(uri) == History(records=())
+
+
+def test_runs_of_other_programs_do_not_count(uri: str) -> None:
+    open_run(uri, "others", "theirs", params={"learning_rate": 0.1}).close_run("finished")
+    assert read_history(uri) == History(records=())
+
+
+def test_a_store_that_is_not_there_is_refused_and_not_created(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no MLflow store"):
+        read_history(f"sqlite:///{tmp_path}/absent.db")
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("these are notes, not tables\n" * 100)
+    with pytest.raises(StorageError, match="cannot be opened"):
+        read_history(f"sqlite:///{tmp_path}/notes.db")
+
+
+def test_a_server_that_is_not_there_is_refused() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(StorageError, match="does not answer"):
+        read_history(f"http://127.0.0.1:{port}")
+
+
+def test_a_folder_of_files_is_refused() -> None:
+    with pytest.raises(SpecError, match="folder of files"):
+        read_history("./mlruns")
