@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestrator import console
 from orchestrator.errors import ModelError, SpecError, StorageError
 from orchestrator.policy.advise import Recommendation, advise
-from orchestrator.policy.first_spec import Source, first_spec
-from orchestrator.policy.learning import learn
 from orchestrator.policy.question import DOMAINS, GOALS, TASKS, Base, Domain, Given, Question, ask
 from orchestrator.policy.show import advice_answer, advice_table
 from orchestrator.quantities import Budget, human_count, parse_budget, parse_count
@@ -21,6 +19,7 @@ from orchestrator.tracking.finished_model import found_base
 
 if TYPE_CHECKING:
     from orchestrator.policy.dataset import DatasetFacts
+    from orchestrator.policy.first_spec import Source
 
 T = TypeVar("T", bound=str)
 
@@ -150,6 +149,7 @@ def _refuse_contradictions(options: Options) -> None:
 def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]:
     """What is given, with what the dataset says of itself and of its distance to the base."""
     from orchestrator.measuring import measure_against
+    from orchestrator.policy.first_spec import Source
 
     measurement = measure_against(
         path,
@@ -262,6 +262,7 @@ def _one_of(value: str | None, allowed: tuple[T, ...], *, option: str) -> T | No
 
 def _learnt(question: Question, uri: str, source: Source | None) -> Question:
     from orchestrator.policy.history import corrections
+    from orchestrator.policy.learning import learn
     from orchestrator.tracking.history import read_history
 
     return learn(question, corrections(read_history(uri).records), data=None if source is None else source.path)
@@ -271,6 +272,7 @@ def _write_spec(path: Path, advice: Recommendation, question: Question, source: 
     """Writes the spec and reads it back, so that what is printed next runs."""
     import yaml
 
+    from orchestrator.policy.first_spec import first_spec
     from orchestrator.spec_file import load_spec
 
     name = path.stem.replace("_", "-").lower()

@@ -6,11 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from orchestrator import console
-from orchestrator.errors import SpecError
+from orchestrator.errors import OrchestratorError, SpecError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
 
@@ -20,18 +21,46 @@ _NO_ANSWER: Mapping[str, Any] = {
     "model_path": None,
     "metrics": {},
     "restarts": 0,
+    "run_folder": None,
+    "failure": None,
 }
-"""The fields of `run --json` when it failed."""
+"""The fields of `run --json` when it failed before any of them was known."""
 
 
 def run_command(path: str, overrides: Sequence[str] = (), *, fresh: bool = False, as_json: bool = False) -> None:
     """Loads a spec, runs it, shows the result; a failure ends the process with its exit code."""
-    with console.reporting_failures(as_json=as_json, answer=_NO_ANSWER):
-        run_spec(load_spec(path, overrides), fresh=fresh, as_json=as_json)
+    with _answering_failures(as_json=as_json) as known:
+        run_spec(load_spec(path, overrides), fresh=fresh, as_json=as_json, known=known)
 
 
-def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool) -> None:
-    """Runs a spec with Ctrl-C and SIGTERM ending it cleanly. Raises what `launch` raises."""
+@contextmanager
+def _answering_failures(*, as_json: bool) -> Iterator[dict[str, Any]]:
+    """Ends the process as `console.reporting_failures`; its answer says all that is known of the failed run by then.
+
+    Gives the mapping to put that into; `failure` holds the error's message in its parts.
+    """
+    known = dict(_NO_ANSWER)
+    with console.reporting_failures(as_json=as_json, answer=known):
+        try:
+            yield known
+        except OrchestratorError as error:
+            known["failure"] = {"what": error.what, "got": error.got, "allowed": error.allowed, "do": error.do}
+            raise
+        finally:
+            known["checkpoint"] = _newest_checkpoint(known["run_folder"])
+
+
+def _newest_checkpoint(run_folder: str | None) -> str | None:
+    """The newest complete one; those being written have a longer name."""
+    found = sorted(Path(run_folder).glob("checkpoints/step-" + "[0-9]" * 8)) if run_folder else []
+    return str(found[-1]) if found else None
+
+
+def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]) -> None:
+    """Runs a spec with Ctrl-C and SIGTERM ending it cleanly. Raises what `launch` raises.
+
+    What is known before the end, the run's folder and its MLflow run, is put into `known`.
+    """
     line = console.ProgressLine()
     stop = threading.Event()
     with signals_stop(stop, line) as install_handlers:
@@ -39,9 +68,13 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool) -> None:
         from orchestrator.scheduling.launch import Listener, launch
         from orchestrator.scheduling.train_run import Watcher
 
+        def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
+            known.update(run_folder=str(run_folder), mlflow_run_id=mlflow_run_id)
+
         watcher = Watcher(on_progress=line.show, on_retry=line.say, stop=stop)
+        listener = Listener(watcher=watcher, say=line.say, connected=install_handlers, opened=opened)
         try:
-            result = launch(spec, Listener(watcher=watcher, say=line.say, connected=install_handlers), fresh=fresh)
+            result = launch(spec, listener, fresh=fresh)
         finally:
             line.close()
     if as_json:
@@ -104,10 +137,10 @@ def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool,
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the spec")
     options = parser.parse_intermixed_args(list(arguments))
-    with console.reporting_failures(as_json=options.json, answer=_NO_ANSWER):
+    with _answering_failures(as_json=options.json) as known:
         spec = load_spec(options.config, options.overrides)
         check_kind(spec, kinds=kinds, search=search, prog=prog)
-        run_spec(spec, fresh=options.fresh, as_json=options.json)
+        run_spec(spec, fresh=options.fresh, as_json=options.json, known=known)
 
 
 def check_kind(spec: RunSpec, *, kinds: Sequence[str], search: bool, prog: str) -> None:

@@ -317,7 +317,9 @@ class RunSpec(_Block):
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When and where the run is saved."""
     budget: Annotated[str, Field(pattern=r"^[0-9]")] | None = None
-    """`50usd`, `100gpu-hours`, `1e20flops` or `8hours`: the run stops cleanly, with a checkpoint, before that."""
+    """`50usd`, `100gpu-hours`, `1e20flops` or `8hours`: the run stops cleanly before that, evaluated, with a checkpoint
+    and its model; a larger budget goes on from there. A search spends one budget over all its trials (`hours` are those
+    of the whole search): trials begin while there is enough for them, pruned ones give back what they did not need."""
     tracking: TrackingSpec = TrackingSpec()
     """Where results go."""
     search: SearchSpec | None = None

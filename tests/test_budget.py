@@ -1,36 +1,22 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.planning.plan import make_plan
-from orchestrator.quantities import BUDGET_UNITS, Budget
-from orchestrator.training.budget import Account, Cost, decide
+from orchestrator.quantities import BUDGET_UNITS, Budget, BudgetUnit
+from orchestrator.training.budget import Account
 from orchestrator.training.job import LoopState
+from orchestrator.training.ledger import Ledger, LedgerBudget
 from tests.specs import PRETRAIN, spec
 from tests.training_runs import CLUSTER
 
-NOTHING = Cost(hours=0, gpu_hours=0, usd=0, flops=0)
-
-
-def cost(amount: float) -> Cost:
-    return Cost(hours=amount, gpu_hours=amount, usd=amount, flops=amount)
-
-
-@given(st.sampled_from(BUDGET_UNITS), st.floats(0.1, 1e6), st.floats(0, 1e6), st.floats(0, 1e3), st.floats(0, 1e3))
-def test_a_step_is_taken_only_if_it_and_the_closing_work_fit(
-    unit: str, amount: float, spent: float, step: float, closing: float
-) -> None:
-    decision = decide(Budget(amount=amount, unit=unit), spent=cost(spent), next_step=cost(step), closing=cost(closing))  # type: ignore[arg-type]
-    assert decision.go_on == (spent + step + closing <= amount)
-    assert decision.go_on or f"{Budget(amount=amount, unit=unit)}" in decision.reason  # type: ignore[arg-type]
-
-
-def test_only_the_budgets_own_unit_counts() -> None:
-    spent = Cost(hours=100, gpu_hours=100, usd=0.5, flops=1e30)
-    assert decide(Budget(amount=1, unit="usd"), spent=spent, next_step=NOTHING, closing=NOTHING).go_on
-
-
-# -- an account --------------------------------------------------------------------------------------------------------
+PLAN = replace(make_plan(spec(PRETRAIN, resources__workers=2), CLUSTER), usd_per_device_hour=3.0)
+"""Two workers, and two batches of held-out data in the accounts below."""
 
 
 class Clock:
@@ -49,8 +35,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def account(clock: Clock) -> Account:
-    plan = make_plan(spec(PRETRAIN, resources__workers=2), CLUSTER)
-    return Account(plan, validation_samples=16, clock=clock)
+    return Account(PLAN, validation_samples=16, clock=clock)
 
 
 def hours(seconds: float) -> Budget:
@@ -79,9 +64,9 @@ def test_a_resumed_account_goes_on_from_its_checkpoint(account: Account, clock: 
 
 def test_room_is_kept_for_closing_before_it_was_ever_timed(account: Account, clock: Clock) -> None:
     take_step(account, clock)
-    # One second spent, one for the next step, two for two batches of held-out data, and something for the disk.
-    assert not account.decide(hours(4.0)).go_on
-    assert account.decide(hours(4.1)).go_on
+    # A second spent, one for the next step, two for two batches of held-out data, four to leave; a little for the disk.
+    assert not account.decide(hours(8.0)).go_on
+    assert account.decide(hours(8.1)).go_on
 
 
 def test_closing_is_an_evaluation_a_checkpoint_and_an_export_as_they_were_timed(account: Account, clock: Clock) -> None:
@@ -89,5 +74,126 @@ def test_closing_is_an_evaluation_a_checkpoint_and_an_export_as_they_were_timed(
     account.add_evaluation(3.0)
     account.add_evaluation(2.0)
     account.add_saving(5.0)
-    assert not account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 - 0.01)).go_on
-    assert account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 0.01)).go_on
+    assert not account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 4.0 - 0.01)).go_on
+    assert account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 4.0 + 0.01)).go_on
+
+
+# -- with a ledger -------------------------------------------------------------------------------------------------
+
+
+AMOUNT_OF_A_SECOND = {"hours": 1 / 3600, "gpu-hours": 2 / 3600, "usd": 6 / 3600, "flops": 0.0}
+"""On the plan's two workers."""
+
+
+def kept(folder: Path, seconds: float, unit: BudgetUnit = "hours", **every: int) -> LedgerBudget:
+    amount = seconds * AMOUNT_OF_A_SECOND[unit]
+    cadence = {"eval_every_steps": None, "save_every_steps": None, **every}
+    return LedgerBudget(amount=amount, unit=unit, ledger=folder, member="run", **cadence)
+
+
+def new_attempt(clock: Clock, state: LoopState | None = None) -> Account:
+    account = Account(PLAN, validation_samples=16, clock=clock)
+    if state is not None:
+        account.resume(state)
+    return account
+
+
+def train(account: Account, clock: Clock, budget: Budget, *, step_s: float, most: int = 1000) -> int:
+    """The loop's way with an account: steps as long as it allows them; gives their number."""
+    steps = 0
+    while steps < most and account.decide(budget).go_on:
+        take_step(account, clock, step_s)
+        steps += 1
+    return steps
+
+
+def close(account: Account, clock: Clock, *, evaluation_s: float, saving_s: float) -> None:
+    clock.now_s += evaluation_s + 2 * saving_s
+    account.add_evaluation(evaluation_s)
+    account.add_saving(saving_s)
+
+
+@given(st.sampled_from([unit for unit in BUDGET_UNITS if unit != "flops"]), st.floats(0.01, 2.0), st.floats(15, 30))
+@settings(max_examples=40)
+def test_steps_evaluations_checkpoints_and_the_end_stay_within_any_budget_of_time(
+    tmp_path_factory: pytest.TempPathFactory, unit: BudgetUnit, step_s: float, seconds: float
+) -> None:
+    clock = Clock()
+    account = new_attempt(clock)
+    began = clock.now_s
+    budget = kept(tmp_path_factory.mktemp("ledger"), seconds, unit, eval_every_steps=3, save_every_steps=4)
+    close(account, clock, evaluation_s=2.0, saving_s=1.0)  # so that all is timed
+    for _ in range(5000):
+        if not account.decide(budget).go_on:
+            break
+        if account.step and account.step % 3 == 0:
+            clock.now_s += 2.0
+        if account.step and account.step % 4 == 0:
+            clock.now_s += 1.0
+        take_step(account, clock, step_s)
+    close(account, clock, evaluation_s=2.0, saving_s=1.0)
+    clock.now_s += 4.0  # until the process has let go of its devices
+    took_s = clock.now_s - began
+    assert took_s <= seconds * (1 + 1e-9)
+    assert took_s > seconds - step_s - 3.0 - 1e-6, "no more is left than a step with what fell due before it"
+
+
+def test_flops_are_kept_to_the_step(tmp_path: Path, clock: Clock) -> None:
+    account = new_attempt(clock)
+    budget = replace(kept(tmp_path, 0), amount=5.5 * PLAN.flops_per_step, unit="flops")
+    assert train(account, clock, budget, step_s=0.001) == 5
+
+
+def test_seconds_that_a_crash_lost_are_spent(tmp_path: Path, clock: Clock) -> None:
+    budget = kept(tmp_path, 100.0)
+    saved = LoopState(step=5, tokens=5 * 256, wall_seconds=5.0, device_seconds=10.0)
+    train(new_attempt(clock), clock, budget, step_s=1.0, most=30)
+    clock.now_s += 1e4  # nobody holds a device until the next attempt
+    after = new_attempt(clock, saved)
+    train(after, clock, budget, step_s=1.0, most=1)
+    assert after.cost().hours * 3600 == pytest.approx(31.0), "the thirty steps of before and one"
+    assert after.cost().gpu_hours * 3600 == pytest.approx(62.0)
+    assert after.cost().flops == pytest.approx(6 * 256 * PLAN.flops_per_step / PLAN.tokens_per_step)
+
+
+def test_a_run_that_crashes_again_and_again_does_not_overrun(tmp_path: Path, clock: Clock) -> None:
+    budget, began, paused = kept(tmp_path, 60.0), clock.now_s, 0.0
+    for _ in range(20):  # always back to the start
+        account = new_attempt(clock)
+        if not train(account, clock, budget, step_s=1.0, most=7):
+            break
+        clock.now_s += 50.0
+        paused += 50.0
+    assert 50 < clock.now_s - began - paused <= 60.0
+
+
+def test_what_a_run_spent_after_its_last_checkpoint_is_known_to_the_next_command(tmp_path: Path, clock: Clock) -> None:
+    first = new_attempt(clock)
+    train(first, clock, kept(tmp_path, 10.0), step_s=1.0)
+    saved = first.state()
+    unix = Clock()
+    ledger = Ledger(tmp_path, clock=unix)
+    entry = ledger.entry("run")
+    assert entry is not None
+    unix.now_s = entry.noted_s + 5.0  # exporting
+    ledger.settle("run", PLAN, flops=0.0)
+    again = new_attempt(clock, saved)
+    again.decide(kept(tmp_path, 1000.0))
+    assert again.cost().hours * 3600 == pytest.approx(saved.wall_seconds + 5.0)
+
+
+def test_a_crash_before_the_first_checkpoint_says_nothing_of_the_pace(tmp_path: Path, clock: Clock) -> None:
+    train(new_attempt(clock), clock, kept(tmp_path, 100.0), step_s=1.0, most=30)
+    after = new_attempt(clock)
+    assert after.decide(kept(tmp_path, 100.0)).go_on
+    assert after.pace_s == 0.0
+
+
+def test_the_ledger_is_not_asked_at_every_short_step(tmp_path: Path, clock: Clock) -> None:
+    budget = replace(kept(tmp_path, 0), amount=1e30, unit="flops")
+    account = Account(replace(PLAN, steps=1000), validation_samples=16, clock=clock)
+    train(account, clock, budget, step_s=0.001, most=5)
+    file = tmp_path / "run.entry"
+    written = file.stat().st_ino, file.stat().st_mtime_ns
+    train(account, clock, budget, step_s=0.001, most=50)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == written

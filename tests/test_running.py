@@ -14,6 +14,7 @@ import yaml
 
 from orchestrator import running
 from orchestrator.console import ProgressLine
+from orchestrator.errors import TransientError
 from tests import specs
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -208,6 +209,59 @@ def test_a_dead_mlflow_server_is_named_before_ray_starts(tmp_path: Path, capsys:
     assert ended.value.code == 1
     assert "the MLflow server does not answer" in error
     assert "do:" in error
+
+
+# -- what a failed run answers -------------------------------------------------------------------------------------
+
+
+def failing_launch(folder: Path, error: BaseException) -> Callable[..., Any]:
+    """A run that opened its folder, saved twice, was saving again, and failed."""
+
+    def launch(spec: Any, listener: Any, *, fresh: bool) -> None:
+        listener.opened(folder, "abc123")
+        for name in ("step-00000010", "step-00000020", "step-00000030.writing"):
+            (folder / "checkpoints" / name).mkdir(parents=True)
+        raise error
+
+    return launch
+
+
+@pytest.mark.slow  # it imports Ray
+def test_a_failed_run_answers_with_the_parts_of_its_error_and_what_is_left_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.scheduling import launch
+
+    error = TransientError("a worker died", got="SIGKILL", do="the same command goes on")
+    monkeypatch.setattr(launch, "launch", failing_launch(tmp_path / "run", error))
+    with pytest.raises(SystemExit) as ended:
+        running.run_command(write(tmp_path, "spec.yaml", yaml.safe_dump(specs.PRETRAIN)), as_json=True)
+    shown = capsys.readouterr()
+    assert ended.value.code == 1
+    assert json.loads(shown.out) == {
+        "status": "failed",
+        "error": str(error),
+        "failure": {"what": "a worker died", "got": "SIGKILL", "allowed": None, "do": "the same command goes on"},
+        "mlflow_run_id": "abc123",
+        "run_folder": str(tmp_path / "run"),
+        "checkpoint": str(tmp_path / "run" / "checkpoints" / "step-00000020"),
+        "model_path": None,
+        "metrics": {},
+        "restarts": 0,
+    }
+    assert shown.err == f"error: {error}\n"
+
+
+def test_a_mistake_in_the_spec_answers_with_its_parts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(specs.PRETRAIN))
+    with pytest.raises(SystemExit) as ended:
+        running.run_command(spec, ["training.stepz=4"], as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 2
+    assert answer["status"] == "failed"
+    assert "unknown key training.stepz" in answer["failure"]["what"]
+    assert "did you mean training.steps?" in answer["failure"]["do"]
+    assert (answer["run_folder"], answer["mlflow_run_id"], answer["checkpoint"]) == (None, None, None)
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from orchestrator.errors import SpecError
 from orchestrator.policy.candidates import Candidate, candidates
 from orchestrator.policy.choice import choose, confidence_in, utility, with_front
 from orchestrator.policy.flips import Flip, flips
-from orchestrator.policy.learning import changed
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import Name
 
@@ -63,7 +62,7 @@ def advise(question: Question) -> Recommendation:
         flips=tuple(flips(question, everything, chosen.strategy)),
         reasons=tuple(_reasons(chosen, why, feasible, question)),
         rivals=() if certain else (chosen.strategy, *rivals),
-        changed_by_history=changed(question, chosen.strategy),
+        changed_by_history=_changed_by_history(question, chosen.strategy),
     )
 
 
@@ -78,6 +77,14 @@ def _reasons(chosen: Candidate, why: str, feasible: list[Candidate], question: Q
     yield from (f"measured: {fact}" for fact in question.measured)
     for assumption in question.assumed:
         yield f"assumed: {assumption}"
+
+
+def _changed_by_history(question: Question, strategy: Name) -> tuple[str, ...]:
+    if question.learned is None:
+        return ()
+    from orchestrator.policy.learning import changed
+
+    return changed(question, strategy)
 
 
 def _refuse_unpriced(question: Question) -> None:

@@ -64,8 +64,9 @@ def _candidate(name: Name, question: Question) -> Candidate:
     share = 1.0
     if question.budget is not None and scalable:
         left = affordable_share(scalable, _less(question, fixed))
-        share, scalable = left, tuple(work.scaled(left) for work in scalable)
-        priced = price((*fixed, *scalable), question)
+        if left < 1:
+            share, scalable = left, tuple(work.scaled(left) for work in scalable)
+            priced = price((*fixed, *scalable), question)
     expectation = _expectation(name, question, share, scalable)
     if question.learned is not None and question.learned.quality is not None:
         expectation = expectation.learned(question.learned.quality)

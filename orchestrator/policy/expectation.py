@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.planning.run_plan import Interval
-from orchestrator.policy.history import Corrected, Correction, corrected
+
+if TYPE_CHECKING:
+    from orchestrator.policy.history import Corrected, Correction
 
 Z90 = 1.645
 """Standard deviations from the middle of a normal distribution to the ends of its 90 % interval."""
@@ -63,6 +65,8 @@ class Expectation:
 
     def change(self, quality: Correction) -> Corrected:
         """The middle and the common spread of the error, or the loss, before and after past runs."""
+        from orchestrator.policy.history import corrected
+
         if self.kind == "error":
             mid, wide = math.exp(self.badness), math.exp(Z90 * self.shared)
             before = Interval(low=mid / wide, mid=mid, high=mid * wide)

@@ -8,7 +8,6 @@ from orchestrator.policy.language import SCARCE_EPOCHS, raw_epochs, raw_tokens
 from orchestrator.policy.laws import FLOPS_PER_PARAMETER_TOKEN, REFIT, Allocation
 from orchestrator.policy.pricing import Work, price, sample_length
 from orchestrator.policy.question import Question
-from orchestrator.policy.sizing import data_constrained_optimal, inference_aware
 
 _SMALLEST_MODEL = 1_000_000
 _FIRST_GUESS_FLOPS, _MOST_FLOPS, _WIDEN = 1e20, 1e30, 16.0
@@ -34,6 +33,8 @@ def _size_for_data(unique: float) -> Allocation:
 
 
 def _size_for_budget(question: Question, unique: float) -> Allocation:
+    from orchestrator.policy.sizing import data_constrained_optimal
+
     flops = affordable_flops(question)
     if question.inference_tokens:
         return _for_inference(flops, question.inference_tokens, unique)
@@ -69,6 +70,8 @@ def affordable_flops(question: Question) -> float:
 
 def _for_inference(flops: float, inference_tokens: float, unique: float) -> Allocation:
     """The split of the training compute whose model is cheapest, training and inference together, for its quality."""
+    from orchestrator.policy.sizing import data_constrained_optimal, inference_aware
+
     low, high = math.log(REFIT.irreducible * 1e-3), math.log(20.0)  # reducible loss, nats
     for _ in range(60):
         middle = (low + high) / 2

@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.estimate import Estimate, Workload, estimate, precision_of, usable_gib
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import standard_shape
 from orchestrator.planning.throughput import flops_per_token
-from orchestrator.policy.history import Corrected, corrected
 from orchestrator.policy.question import Question
 from orchestrator.quantities import Budget
+
+if TYPE_CHECKING:
+    from orchestrator.policy.history import Corrected
 
 _REFERENCE_TOKENS = 1e9
 _LONGEST_SAMPLE, _SHORTEST_SAMPLE = 2048, 16
@@ -95,9 +98,9 @@ def affordable_share(works: tuple[Work, ...], question: Question) -> float:
     if question.budget is None:
         return 1.0
     whole = price(works, question).in_unit(question.budget)
-    start = price([work.scaled(0) for work in works], question).in_unit(question.budget)
     if whole <= question.budget.amount:
         return 1.0
+    start = price([work.scaled(0) for work in works], question).in_unit(question.budget)
     return max(0.0, (question.budget.amount - start) / (whole - start))
 
 
@@ -156,6 +159,8 @@ def changes_of_price(work: Work, part: Price, question: Question) -> tuple[Corre
     """What past runs change about a work's figures; nothing without a history, or for no work."""
     if question.learned is None or not part.hours.low > 0:
         return ()
+    from orchestrator.policy.history import corrected
+
     known = question.learned.corrections
     precision = precision_of(replace(_workload(work, question.device), gpus=part.gpus))
     pace = known.throughput(question.device.name, precision, parameters=work.parameters, devices=part.gpus)

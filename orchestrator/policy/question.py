@@ -7,12 +7,14 @@ stated assumption here, so that the deciding code meets no None it has to interp
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import SpecError
 from orchestrator.planning.hardware import Device, find_device
-from orchestrator.policy.history import Correction, Corrections
 from orchestrator.quantities import Budget, human_count
+
+if TYPE_CHECKING:
+    from orchestrator.policy.history import Correction, Corrections
 
 Task = Literal["causal-lm", "masked-lm", "text-classification", "image-classification"]
 Domain = Literal["same", "near", "far"]

@@ -20,30 +20,40 @@ from orchestrator import locations
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
 from orchestrator.planning.plan import check_samples, make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
+from orchestrator.quantities import Budget, parse_budget
 from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
 from orchestrator.scheduling.tokenize import encode_on_ray
-from orchestrator.scheduling.train_run import Watcher, run_training
+from orchestrator.scheduling.train_run import TrainingResult, Watcher, run_training
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.tracking.store import check_store
 from orchestrator.tracking.tracker import (
+    STOP_REASON_TAG,
     MlflowTracker,
     NoTracker,
     RunHandle,
+    Tracker,
     find_outboxes,
     flush_outbox,
     open_run,
     run_tags,
 )
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.ledger import Ledger, with_ledger
 from orchestrator.training.prepare import EncodeMany, PreparedData, find_prepared, prepare
 from orchestrator.training.tokenization import Chunk
 
 T = TypeVar("T")
 
 _RESULT = "result.json"
-"""In a run folder: what the run answered; its presence says that the run is over."""
+"""In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
+CLOSED = "closed"
+"""In a run folder: its MLflow run says how it ended."""
+_LEDGER = "ledger"
+"""In a run folder: what was spent of its budget."""
+_ONLY_MEMBER = "run"
+"""Name in its ledger of a training that is not part of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,8 @@ class Listener:
     """Shows one line about a phase."""
     connected: Callable[[], None] = lambda: None
     """Called once Ray is up, which replaces the process's SIGTERM handler."""
+    opened: Callable[[Path, str | None], None] = lambda run_folder, mlflow_run_id: None
+    """Called with the run's folder and its MLflow run, if it is tracked, once they are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +110,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     check_storage(spec)
     data = look_ahead(spec)
     if data is not None and not fresh:
-        earlier = finished_earlier(run_folder_of(spec, data), listener)
+        earlier = finished_earlier(run_folder_of(spec, data), spec, listener)
         if earlier is not None:
             return earlier
     if spec.tracking.enabled:
@@ -115,7 +127,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         if fresh:
             forget(prepared.run_folder)
         check_stop(listener)
-        return finished_earlier(prepared.run_folder, listener) or _train(prepared, listener)
+        return finished_earlier(prepared.run_folder, spec, listener) or _train(prepared, listener)
 
 
 def look_ahead(spec: RunSpec) -> PreparedData | None:
@@ -175,14 +187,19 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
     make_folder(prepared.run_folder)
     tracker = open_tracker(prepared, prepared.run_folder)
     handle = tracker.handle
+    listener.opened(prepared.run_folder, None if handle is None else handle.run_id)
     job = TrainingJob(
-        spec=prepared.spec, plan=prepared.plan, data=prepared.data, run_folder=prepared.run_folder, handle=handle
+        spec=with_ledger(prepared.spec, ledger_folder(prepared.run_folder), member=_ONLY_MEMBER),
+        plan=prepared.plan,
+        data=prepared.data,
+        run_folder=prepared.run_folder,
+        handle=handle,
     )
     listener.say("starting workers")
     try:
-        result = run_training(job, listener.watcher)
+        result = _trained(job, listener)
     except Interrupted:
-        tracker.close_run("killed", tags={"orchestrator.stop_reason": "interrupted"})
+        tracker.close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
         raise
     except OrchestratorError as error:
         with suppress(OSError, OrchestratorError):  # the disk that failed the run fails this too; the points stay
@@ -192,28 +209,44 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
     except BaseException:
         tracker.close_run("killed", error="the driver was ended")
         raise
-    flush(prepared.run_folder)
     outcome = result.outcome
-    tags = {"orchestrator.restarts": str(result.restarts), "orchestrator.run_folder": str(prepared.run_folder)}
     if outcome.status == "interrupted":
-        tracker.close_run("killed", tags=tags | {"orchestrator.stop_reason": "interrupted"})
+        flush(prepared.run_folder)
+        tracker.close_run(
+            "killed", tags={**_run_tags(prepared.run_folder, result.restarts), STOP_REASON_TAG: "interrupted"}
+        )
         raise Interrupted(
             f"stopped at step {outcome.step} of {outcome.steps}, with a checkpoint",
             got=outcome.checkpoint,
             do="the same command goes on from there",
         )
-    if outcome.status == "stopped_by_budget":
-        tags["orchestrator.stop_reason"] = "budget"
-    tracker.close_run("finished", tags=tags | {"orchestrator.model_path": str(outcome.model_path)})
     answer = _result(prepared.run_folder, outcome, handle=handle, restarts=result.restarts)
-    if outcome.status == "finished":
-        keep_result(answer)
+    keep_result(answer, prepared.spec)
+    close_ended(answer, tracker)
     return answer
 
 
+def _trained(job: TrainingJob, listener: Listener) -> TrainingResult:
+    """The training's end; whatever it was, all of its time is on the budget."""
+    flops = 0.0
+    try:
+        result = run_training(job, listener.watcher)
+        flops = result.outcome.metrics.get("cost/flops", 0.0)
+    finally:
+        Ledger(ledger_folder(job.run_folder)).settle(_ONLY_MEMBER, job.plan, flops=flops)
+    return result
+
+
+def ledger_folder(run_folder: Path) -> Path:
+    """Where a training, or a search for all its trials, keeps what was spent of its budget."""
+    return run_folder / _LEDGER
+
+
 def open_tracker(prepared: Prepared, folder: Path, *, parent_run_id: str | None = None) -> MlflowTracker | NoTracker:
-    """The MLflow run of a run folder: a new one, or the one the folder remembers."""
+    """The MLflow run of a run folder: a new one, or the one the folder remembers, which has not ended any more."""
     spec = prepared.spec
+    for name in (CLOSED, _RESULT):
+        (folder / name).unlink(missing_ok=True)
     if not spec.tracking.enabled:
         return NoTracker()
     tracker = open_run(
@@ -248,21 +281,56 @@ def remembered_run_id(folder: Path) -> str | None:
     return None if handle is None else handle.run_id
 
 
-def finished_earlier(folder: Path, listener: Listener) -> RunResult | None:
-    """What a training or a search answered that is over, or None."""
+def finished_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResult | None:
+    """What a training or a search answered that is over, or that has spent all of a budget which has not grown.
+
+    Ends its MLflow run where an earlier driver was killed before that.
+    """
     file = folder / _RESULT
     if not file.is_file():
         return None
-    listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
     value = json.loads(file.read_text())
-    return RunResult(**{**value, "notes": tuple(value["notes"])})
+    result = RunResult(**{**value["result"], "notes": tuple(value["result"]["notes"])})
+    if result.status == "stopped_by_budget":
+        if not is_spent(spec.parsed_budget, parse_budget(value["budget"])):
+            return None
+        listener.say(f"this run has spent its budget of {value['budget']}; with a larger one it goes on")
+    else:
+        listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
+    handle = remembered_handle(folder)
+    if handle is not None and not (folder / CLOSED).exists():
+        close_ended(result, MlflowTracker(handle))
+    return result
 
 
-def keep_result(result: RunResult) -> None:
-    """Remembers the result of a finished training or search in its folder."""
-    temporary = Path(result.run_folder) / f"{_RESULT}.tmp"
-    temporary.write_text(json.dumps(result.to_dict(), indent=1))
-    temporary.rename(Path(result.run_folder) / _RESULT)
+def is_spent(budget: Budget | None, spent: Budget) -> bool:
+    """Whether a budget leaves nothing where `spent` was not enough. Pure; other units say nothing of each other."""
+    return budget is not None and budget.unit == spent.unit and budget.amount <= spent.amount
+
+
+def keep_result(result: RunResult, spec: RunSpec) -> None:
+    """Remembers the result of a training or search in its folder."""
+    file = Path(result.run_folder) / _RESULT
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"result": result.to_dict(), "budget": spec.budget}, indent=1))
+    temporary.rename(file)
+
+
+def close_ended(result: RunResult, tracker: Tracker) -> None:
+    """Says on the MLflow run of a training or a search how it ended; may be repeated."""
+    folder = Path(result.run_folder)
+    flush(folder)
+    tags = {**_run_tags(folder, result.restarts), "orchestrator.model_path": str(result.model_path)}
+    if result.status == "stopped_by_budget":
+        tags[STOP_REASON_TAG] = "budget"
+    if result.best is not None and result.best["mlflow_run_id"]:
+        tracker.copy_best(result.best["mlflow_run_id"])
+    tracker.close_run("finished", tags=tags)
+    (folder / CLOSED).touch()
+
+
+def _run_tags(folder: Path, restarts: int) -> dict[str, str]:
+    return {"orchestrator.restarts": str(restarts), "orchestrator.run_folder": str(folder)}
 
 
 def tracking_uri(spec: RunSpec) -> str:

@@ -21,13 +21,16 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.scheduling.launch import (
+    CLOSED,
     Listener,
     Prepared,
     RunResult,
+    close_ended,
     finished_earlier,
     flush,
     forget,
     keep_result,
+    ledger_folder,
     make_folder,
     open_tracker,
     prepare_run,
@@ -36,13 +39,14 @@ from orchestrator.scheduling.launch import (
 )
 from orchestrator.scheduling.shipping import pack
 from orchestrator.scheduling.trial import (
-    CLOSED,
     STEP,
     Ending,
     Reports,
+    SharedBudget,
     TrialTask,
     ending_of,
     forget_failure,
+    left_undone,
     trial_main,
 )
 from orchestrator.search_space import trials
@@ -64,7 +68,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
     if fresh:
         forget(base.run_folder)
-    earlier = finished_earlier(base.run_folder, listener)
+    earlier = finished_earlier(base.run_folder, spec, listener)
     if earlier is not None:
         return earlier
     parcels = {plan.data.path: pack(plan.data.path) for plan in plans}
@@ -80,8 +84,10 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
         make_folder(task.folder)
         forget_failure(task.folder)
     tracker = open_tracker(base, base.run_folder)
+    listener.opened(base.run_folder, remembered_run_id(base.run_folder))
+    budget = SharedBudget(spec.parsed_budget, ledger_folder(base.run_folder))
     try:
-        _tune(spec, cluster, tasks, _Desk(tasks, tracker, listener.say, _goal(spec)[0]), listener.watcher.stop)
+        _tune(spec, cluster, tasks, _Desk(tasks, tracker, budget, listener.say, _goal(spec)[0]), listener.watcher.stop)
         result = _best(spec, base, tasks)
     except Interrupted:
         tracker.close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
@@ -92,11 +98,9 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     except BaseException:
         tracker.close_run("killed", error="the driver was ended")
         raise
-    if result.best is not None and result.best["mlflow_run_id"]:
-        tracker.copy_best(result.best["mlflow_run_id"])
-    tracker.close_run("finished", tags={"orchestrator.model_path": str(result.model_path)})
-    if not result.notes:  # else the same command tries the failed trials again
-        keep_result(result)
+    if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
+        keep_result(result, spec)  # else the same command tries the failed trials again
+    close_ended(result, tracker)
     return result
 
 
@@ -125,7 +129,7 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _D
             name="tune",
             storage_path=str(tasks[0].folder.parent.parent),
             verbose=0,
-            stop=_StopAll(stop),
+            stop=_StopAll(lambda: stop.is_set() or desk.is_over()),
             callbacks=[desk],
             # Only the death of a trial's process counts: `trial_main` raises nothing.
             failure_config=tune.FailureConfig(max_failures=spec.resources.max_failures),
@@ -133,10 +137,12 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _D
     )
     failure: list[Exception] = []
     thread = threading.Thread(target=_fit, args=(tuner, failure), name="ray-tune", daemon=True)
+    desk.budget.open()
     thread.start()
     try:
         while thread.is_alive():
             thread.join(0.2)
+            desk.budget.tick()
     finally:
         desk.close_the_rest(interrupted=stop.is_set())
     if stop.is_set():
@@ -202,39 +208,58 @@ def concurrency(search: SearchSpec, cluster: ClusterShape, tasks: list[TrialTask
 
 
 class _StopAll(tune.Stopper):  # type: ignore[misc]
-    """Ends the search when the driver was asked to stop."""
+    """Ends the search when the driver was asked to stop, or when the budget leaves nothing to begin."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._stop.is_set()
+        return self._is_over()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its state with the stopper in it; an event of this process means nothing elsewhere."""
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._stop = threading.Event()
+        self._is_over = lambda: False
 
 
 class _Desk(tune.Callback):  # type: ignore[misc]
     """The driver's side of all trials: says what each reports, opens its MLflow run and closes it truthfully."""
 
-    def __init__(self, tasks: list[TrialTask], parent: Tracker, say: Callable[[str], None], metric: str) -> None:
+    def __init__(
+        self,
+        tasks: list[TrialTask],
+        parent: Tracker,
+        budget: SharedBudget,
+        say: Callable[[str], None],
+        metric: str,
+    ) -> None:
         self._tasks, self._parent, self._say, self._metric = tasks, parent, say, metric
+        self.budget = budget
         self._open: dict[int, Tracker] = {}
         self._ended: set[int] = set()
+        self._left_out: set[int] = set()
+
+    def is_over(self) -> bool:
+        """Whether the budget let a trial not begin, and no other runs that could give something back."""
+        return bool(self._left_out) and not self._open
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called before the trial's function runs, which finds the MLflow run in its folder."""
         index = trial.config["trial"]
         task = self._tasks[index]
-        if ending_of(task.folder) is not None:
+        ending = ending_of(task.folder)
+        if ending is not None and ending.status != "stopped_by_budget":
             return
+        if index not in self._open:  # else its process has died, and it holds its part of the budget
+            decision = self.budget.admit(task)
+            if not decision.go_on:
+                self._left_out.add(index)
+                return
         point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
         self._say(f"trial {task.trial.name} starts: {point}")
         parent = self._parent.handle
@@ -254,6 +279,8 @@ class _Desk(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a trial has returned, and when the scheduler takes it away."""
+        if trial.config["trial"] in self._left_out:
+            return
         self._end(trial.config["trial"], otherwise="pruned")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -268,6 +295,10 @@ class _Desk(tune.Callback):  # type: ignore[misc]
                 self._open.pop(index).close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
             else:
                 self._end(index, otherwise="failed")
+        for task in self._tasks:
+            ending = ending_of(task.folder)
+            if ending is not None:
+                self._close(task, ending, None)
 
     def _end(self, index: int, *, otherwise: Literal["pruned", "failed"]) -> None:
         task = self._tasks[index]
@@ -303,6 +334,11 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         return {}
 
 
+def _has_failed(task: TrialTask) -> bool:
+    ending = ending_of(task.folder)
+    return ending is not None and ending.status == "failed"
+
+
 def _closing_tags(ending: Ending) -> dict[str, str]:
     tags = {}
     if ending.outcome is not None:
@@ -319,22 +355,24 @@ def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:
     endings = [(task, ending) for task in tasks if (ending := ending_of(task.folder)) is not None]
     failed = [f"trial {task.trial.name}: {ending.error}" for task, ending in endings if ending.status == "failed"]
     ended = [(task, ending.outcome) for task, ending in endings if ending.outcome is not None]
+    undone = left_undone(spec.parsed_budget, {task.trial.name: ending_of(task.folder) for task in tasks})
     if not ended:
         raise ClusterError(
             "no trial of the search came to its end",
-            got=failed[0] if failed else "all were stopped early",
-            do=f"see the trials' folders below {base.run_folder}",
+            got=failed[0] if failed else undone or "all were stopped early",
+            do="raise the budget" if undone else f"see the trials' folders below {base.run_folder}",
         )
     best, outcome = max(ended, key=lambda pair: _rank(pair[1], metric, mode))
+    failures = f"{len(failed)} of {len(tasks)} trials failed; the first: {failed[0]}" if failed else None
     return RunResult(
-        status="finished",
+        status="stopped_by_budget" if undone else "finished",
         mlflow_run_id=remembered_run_id(base.run_folder),
         checkpoint=outcome.checkpoint,
         model_path=outcome.model_path,
         metrics=outcome.metrics,
         restarts=0,
         run_folder=str(base.run_folder),
-        notes=(f"{len(failed)} of {len(tasks)} trials failed; the first: {failed[0]}",) if failed else (),
+        notes=tuple(note for note in (undone, failures) if note),
         best={
             "trial": best.trial.name,
             "overrides": best.trial.overrides,

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.scheduling.launch import Prepared, remembered_handle
+from orchestrator.quantities import Budget
+from orchestrator.scheduling.launch import CLOSED, Prepared, ledger_folder, remembered_handle
 from orchestrator.scheduling.shipping import Parcel, unpack
 from orchestrator.scheduling.train_run import Watcher, WorkerError, run_training
 from orchestrator.search_space import Trial
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
+from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
 
-CLOSED = "closed"
-"""In the folder of a trial: its MLflow run says how it ended."""
 STEP = "training_step"
 """Name of the optimizer step in what Tune is told."""
+
+_NAMED = 8
+"""So many trials are named in a note; their number is said."""
 
 _UNWIND_S = "60"
 """How long a training that was taken away may take to end. Tune's own limit before it reuses a process, 2 s, is not
@@ -67,6 +71,11 @@ class TrialTask:
         """The trial's run folder."""
         return self.prepared.run_folder
 
+    @property
+    def ledger(self) -> Path:
+        """The ledger of the search, on whose budget the trial runs."""
+        return ledger_folder(self.folder.parent.parent)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
@@ -83,17 +92,21 @@ class Ending:
         """Keeps it; appears complete or not at all."""
         temporary = folder / "ending.tmp"
         temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.rename(folder / "ending.json")
+        temporary.rename(_ending_file(folder))
+
+
+def _ending_file(folder: Path) -> Path:
+    return folder / "ending.json"
 
 
 def ending_of(folder: Path) -> Ending | None:
     """How the trial of a folder ended, None while it has not."""
-    file = folder / "ending.json"
+    file = _ending_file(folder)
     if not file.is_file():
         return None
     value = json.loads(file.read_text())
     if value["outcome"] is not None:
-        value["outcome"] = Outcome(**{**value["outcome"], "notes": tuple(value["outcome"]["notes"])})
+        value["outcome"] = Outcome.from_dict(value["outcome"])
     return Ending(**value)
 
 
@@ -101,8 +114,58 @@ def forget_failure(folder: Path) -> None:
     """A failed trial is tried again by the next command."""
     ending = ending_of(folder)
     if ending is not None and ending.status == "failed":
-        (folder / "ending.json").unlink()
+        _ending_file(folder).unlink()
         (folder / CLOSED).unlink(missing_ok=True)
+
+
+class SharedBudget:
+    """The budget of a search on its driver's side: lets trials begin, or go on, while there is enough for them."""
+
+    def __init__(self, budget: Budget | None, ledger: Path) -> None:
+        self._budget, self._ledger = budget, Ledger(ledger)
+
+    def open(self) -> None:
+        """The search begins or goes on, and none of its trials runs."""
+        if self._budget is not None:
+            self._ledger.settle_dead()
+            self._ledger.start_clock()
+
+    def tick(self) -> None:
+        """The search still runs."""
+        if self._budget is not None:
+            self._ledger.tick()
+
+    def admit(self, task: TrialTask) -> BudgetDecision:
+        """Lets a trial begin, or go on where a smaller budget had stopped it, if it can come to something."""
+        decision = BudgetDecision(go_on=True, reason="")
+        if self._budget is not None:
+            first_step = Cost(flops=task.prepared.plan.flops_per_step)
+            decision = self._ledger.admit(self._budget, task.trial.name, first_step=first_step)
+        if decision.go_on:
+            _ending_file(task.folder).unlink(missing_ok=True)
+        return decision
+
+
+def left_undone(budget: Budget | None, endings: Mapping[str, Ending | None]) -> str | None:
+    """What the budget kept the trials of a search from, in one sentence; None when that is nothing. Pure."""
+    waiting = [name for name, ending in endings.items() if ending is None]
+    stopped = [
+        f"{name} at step {ending.step} of {ending.outcome.steps}"
+        for name, ending in endings.items()
+        if ending is not None and ending.status == "stopped_by_budget" and ending.outcome is not None
+    ]
+    if budget is None or not waiting + stopped:
+        return None
+    parts = []
+    if stopped:
+        parts.append(f"{len(stopped)} of {len(endings)} trials stopped before their end ({_some(stopped)})")
+    if waiting:
+        parts.append(f"{len(waiting)} of {len(endings)} trials not started ({_some(waiting)})")
+    return f"budget {budget} is spent: {', '.join(parts)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
@@ -114,11 +177,12 @@ def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
     task.folder.mkdir(parents=True, exist_ok=True)
     reports = Reports(task)
     reports.replay()
-    if ending_of(task.folder) is None:
+    if ending_of(task.folder) is None and _may_begin(task):
         _at_rest.clear()
         try:
             _run_to_its_end(task, reports)
         finally:
+            Ledger(task.ledger).settle(task.trial.name, task.prepared.plan, flops=reports.flops)
             _at_rest.set()
     reports.release()
 
@@ -126,9 +190,13 @@ def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
 trial_main.__mixins__ = (EndsWithItsWorkers,)  # type: ignore[attr-defined]  # read by Tune
 
 
+def _may_begin(task: TrialTask) -> bool:
+    return task.prepared.spec.budget is None or Ledger(task.ledger).is_running(task.trial.name)
+
+
 def _run_to_its_end(task: TrialTask, reports: Reports) -> None:
     try:
-        outcome = _train(task, reports)
+        outcome = _without_checkpoint(task, _train(task, reports))
     except OrchestratorError as error:
         ending = Ending(status="failed", step=reports.last_step, error=str(error))
     except Exception as error:
@@ -150,18 +218,26 @@ def _train(task: TrialTask, reports: Reports) -> Outcome:
     if task.parcel is not None:
         unpack(task.parcel)
     job = TrainingJob(
-        spec=spec,
+        spec=with_ledger(spec, task.ledger, member=task.trial.name),
         plan=plan,
         data=task.prepared.data,
         run_folder=task.folder,
         handle=remembered_handle(task.folder),
-        final_checkpoint=spec.checkpoint.every_steps is not None,
+        final_checkpoint=spec.checkpoint.every_steps is not None or spec.budget is not None,
     )
     if plan.workers > 1:
         return _train_on_workers(job, reports)
     from orchestrator.training.loop import train
 
     return train(job, WorkerContext(report=reports.add, stop_requested=_taken_away.is_set))
+
+
+def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
+    """A trial that the budget stops leaves a checkpoint to go on from; one that is over needs only its model."""
+    if outcome.status != "finished" or task.prepared.spec.checkpoint.every_steps is not None:
+        return outcome
+    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+    return replace(outcome, checkpoint=None)
 
 
 def _train_on_workers(job: TrainingJob, reports: Reports) -> Outcome:
@@ -193,6 +269,8 @@ class Reports:
             self._file.write_text(f"{whole}\n" if whole else "")
         self._earlier = [json.loads(line) for line in whole.splitlines()]
         self.last_step = max((item["step"] for item in self._earlier), default=0)
+        self.flops = 0.0
+        """What the trial had computed in all at the newest evaluation of this attempt."""
 
     def replay(self) -> None:
         """Tells Tune what an earlier attempt reported."""
@@ -201,6 +279,7 @@ class Reports:
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keeps and reports an evaluation."""
+        self.flops = metrics.get("cost/flops", 0.0)
         if step <= self.last_step:
             return
         self.last_step = step

@@ -15,6 +15,7 @@ import yaml
 
 from orchestrator import locations
 from orchestrator.errors import TransientError
+from orchestrator.scheduling import launch as launching
 from orchestrator.scheduling.launch import RunResult, launch
 from orchestrator.tracking import store
 from tests import specs
@@ -82,6 +83,7 @@ def test_nothing_of_a_run_is_left_in_the_cluster_or_of_ray_in_its_folder(finishe
     assert runs.leftovers() == {}
     assert sorted(path.name for path in Path(finished.run_folder).iterdir()) == [
         "checkpoints",
+        "closed",
         "mlflow.json",
         "model",
         "outbox",
@@ -126,6 +128,38 @@ def test_a_killed_worker_costs_nothing_but_time(finished: RunResult, corpus: Pat
     assert curve(result, "train/loss") == curve(finished, "train/loss")
     assert curve(result, "eval/loss") == curve(finished, "eval/loss")
     assert mlflow_run(result).data.tags["orchestrator.restarts"] == "1"
+
+
+def test_a_budget_holds_through_a_death_and_a_larger_one_goes_on(
+    finished: RunResult, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(progress: Mapping[str, Any]) -> None:
+        if not killed and progress["step"] >= 15:
+            worker = runs.processes_named("RayTrainWorker")[-1]
+            killed.append(worker.pid)
+            runs.kill(worker)
+
+    one = curve(finished, "cost/flops")[1]
+    spec = runs.pretraining(corpus, "budget-death", budget=f"{50.5 * one:.6e}flops")
+    result = launch(spec, runs.listener(kill_one))
+    assert killed
+    assert result.restarts == 1
+    assert result.status == "stopped_by_budget"
+    assert Path(str(result.checkpoint)).name == "step-00000050"
+    assert list(curve(result, "eval/loss")) == [40, 50]
+    assert mlflow_run(result).data.tags["orchestrator.stop_reason"] == "budget"
+    with monkeypatch.context() as patch:
+        patch.setattr(launching, "ray_session", lambda: pytest.fail("Ray was asked for"))
+        assert launch(spec, runs.listener()) == result
+        smaller = spec.model_copy(update={"budget": f"{10 * one:.6e}flops"})
+        assert launch(smaller, runs.listener()) == result
+    larger = launch(spec.model_copy(update={"budget": f"{200 * one:.6e}flops"}), runs.listener())
+    assert larger.status == "finished"
+    assert larger.mlflow_run_id == result.mlflow_run_id
+    assert curve(larger, "train/loss") == curve(finished, "train/loss")
+    assert "orchestrator.stop_reason" not in mlflow_run(larger).data.tags
 
 
 def test_workers_that_die_every_time_end_the_run_with_the_reason(corpus: Path) -> None:

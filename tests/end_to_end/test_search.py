@@ -16,11 +16,15 @@ import yaml
 
 from orchestrator import locations
 from orchestrator.errors import ClusterError, Interrupted
+from orchestrator.planning.hardware import local_cluster
+from orchestrator.planning.plan import make_plan
+from orchestrator.scheduling import launch as launching
 from orchestrator.scheduling.launch import Listener, RunResult, launch
 from orchestrator.scheduling.train_run import Watcher
 from orchestrator.scheduling.trial import ending_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
+from orchestrator.training.ledger import Ledger
 from tests.end_to_end import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -30,6 +34,7 @@ GRID = {
     "training.warmup_fraction": {"uniform": [0.0, 0.2]},
 }
 """One that learns and three that diverge, in this order, because ASHA compares with what it has seen."""
+FOUR_SEEDS = {"training.seed": {"grid": [0, 1, 2, 3]}}
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +242,9 @@ def test_a_driver_killed_between_a_trials_end_and_its_closing_leaves_no_run_open
     assert after["01"].info.end_time == before["01"].info.end_time
 
 
-def test_a_killed_driver_is_followed_by_the_same_command(folder: Path, tmp_path: Path) -> None:
-    spec = search(
-        folder, "search-driver-death", {"training.seed": {"grid": [0, 1, 2, 3]}}, search={"max_concurrent": 1}
-    )
+def test_a_killed_driver_is_followed_by_the_same_command_on_the_same_budget(folder: Path, tmp_path: Path) -> None:
+    budget = of_steps(folder, 14)  # three trials of eight steps, and a part of a fourth
+    spec = search(folder, "search-driver-death", FOUR_SEEDS, budget=budget, search={"max_concurrent": 1})
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude={"deepspeed"})))
     command = [sys.executable, "-m", "orchestrator", "run", str(file), "--json"]
@@ -257,6 +261,114 @@ def test_a_killed_driver_is_followed_by_the_same_command(folder: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "trial 00 starts" not in done.stderr
     assert "trial 03 starts" in done.stderr
-    trials = children(RunResult(**json.loads(done.stdout)))
+    result = RunResult(**json.loads(done.stdout))
+    trials = children(result)
     assert {run.info.status for run in trials.values()} == {"FINISHED"}
-    assert all(steps(run) == list(range(1, 9)) for run in trials.values())
+    assert all(steps(trials[name]) == list(range(1, 9)) for name in ("00", "01", "02"))
+    assert result.status == "stopped_by_budget"
+    assert stop_reasons(result) == {"00": None, "01": None, "02": None, "03": "budget"}
+    assert spent(result, "cost/flops") <= float(budget.removesuffix("flops"))
+
+
+# -- one budget for all trials -------------------------------------------------------------------------------------
+
+
+def of_steps(folder: Path, steps: float) -> str:
+    """A budget of so many steps of full length. A real one here has half the tokens, so it allows nearly twice as many:
+    before each there must be room for a full one."""
+    one = make_plan(runs.classification(folder, "any"), local_cluster()).flops_per_step
+    return f"{steps * one:.6e}flops"
+
+
+def spent(result: RunResult, metric: str) -> float:
+    return sum(run.data.metrics.get(metric, 0.0) for run in children(result).values())
+
+
+def stop_reasons(result: RunResult) -> dict[str, str | None]:
+    return {name: run.data.tags.get("orchestrator.stop_reason") for name, run in children(result).items()}
+
+
+@pytest.fixture(scope="module")
+def over_budget(folder: Path, ray_cluster: None) -> tuple[RunSpec, RunResult]:
+    """Room for two trials and a part of a third; none for a fourth."""
+    spec = search(folder, "one-budget", FOUR_SEEDS, budget=of_steps(folder, 10), search={"max_concurrent": 1})
+    return spec, launch(spec, runs.listener())
+
+
+def test_trials_spend_one_budget_and_what_is_left_undone_is_said(
+    over_budget: tuple[RunSpec, RunResult], folder: Path
+) -> None:
+    _, result = over_budget
+    assert result.status == "stopped_by_budget"
+    assert stop_reasons(result) == {"00": None, "01": None, "02": "budget"}
+    assert {run.info.status for run in children(result).values()} == {"FINISHED"}
+    amount = float(of_steps(folder, 10).removesuffix("flops"))
+    assert 0.85 * amount < spent(result, "cost/flops") <= amount
+    (note,) = result.notes
+    assert "1 of 4 trials stopped before their end (02 at step 3 of 8)" in note
+    assert "1 of 4 trials not started (03)" in note
+
+
+def test_a_trial_that_the_budget_stops_is_evaluated_and_leaves_checkpoint_and_model(
+    over_budget: tuple[RunSpec, RunResult],
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    trials = Path(over_budget[1].run_folder) / "trials"
+    assert [path.name for path in (trials / "02" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert not (trials / "01" / "checkpoints").exists(), "one that came to its end needs only its model"
+    AutoModelForSequenceClassification.from_pretrained(trials / "02" / "model")
+    assert list(runs.curve(run_id_of(trials / "02"), "eval/loss", uri=locations.default_tracking_uri())) == [2, 3]
+
+
+def run_id_of(folder: Path) -> str:
+    return str(json.loads((folder / "mlflow.json").read_text())["run_id"])
+
+
+def test_a_spent_budget_answers_the_same_at_once_and_a_larger_one_goes_on(
+    over_budget: tuple[RunSpec, RunResult], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, result = over_budget
+    with monkeypatch.context() as patch:
+        patch.setattr(launching, "ray_session", lambda: pytest.fail("Ray was asked for"))
+        assert launch(spec, runs.listener()) == result
+        smaller = spec.model_copy(update={"budget": of_steps(folder, 3)})
+        assert launch(smaller, runs.listener()) == result
+    said: list[str] = []
+    larger = launch(spec.model_copy(update={"budget": of_steps(folder, 100)}), runs.listener(said=said))
+    assert larger.status == "finished"
+    assert larger.mlflow_run_id == result.mlflow_run_id
+    assert [line.split(":")[0] for line in said if "starts" in line] == ["trial 02 starts", "trial 03 starts"]
+    assert stop_reasons(larger) == dict.fromkeys(["00", "01", "02", "03"])
+    assert all(steps(run) == list(range(1, 9)) for run in children(larger).values())
+
+
+def test_pruned_trials_give_back_what_they_did_not_need(pruned: RunResult, folder: Path) -> None:
+    asha = {"scheduler": "asha", "grace_steps": 2, "reduction_factor": 2, "max_concurrent": 1}
+    room = spent(pruned, "cost/flops") + float(of_steps(folder, 1).removesuffix("flops"))
+    result = launch(search(folder, "asha-budget", GRID, search=asha, budget=f"{room:.6e}flops"), runs.listener())
+    assert result.status == "finished"
+    assert stop_reasons(result) == stop_reasons(pruned)
+
+
+def test_trials_beside_each_other_keep_a_budget_of_device_hours(folder: Path) -> None:
+    """Two at a time of one worker: about twenty seconds."""
+    allowed_s = 40.0
+    spec = search(
+        folder,
+        "device-hours",
+        {"training.seed": {"grid": [0, 1, 2]}},
+        training__steps=100_000,
+        training__eval_every_steps=100_000,
+        budget=f"{allowed_s / 3600:.9f}gpu-hours",
+        search={"max_concurrent": 2},
+    )
+    result = launch(spec, runs.listener())
+    assert result.status == "stopped_by_budget"
+    assert "2 of 3 trials stopped" in result.notes[0]
+    assert "1 of 3 trials not started (02)" in result.notes[0]
+    assert all(len(steps(run)) > 1 for run in children(result).values())
+    ledger = Ledger(Path(result.run_folder) / "ledger")
+    entries = [entry for name in ("00", "01") if (entry := ledger.entry(name)) is not None]
+    assert not any(entry.running for entry in entries)
+    assert 0.7 * allowed_s < sum(entry.spent.gpu_hours for entry in entries) * 3600 <= allowed_s
