@@ -115,7 +115,7 @@ def _at(spec: RunSpec, point: Mapping[str, Any], index: int) -> RunSpec:
     raw = spec.model_dump(mode="json")
     raw["search"] = None
     for path, value in point.items():
-        if path.split(".")[0] in ("search", "name", "tracking", "checkpoint"):
+        if path.split(".")[0] in ("search", "name", "tracking", "checkpoint", "budget"):
             raise SpecError(f"search.space.{path}: this field cannot be searched over", got=path)
         set_path(raw, path, value)
     return parse_spec(raw, source=f"trial {index} of the search ({', '.join(f'{k}={v}' for k, v in point.items())})")

@@ -152,8 +152,8 @@ class TrainingSpec(_Block):
     """Largest global gradient norm; 0 turns clipping off."""
     precision: Precision = "auto"
     """Number format of the forward pass; `auto` is bf16 where the device has it, fp32 on a CPU."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third more time; `auto` where nothing else fits."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds initial weights, dropout, data order and splits."""
     eval_every_steps: Count | None = None
@@ -219,8 +219,8 @@ class DeepSpeedSpec(_Block):
 class ResourcesSpec(_Block):
     """What each training gets from the cluster."""
 
-    workers: PositiveInt = 1
-    """Ray Train workers of one training; each is one rank."""
+    workers: PositiveInt | Literal["auto"] = 1
+    """Ray Train workers of one training, each one rank; `auto` is the number that the planner finds cheapest."""
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of a worker; `auto` takes one where the cluster has GPUs."""
     cpus_per_worker: PositiveInt = 1
@@ -351,6 +351,8 @@ class RunSpec(_Block):
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:
         training, workers = self.training, self.resources.workers
+        if workers == "auto":
+            return self
         if training.global_batch % workers:
             lower = training.global_batch // workers * workers
             near = f"{lower} or {lower + workers}" if lower else f"{workers}"

@@ -234,7 +234,8 @@ def test_offload_without_the_host_memory_does_not_fit() -> None:
 
 
 def test_plan_that_does_not_fit_names_a_change_that_does() -> None:
-    plan = make_plan(spec(PRETRAIN, resources__workers=8, **LARGE), requested_cluster("T4", 8))
+    kept = spec(PRETRAIN, resources__workers=8, training__activation_checkpointing=False, **LARGE)
+    plan = make_plan(kept, requested_cluster("T4", 8))
     assert not plan.fits
     assert "training.activation_checkpointing=true" in plan.reasons[-1]
     changed = {**LARGE, "training__activation_checkpointing": True}
@@ -398,3 +399,18 @@ def test_hours_grow_with_tokens(tokens: int, more: int) -> None:
         return plan.wall_hours.mid
 
     assert hours(tokens) <= hours(tokens + more)
+
+
+def test_checkpointing_left_open_is_chosen_only_where_the_memory_asks_for_it() -> None:
+    small = make_plan(spec(PRETRAIN, resources__workers=8), requested_cluster("T4", 8))
+    large = make_plan(spec(PRETRAIN, resources__workers=8, **LARGE), requested_cluster("T4", 8))
+    assert not small.activation_checkpointing
+    assert large.activation_checkpointing or large.offload != "none"
+    assert large.fits
+
+
+def test_workers_left_open_are_as_many_as_are_cheap() -> None:
+    plan = make_plan(spec(PRETRAIN, resources__workers="auto"), requested_cluster("A100-80GB", 8))
+    assert 1 <= plan.workers <= 8
+    assert plan.global_batch == plan.workers * plan.micro_batch * plan.accumulation
+    assert any(reason.startswith("workers: ") for reason in plan.reasons)

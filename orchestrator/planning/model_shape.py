@@ -200,9 +200,7 @@ def _read_config(location: str, *, field: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(
-            f"{field} holds no config.json", got=str(path), do="give a Hugging Face model folder"
-        ) from error
+        raise ModelError(f"{field} holds no config.json", got=path, do="give a Hugging Face model folder") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not a Hugging Face configuration", got=error) from error
     if not isinstance(config, dict) or "model_type" not in config:
@@ -225,6 +223,7 @@ def _hub_config(name: str, *, field: str) -> Path:
         raise ModelError(
             f"{field} is no folder here, and the hub has no such model or could not be reached",
             got=f"{name} ({type(error).__name__})",
+            allowed=f"{', '.join(FAMILY_DEFAULTS)}, a folder, or a hub name" if field == "model.config" else None,
             do="check the name, or give the folder of a downloaded model",
         ) from error
 
