@@ -108,10 +108,17 @@ def _steps(plan: RunPlan) -> str:
     return f"{plan.steps:,}, {plan.warmup_steps:,} of them warm-up, {human_count(plan.tokens_per_step)} tokens each"
 
 
+_LARGE = 1000  # from here on 66.4k reads better than 6.64e+04
+
+
 def _range(interval: Interval | None, form: str) -> str:
     if interval is None:
         return "known once the data is read"
-    return f"{form.format(interval.mid)} ({form.format(interval.low)} to {form.format(interval.high)})"
+    middle, low, high = (
+        form.replace("{:.3g}", human_count(value) if value >= _LARGE else f"{value:.3g}")
+        for value in (interval.mid, interval.low, interval.high)
+    )
+    return f"{middle} ({low} to {high})"
 
 
 def _duration(hours: Interval | None) -> str:

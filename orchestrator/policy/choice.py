@@ -6,6 +6,7 @@ the chosen strategy is the best or tied with it, drawn from the strategies' own 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +45,9 @@ def choose(feasible: Sequence[Candidate], question: Question) -> tuple[Candidate
             return rival, f"as good as {chosen.strategy} as far as is known, and materially cheaper"
     if chosen is not best:
         return chosen, f"as good as {best.strategy} as far as is known, and asks for less"
+    plain = min(feasible, key=lambda one: one.expectation.badness if one.expectation else math.inf)
+    if plain is not chosen:
+        return chosen, f"the best once what the base forgets is counted; {plain.strategy} alone on the task"
     return chosen, "the best expected result"
 
 

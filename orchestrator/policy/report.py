@@ -26,13 +26,12 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; 
 dt { color: #666; }
 dd { margin: 0; }
 p.note { color: #666; font-size: .9rem; margin: .6rem 0 0; }
-td.risks { color: #666; min-width: 14rem; }
+td.strategy { white-space: nowrap; }
 tr.advised td.strategy { font-weight: 600; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 pre { background: #f4f4f4; padding: .6rem .8rem; border-radius: 3px; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
-_HEADINGS = ("strategy", "expected", "device hours", "US dollars", "wall time", "peak GiB", "front", "risks")
-_TEXT_COLUMNS = ("strategy", "risks")
+_HEADINGS = ("strategy", "expected", "device hours", "US dollars", "wall time", "peak GiB", "front")
 
 
 def write_advice_report(path: Path, advice: Recommendation, question: Question, *, next_command: str) -> None:
@@ -53,6 +52,7 @@ def _body(advice: Recommendation, question: Question, next_command: str) -> Iter
         '<p class="note">Middles with 90 % intervals. Front: nothing feasible is better in quality, money, hours and '
         "memory together.</p>"
     )
+    yield listing("What each risks", _risks(advice))
     yield listing("What cannot be done", _infeasible(advice))
     yield picture(
         "What each strategy should give, and what it costs",
@@ -124,7 +124,7 @@ def _table(advice: Recommendation) -> str:
 
 
 def _cell_class(heading: str) -> str:
-    return heading if heading in _TEXT_COLUMNS else "number"
+    return heading if heading == "strategy" else "number"
 
 
 def _cells(one: Candidate) -> tuple[str, ...]:
@@ -135,18 +135,23 @@ def _cells(one: Candidate) -> tuple[str, ...]:
     assert quality is not None
     size = f" {human_count(one.parameters)}" if one.strategy == "scratch" else ""
     method = " (QLoRA)" if one.method == "qlora" else ""
+    labelled = one.expectation.kind == "error"
+    expected = f"{'accuracy' if labelled else 'loss'} {_range(quality, digits=2 if labelled else 3)}"
     dot = f'<span class="dot" style="background: {STRATEGY_STYLE[one.strategy][0]}"></span>'
     devices = f" on {one.price.gpus}" if one.price.gpus > 1 else ""
     return (
         f"{dot}{escape(one.strategy + size + method)}",
-        f"{'accuracy' if one.expectation.kind == 'error' else 'loss'} {_range(quality, digits=3)}",
+        expected,
         _range(one.price.gpu_hours),
         "not known" if one.price.usd is None else _range(one.price.usd),
         human_duration(3600 * one.price.hours.mid) + devices,
         _range(one.price.peak_gib),
         "yes" if one.on_front else "",
-        escape(STRATEGIES[one.strategy].risks),
     )
+
+
+def _risks(advice: Recommendation) -> Iterator[str]:
+    return (f"{one.strategy}: {STRATEGIES[one.strategy].risks}" for one in advice.candidates if one.feasible)
 
 
 def _infeasible(advice: Recommendation) -> Iterator[str]:

@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", choices=("training", "tokenising", "loading"), default=None)
+    parser.add_argument("--only", choices=("training", "tokenising", "loading", "advice"), default=None)
     options = parser.parse_args()
     rows: list[tuple[str, str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -47,6 +47,8 @@ def main() -> None:
             rows += training_rows(spec, data, Path(folder), rounds=options.rounds)
         if options.only in (None, "loading"):
             rows.append(loading_row(spec, data))
+        if options.only in (None, "advice"):
+            rows.append(advice_row())
         if options.only in (None, "tokenising"):
             rows.append(tokenising_row(spec, Path(folder), rounds=options.rounds))
     print_rows(rows)
@@ -209,6 +211,34 @@ def loading_row(spec: RunSpec, data: PreparedData) -> tuple[str, str, str, str]:
         spent.append(time.perf_counter() - started)
     typical = statistics.median(spent)
     return ("loading batches / a step of 100 ms", f"{typical / 0.1:.4f}", "<= 0.01", f"{typical * 1e6:.0f} us a step")
+
+
+ADVICE = "advise --examples 2000 --task text-classification --base-params 125M --budget 20usd --gpu A100 --json"
+ADVICE_ROUNDS = 9
+
+
+def advice_row() -> tuple[str, str, str, str]:
+    """Whole processes: advice from options, importing three libraries, and those with pydantic's lazy parts loaded."""
+    commands = {
+        "advise": ["-m", "orchestrator", *ADVICE.split()],
+        "imports": ["-c", "import typer, pydantic, rich"],
+        "loaded": ["-c", "import typer, rich; from pydantic import BaseModel, TypeAdapter"],
+        "version": ["-m", "orchestrator", "--version"],
+    }
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(ADVICE_ROUNDS):
+        for name, arguments in commands.items():
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            taken[name].append(time.perf_counter() - started)
+    typical = {name: statistics.median(values) for name, values in taken.items()}
+    return (
+        "advice from options / importing typer, pydantic and rich",
+        f"{typical['advise'] / typical['imports']:.2f}",
+        "<= 2.50",
+        f"{typical['advise']:.2f} s, {typical['imports']:.2f} s; with pydantic loaded {typical['loaded']:.2f} s, "
+        f"`--version` alone {typical['version']:.2f} s",
+    )
 
 
 def tokenising_row(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[str, str, str, str]:
