@@ -112,6 +112,7 @@ def test_an_uncertain_answer_says_so_with_its_rivals(tmp_path: Path) -> None:
     assert "Where it would change" not in page
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     question = ask(NO_BASE)
@@ -135,6 +136,7 @@ def test_only_what_was_used_is_cited() -> None:
     assert all(SOURCES.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "what"), [(LABELLED, "labels"), (RAW, "tokens"), (NO_BASE, "tokens"), (ONLY_BUDGET, "usd")]
 )

@@ -67,6 +67,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert (first[:500] == other).sum() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 5, 7, 10])
 def test_every_sample_is_as_likely_at_every_place(size: int) -> None:
     draws = 1500

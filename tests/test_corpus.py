@@ -216,6 +216,7 @@ def test_file_that_does_not_parse_is_named_with_the_reason(
     assert reason in str(caught.value)
 
 
+@pytest.mark.slow
 def test_reading_tables_prints_nothing_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "good.csv", "text\na\n")
     write(tmp_path / "bad.csv", "text\na\nb,2\n")

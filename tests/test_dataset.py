@@ -85,6 +85,7 @@ def test_text_with_two_classes_is_a_conflict() -> None:
     assert facts.conflicting_share == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 @given(ROWS, st.randoms())
 def test_order_changes_no_count(rows: list[tuple[str, str | None]], chance: random.Random) -> None:
     mixed = rows.copy()

@@ -71,6 +71,7 @@ def _shingles(parts: list[str]) -> set[tuple[str, ...]]:
     return set(zip(words, words[1:], words[2:], strict=False))
 
 
+@pytest.mark.slow
 @given(st.lists(st.text("ab \n", min_size=1).filter(str.strip), min_size=1, max_size=12), st.randoms())
 def test_order_changes_nothing(texts: list[str], chance: random.Random) -> None:
     mixed = texts.copy()
@@ -95,6 +96,7 @@ def test_large_collections_are_searched_in_part(monkeypatch: pytest.MonkeyPatch)
     assert found.near.mid == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_data_gives_an_interval_that_holds_the_truth() -> None:
     chance = random.Random(0)
     texts = [prose(5, seed) for seed in range(4_000)]

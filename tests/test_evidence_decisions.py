@@ -16,6 +16,7 @@ def test_the_advice_agrees_with_published_decisions() -> None:
     assert right > 2 * max(baseline("peft"), baseline("full"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.8, 1.2])
 def test_the_advice_changes_only_where_the_strategies_are_close(factor: float) -> None:
     jumps = [name for name, case in CASES.items() if not _close(case, factor)]

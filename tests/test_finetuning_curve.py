@@ -26,6 +26,7 @@ def test_a_curve_through_exact_points_returns_them() -> None:
     assert beyond.low < rectified(25_000, **truth) < beyond.high
 
 
+@pytest.mark.slow
 def test_nine_in_ten_further_runs_fall_inside_up_to_eight_times_beyond() -> None:
     rng = random.Random(0)
     inside = total = 0

@@ -67,6 +67,7 @@ def test_the_pareto_front_keeps_what_nothing_cheaper_beats() -> None:
     assert pareto_front([], higher_is_better=True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "curves",
     [
@@ -84,12 +85,14 @@ def test_losses_are_drawn(curves: list[LossCurve], tmp_path: Path) -> None:
     assert png_size(tmp_path / "loss.png") == (1350, 660)
 
 
+@pytest.mark.slow
 def test_pretraining_and_fine_tuning_get_panels_of_their_own(tmp_path: Path) -> None:
     plot_losses([curve(1, steps=9, kind="pretrain"), curve(2, steps=9)], tmp_path / "loss.png")
     plot_quality_against_cost(rank([row(1, kind="pretrain"), row(2)]), tmp_path / "cost.png")
     assert png_size(tmp_path / "loss.png") == png_size(tmp_path / "cost.png") == (1350, 1320)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [

@@ -32,6 +32,7 @@ def test_the_order_of_measurements_does_not_matter(values: list[float], shuffle:
     assert pooled(mixed).mean == pytest.approx(pooled(values).mean, abs=1e-6)
 
 
+@pytest.mark.slow
 @given(LOG_RATIOS)
 def test_mirrored_measurements_give_the_mirrored_mean(values: list[float]) -> None:
     one, other = pooled(values), pooled([-value for value in values])

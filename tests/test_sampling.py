@@ -99,6 +99,7 @@ def test_parts_of_a_large_file_stand_for_the_whole(tmp_path: Path, name: str) ->
     assert facts.classes[0].share == pytest.approx(2 / 3, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_nine_of_ten_intervals_hold_the_number_of_rows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(FORMATS[name](many(10_000)))

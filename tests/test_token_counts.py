@@ -31,6 +31,7 @@ def estimated(texts: Sequence[str], *, sample_bytes: int, seed: int = 0) -> Toke
     return estimate_tokens([texts], text_bytes=exactly(size), count=words, sample_bytes=sample_bytes, seed=seed)
 
 
+@pytest.mark.slow
 def test_nine_of_ten_intervals_hold_the_true_count_of_a_file(reviews: list[str]) -> None:
     truth = sum(words(reviews))
     found = [estimated(reviews, sample_bytes=20_000, seed=seed).tokens for seed in range(100)]

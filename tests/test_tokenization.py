@@ -60,6 +60,7 @@ def test_trained_tokenizer_has_the_size_asked_for_and_ends_documents(bpe: TextTo
     assert Tokenizer.from_str(bpe.json).id_to_token(bpe.eos_id) == "<|endoftext|>"
 
 
+@pytest.mark.slow
 def test_equal_texts_give_equal_tokenizers_in_any_process(bpe: TextTokenizer) -> None:
     code = (
         "from tests.test_tokenization import LINES, train_tokenizer;"
