@@ -108,11 +108,7 @@ def flops_per_token_of(method: str, parameters: int, sequence_length: int) -> fl
     """Model FLOPs per token processed, attention included."""
     shape = standard_shape(parameters)
     trained = parameters if method == "full" else 0
-    known = "lora" if method in _ADAPTERS else method
-    return flops_per_token(shape, method=known, trainable=trained, sequence_length=sequence_length)
-
-
-_ADAPTERS = ("lora", "qlora", "prefix", "prompt", "ia3", "adapter")
+    return flops_per_token(shape, method=method, trainable=trained, sequence_length=sequence_length)
 
 
 def _part(work: Work, device: Device, gpus: int | None) -> Price:

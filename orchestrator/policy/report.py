@@ -10,12 +10,12 @@ from html import escape
 from pathlib import Path
 
 from orchestrator.page import listing, picture, write_page
-from orchestrator.planning.run_plan import Interval
 from orchestrator.policy.advise import Recommendation
 from orchestrator.policy.candidates import Candidate
 from orchestrator.policy.curves import sweep
 from orchestrator.policy.pictures import STRATEGY_STYLE, curves_picture, front_picture
 from orchestrator.policy.question import Question
+from orchestrator.policy.show import range_text
 from orchestrator.policy.sources import cited
 from orchestrator.policy.strategies import STRATEGIES
 from orchestrator.quantities import human_count, human_duration
@@ -136,16 +136,16 @@ def _cells(one: Candidate) -> tuple[str, ...]:
     size = f" {human_count(one.parameters)}" if one.strategy == "scratch" else ""
     method = " (QLoRA)" if one.method == "qlora" else ""
     labelled = one.expectation.kind == "error"
-    expected = f"{'accuracy' if labelled else 'loss'} {_range(quality, digits=2 if labelled else 3)}"
+    expected = f"{'accuracy' if labelled else 'loss'} {range_text(quality, digits=2 if labelled else 3)}"
     dot = f'<span class="dot" style="background: {STRATEGY_STYLE[one.strategy][0]}"></span>'
     devices = f" on {one.price.gpus}" if one.price.gpus > 1 else ""
     return (
         f"{dot}{escape(one.strategy + size + method)}",
         expected,
-        _range(one.price.gpu_hours),
-        "not known" if one.price.usd is None else _range(one.price.usd),
+        range_text(one.price.gpu_hours),
+        "not known" if one.price.usd is None else range_text(one.price.usd),
         human_duration(3600 * one.price.hours.mid) + devices,
-        _range(one.price.peak_gib),
+        range_text(one.price.peak_gib),
         "yes" if one.on_front else "",
     )
 
@@ -184,12 +184,3 @@ def _sources(advice: Recommendation, question: Question) -> Iterator[str]:
     yield f"time on {device.name}: {behind} (configs/devices.yaml); its figures: {device.source}"
     if device.usd_per_hour is not None:
         yield f"money: {device.usd_per_hour:g} US dollars for a device hour (configs/devices.yaml)"
-
-
-def _range(interval: Interval, *, digits: int = 2) -> str:
-    low, mid, high = (_figure(value, digits) for value in (interval.low, interval.mid, interval.high))
-    return f"{mid} ({low} to {high})"
-
-
-def _figure(value: float, digits: int) -> str:
-    return human_count(float(f"{value:.{digits}g}")) if abs(value) >= 1000 else f"{float(f'{value:.{digits}g}'):g}"

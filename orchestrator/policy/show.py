@@ -96,11 +96,11 @@ def _figures(advice: Recommendation) -> Table:
         table.add_row(
             "*" if one.on_front else "",
             f"{one.strategy}{size}" + ("" if one.method != "qlora" else " (QLoRA)"),
-            _range(expected, digits=2 if quality == "accuracy" else 3),
-            _range(one.price.usd if priced and one.price.usd else one.price.gpu_hours),
+            range_text(expected, digits=2 if quality == "accuracy" else 3),
+            range_text(one.price.usd if priced and one.price.usd else one.price.gpu_hours),
             human_duration(3600 * one.price.hours.mid),
             str(one.price.gpus) + ("" if one.price.offload == "none" else ", offload"),
-            _range(one.price.peak_gib),
+            range_text(one.price.peak_gib),
         )
     return table
 
@@ -111,10 +111,12 @@ def _section(title: str, lines: Sequence[str]) -> list[Text]:
     return [Text(f"\n{title}", style="bold"), Text("\n".join(f"- {line}" for line in lines))]
 
 
-def _range(interval: Interval, *, digits: int = 2) -> str:
-    low, mid, high = (_short(value, digits) for value in (interval.low, interval.mid, interval.high))
+def range_text(interval: Interval, *, digits: int = 2) -> str:
+    """`0.82 (0.59 to 0.92)`: the middle and the ends, large figures with a suffix."""
+    low, mid, high = (_figure(value, digits) for value in (interval.low, interval.mid, interval.high))
     return f"{mid} ({low} to {high})"
 
 
-def _short(value: float, digits: int) -> str:
-    return human_count(float(f"{value:.{digits}g}")) if abs(value) >= 1000 else f"{value:.{digits}g}"
+def _figure(value: float, digits: int) -> str:
+    rounded = float(f"{value:.{digits}g}")
+    return human_count(rounded) if abs(value) >= 1000 else f"{rounded:g}"
