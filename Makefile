@@ -10,7 +10,7 @@ PIN ?= -c constraints.txt
 REPORT ?= comparison.html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-memory evidence pins clean clean-venv
+.PHONY: help install demo test check chaos bench bench-memory evidence pins clean clean-venv
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ check: install ## formatting, lint, types and the fast tests: under a minute
 
 test: install ## all tests, with real Ray, DeepSpeed and MLflow
 	$(BIN)/python -m pytest
+
+# Faults are real: as root the suite makes namespaces of its own (hosts, links, small disks) that end with it.
+chaos: install ## every fault on a real cluster, as a table: ONLY="leader disk", or SEED=1 ROUNDS=10 for random ones
+	$(BIN)/python -m tests.chaos.run $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench: install ## measure this machine: throughput against a bare script, start-up, tokenising, tracking
 	$(BIN)/python -m tests.bench.run

@@ -1,7 +1,7 @@
-"""The command line: advise | plan | estimate | run | compare | doctor | schema. Every heavy import waits its turn.
+"""The command line: advise | plan | estimate | run | verify-resume | compare | flush | doctor | schema.
 
-Exit code 0 for done, 2 for a mistake of the user's, 1 for anything else. Answers go to standard output, everything
-else to standard error.
+Every heavy import waits its turn. Exit code 0 for done, 2 for a mistake of the user's, 1 for anything else. Answers go
+to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -58,6 +58,24 @@ def run(
     from orchestrator.running import run_command
 
     run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json)
+
+
+@app.command("verify-resume")
+def verify_resume(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="How many steps of the training to take.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Does it survive? Takes a few steps, kills a worker, resumes, and compares every figure and tensor bit by bit.
+
+    Example: orchestrator verify-resume configs/pretrain/demo.yaml --steps 8
+    """
+    from orchestrator.verifying import verify_command
+
+    with console.reporting_failures(as_json=as_json):
+        code = verify_command(str(spec), overrides or (), steps=steps, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -237,6 +255,27 @@ def compare(
 
     with console.reporting_failures(as_json=as_json):
         compare_command(experiment, uri=tracking_uri, report=report, plots=plots, as_json=as_json)
+
+
+@app.command()
+def flush(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="A run's folder, or one that holds some.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All runs of the default storage; so without a folder, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What did MLflow miss? Sends what waits on disk of runs whose server was away or whose driver was killed.
+
+    Exit code 0 when MLflow has everything, 1 when something still waits. Example: orchestrator flush --all
+    """
+    from orchestrator.flushing import flush_command
+
+    with console.reporting_failures(as_json=as_json):
+        code = flush_command(folder, everything=everything, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -4,11 +4,15 @@
     ├── UserError                      exit code 2, never retried
     │   ├── SpecError                  the spec file, an override or a command-line option
     │   ├── DataError                  the dataset does not hold what the spec says
-    │   └── ModelError                 the base model or its tokenizer cannot be used as the spec says
+    │   ├── ModelError                 the base model or its tokenizer cannot be used as the spec says
+    │   └── DivergedError              the training diverges, whatever data is skipped
     ├── ClusterError                   the machines: capacity, disk, a store; retried only where stated
     │   ├── CapacityError              fewer resources than the plan needs
-    │   └── StorageError               a disk or store that cannot be written or read
+    │   ├── StorageError               a disk or store that cannot be written or read
+    │   └── FencedError                another command has taken the run over
     ├── TransientError                 a worker or node died; the same work may succeed when tried again
+    │   ├── HangError                  a rank stopped stepping while the others waited for it
+    │   └── MemoryExhaustedError       a step did not fit; half its micro-batch may
     └── Interrupted                    the user or the cluster asked the run to stop; work was kept
 
 Every message has up to four lines: what is wrong, what was given (`got`), what would have been accepted
@@ -74,6 +78,10 @@ class ModelError(UserError):
     """The base model, its tokenizer or its size cannot be used as the spec says."""
 
 
+class DivergedError(UserError):
+    """The loss is not finite or leaps again and again, whatever data is skipped."""
+
+
 class ClusterError(OrchestratorError):
     """The machines or stores cannot do what was planned."""
 
@@ -86,8 +94,20 @@ class StorageError(ClusterError):
     """A disk or store cannot be written or read."""
 
 
+class FencedError(ClusterError):
+    """A newer attempt of the same run has begun, so this one may write nothing more."""
+
+
 class TransientError(OrchestratorError):
     """A worker or node died; the same work may succeed when tried again."""
+
+
+class HangError(TransientError):
+    """A rank stopped stepping while the others waited for it; it was ended."""
+
+
+class MemoryExhaustedError(TransientError):
+    """A training step needed more memory than its worker had; the same step in smaller parts may fit."""
 
 
 class Interrupted(OrchestratorError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,8 +66,8 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
     stop = threading.Event()
     with signals_stop(stop, line) as install_handlers:
         # Only now: a mistake in the spec should not wait for Ray's import.
+        from orchestrator.scheduling.attempt import Watcher
         from orchestrator.scheduling.launch import Listener, launch
-        from orchestrator.scheduling.train_run import Watcher
 
         def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
             known.update(run_folder=str(run_folder), mlflow_run_id=mlflow_run_id)
@@ -74,7 +75,8 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
         watcher = Watcher(on_progress=line.show, on_retry=line.say, stop=stop)
         listener = Listener(watcher=watcher, say=line.say, connected=install_handlers, opened=opened)
         try:
-            result = launch(spec, listener, fresh=fresh)
+            with redirect_stdout(sys.stderr):  # where Ray writes what it knows of a death; ours is for the answer
+                result = launch(spec, listener, fresh=fresh)
         finally:
             line.close()
     if as_json:

@@ -10,19 +10,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from orchestrator.quantities import Budget, parse_budget, parse_count
+from orchestrator.quantities import Budget, parse_budget
+from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, Count, ResourcesSpec
 
 Kind = Literal["pretrain", "finetune"]
 Method = Literal["full", "head", "lora", "scratch"]
@@ -31,9 +22,6 @@ Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Offload = Literal["auto", "none", "optimizer", "all"]
 DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
-
-Count = Annotated[PositiveInt, BeforeValidator(parse_count, json_schema_input_type=int | str)]
-"""A positive whole number; `2M`, `10B` and `1e6` are read as numbers."""
 
 MODEL_FAMILIES = ("gpt2", "llama")
 """Architectures that `model.config` can build from scratch by name; any `config.json` works by path."""
@@ -51,11 +39,7 @@ PLANNED_DEEPSPEED_KEYS = (
 """DeepSpeed keys the plan writes itself, each from a field of the spec."""
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelSpec(_Block):
+class ModelSpec(Block):
     """Which model: new weights from an architecture (`config`), or pretrained ones (`base`)."""
 
     config: str | None = None
@@ -81,7 +65,7 @@ class ModelSpec(_Block):
         return self
 
 
-class LoraSpec(_Block):
+class LoraSpec(Block):
     """Low-rank adapters (Hu et al. 2021), used by `method: lora`."""
 
     rank: PositiveInt = 8
@@ -94,7 +78,7 @@ class LoraSpec(_Block):
     """Names of the modules that get an adapter; none given means the attention's projections of the architecture."""
 
 
-class DataSpec(_Block):
+class DataSpec(Block):
     """Which examples: local files, folders, globs or hub names, read with `datasets`."""
 
     train: str | tuple[str, ...]
@@ -119,7 +103,7 @@ class DataSpec(_Block):
     """Use at most this many held-out documents or rows."""
 
 
-class TrainingSpec(_Block):
+class TrainingSpec(Block):
     """How to train. Exactly one of `tokens`, `steps` and `epochs` gives the length."""
 
     tokens: Count | None = None
@@ -158,6 +142,8 @@ class TrainingSpec(_Block):
     """Seeds initial weights, dropout, data order and splits."""
     eval_every_steps: Count | None = None
     """Evaluate on the held-out data every so many steps; always also at the end."""
+    bad_steps: BadStepsSpec = BadStepsSpec()
+    """What to do about losses and gradients that are not finite, and about spikes of the loss."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -170,8 +156,13 @@ class TrainingSpec(_Block):
             )
         return self
 
+    def splits_over(self, workers: int) -> bool:
+        """Whether the global batch is a whole number of micro-batches for each of so many workers."""
+        micro_batch = 1 if self.micro_batch == "auto" else self.micro_batch
+        return self.global_batch % (workers * micro_batch) == 0
 
-class DeepSpeedSpec(_Block):
+
+class DeepSpeedSpec(Block):
     """What the plan leaves to the user. Written as `auto`, a mapping, or the path of a JSON file."""
 
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
@@ -216,42 +207,7 @@ class DeepSpeedSpec(_Block):
         return self
 
 
-class ResourcesSpec(_Block):
-    """What each training gets from the cluster."""
-
-    workers: PositiveInt | Literal["auto"] = 1
-    """Ray Train workers of one training, each one rank; `auto` is the number that the planner finds cheapest."""
-    gpus_per_worker: Literal["auto", 0, 1] = "auto"
-    """GPUs of a worker; `auto` takes one where the cluster has GPUs."""
-    cpus_per_worker: PositiveInt = 1
-    """CPU cores of a worker, and its threads."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often dead workers are replaced and the run goes on from its newest checkpoint."""
-    usd_per_device_hour: NonNegativeFloat | None = None
-    """Price of one device for an hour; none given takes the catalogue's (`configs/devices.yaml`)."""
-
-
-class CheckpointSpec(_Block):
-    """When and where the run is saved."""
-
-    every_steps: Count | None = None
-    """Save every so many steps; always also at the end and when stopped."""
-    keep: PositiveInt = 3
-    """How many of the newest checkpoints stay."""
-    storage: str | None = None
-    """Folder for runs, seen by every node; none given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`)."""
-
-    @field_validator("storage")
-    @classmethod
-    def _is_a_folder(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value:
-            raise ValueError(
-                f"checkpoint.storage must be a folder that every node sees, such as /mnt/shared/runs; got {value}"
-            )
-        return value
-
-
-class TrackingSpec(_Block):
+class TrackingSpec(Block):
     """Where results go."""
 
     enabled: bool = True
@@ -265,7 +221,7 @@ class TrackingSpec(_Block):
 Distribution = Literal["choice", "grid", "uniform", "loguniform", "int_uniform"]
 
 
-class SearchSpec(_Block):
+class SearchSpec(Block):
     """A search over fields of this spec: each point becomes a training of its own."""
 
     space: dict[str, dict[str, Any]]
@@ -290,7 +246,7 @@ class SearchSpec(_Block):
     """Seeds the draws."""
 
 
-class RunSpec(_Block):
+class RunSpec(Block):
     """One training, or with `search` a search of trainings."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -351,26 +307,42 @@ class RunSpec(_Block):
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:
         training, workers = self.training, self.resources.workers
-        if workers == "auto":
-            return self
-        if training.global_batch % workers:
+        if isinstance(workers, tuple):
+            self._some_size_splits(*workers)
+        elif workers != "auto" and training.global_batch % workers:
             lower = training.global_batch // workers * workers
             near = f"{lower} or {lower + workers}" if lower else f"{workers}"
             raise ValueError(
                 f"training.global_batch {training.global_batch} cannot be split over {workers} workers: "
                 f"use {near}, or other resources.workers"
             )
-        if training.micro_batch != "auto" and (training.global_batch // workers) % training.micro_batch:
+        elif workers != "auto" and not training.splits_over(workers):
             raise ValueError(
                 f"training.micro_batch {training.micro_batch} does not divide the {training.global_batch // workers} "
                 "samples that each worker gets per step: use one of its divisors, or auto"
             )
         return self
 
+    def _some_size_splits(self, least: int, most: int) -> None:
+        if any(self.training.splits_over(count) for count in range(least, most + 1)):
+            return
+        batch, micro_batch = self.training.global_batch, self.training.micro_batch
+        sizes = [count for count in range(1, batch + 1) if self.training.splits_over(count)]
+        near = sorted({*[n for n in sizes if n < least][-1:], *[n for n in sizes if n > most][:1]})
+        wider = f"let resources.workers reach {' or '.join(map(str, near))}, or " if near else ""
+        multiple = least * (1 if micro_batch == "auto" else micro_batch)
+        set_micro_batch = "" if micro_batch == "auto" else f" in micro-batches of {micro_batch}"
+        raise ValueError(
+            f"training.global_batch {batch} cannot be split{set_micro_batch} over any number of workers from {least} "
+            f"to {most}: {wider}use training.global_batch={-(-batch // multiple) * multiple}"
+        )
+
     @model_validator(mode="after")
     def _search_can_prune(self) -> Self:
         if self.search is not None and self.search.scheduler == "asha" and self.training.eval_every_steps is None:
             raise ValueError("search.scheduler: asha compares trials at evaluations: set training.eval_every_steps")
+        if self.search is not None and self.resources.is_elastic:
+            raise ValueError("a search's trials keep their size: set resources.workers to a number or auto")
         return self
 
     @property
@@ -386,9 +358,10 @@ class RunSpec(_Block):
     def fingerprint(self) -> str:
         """Eight hex digits over everything that shapes the result: equal for a run and its resumption.
 
-        Left out: where results and checkpoints go, the number of workers, failures, price and budget.
+        Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget.
         """
-        kept = self.model_dump(
-            mode="json", exclude={"tracking", "checkpoint", "resources", "budget", "deepspeed", "name"}
+        left_out: dict[str, Any] = dict.fromkeys(
+            ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
+        kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps"}})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]

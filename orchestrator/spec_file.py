@@ -17,6 +17,9 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import RunSpec
 from orchestrator.yaml_file import Loader, read_yaml
 
+_BRANCH = re.compile(r"[\[\]()]|^(int|float|str|literal|tuple|constrained-(int|float|str))$")
+"""Names that pydantic gives to the branches of a union."""
+
 
 def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec:
     """The spec in a YAML file with `key=value` overrides applied.
@@ -99,7 +102,12 @@ def _inline_deepspeed_file(raw: dict[str, Any], folder: Path) -> None:
 
 def _spec_error(error: ValidationError, source: str) -> SpecError:
     """One readable error from pydantic's list: a lone problem in full, several as lines."""
-    problems = [_describe(dict(item)) for item in error.errors()]
+    by_path: dict[str, list[dict[str, Any]]] = {}
+    for item in error.errors():
+        by_path.setdefault(_dotted(tuple(item["loc"])), []).append(dict(item))
+    problems = [
+        _describe(items[0]) if len(items) == 1 else _describe_choice(path, items) for path, items in by_path.items()
+    ]
     what, got, allowed, do = problems[0]
     if len(problems) == 1:
         return SpecError(f"{source}: {what}", got=got, allowed=allowed, do=do)
@@ -128,9 +136,21 @@ def _describe(item: dict[str, Any]) -> tuple[str, str | None, str | None, str | 
     return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}", shown, None, None
 
 
+def _describe_choice(path: str, items: list[dict[str, Any]]) -> tuple[str, str | None, str | None, str | None]:
+    """One problem of a field that takes one of several kinds of value: pydantic complains once for each kind."""
+    kinds = [
+        str(item["ctx"]["expected"]) if item["type"] == "literal_error" else _wanted(item["msg"]) for item in items
+    ]
+    return f"{path} has no such value", repr(items[0].get("input")), " or ".join(dict.fromkeys(kinds)), None
+
+
+def _wanted(message: str) -> str:
+    return message.removeprefix("Input should be ").partition(",")[0]
+
+
 def _dotted(place: tuple[Any, ...]) -> str:
     """A pydantic location as a dotted path, without the names of union branches."""
-    return ".".join(str(part) for part in place if not re.search(r"[\[\]()]|^(int|str|literal|tuple)$", str(part)))
+    return ".".join(str(part) for part in place if not _BRANCH.search(str(part)))
 
 
 def _fields_at(place: tuple[Any, ...]) -> list[str]:

@@ -16,6 +16,7 @@ from orchestrator.training.batches import (
     LabelledSamples,
     PackedSamples,
     SampleOrder,
+    batch_number,
     draw_documents,
     draw_stratified,
     global_batch,
@@ -113,6 +114,30 @@ def test_ranks_share_out_the_global_batch(world: int, micro: int, accumulation: 
     assert all(len(part) == micro for share in shares for part in share)
     together = [part for pass_ in range(accumulation) for part in (share[pass_] for share in shares)]
     assert np.array_equal(np.concatenate(together), batch)
+
+
+SKIPS = st.lists(st.integers(0, 60), max_size=12)
+
+
+def test_without_skips_every_step_has_the_batch_of_its_number() -> None:
+    assert [batch_number(step) for step in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_a_skipped_batch_moves_later_steps_on_by_one() -> None:
+    assert [batch_number(step, (2, 3, 6)) for step in range(6)] == [0, 1, 4, 5, 7, 8]
+
+
+@given(skipped=SKIPS)
+def test_steps_see_every_batch_but_the_skipped_ones_once_and_in_order(skipped: list[int]) -> None:
+    seen = [batch_number(step, skipped) for step in range(80)]
+    assert seen == [number for number in range(80 + len(skipped)) if number not in skipped][:80]
+
+
+@given(skipped=SKIPS, step=st.integers(0, 60), more=st.integers(0, 3))
+def test_skipping_the_batch_of_a_step_changes_nothing_before_it(skipped: list[int], step: int, more: int) -> None:
+    left_out = [*skipped, *(batch_number(step + ahead, skipped) for ahead in range(more + 1))]
+    assert [batch_number(s, left_out) for s in range(step)] == [batch_number(s, skipped) for s in range(step)]
+    assert batch_number(step, left_out) == batch_number(step + more + 1, skipped)
 
 
 def test_steps_follow_each_other_without_gap() -> None:

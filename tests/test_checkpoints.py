@@ -1,28 +1,60 @@
+"""Which checkpoints count, whatever state a folder is in."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import SpecError, StorageError
+from orchestrator.errors import StorageError
 from orchestrator.training import checkpoints
+from orchestrator.training.checkpoints import Checkpoint
 from orchestrator.training.job import LoopState
+from orchestrator.training.storage import FileSum, FolderStorage
 
 
-def save(folder: Path, step: int) -> Path:
-    writing = checkpoints.begin(folder, step)
-    (writing / "state").mkdir()
+def save(folder: Path, step: int, *, attempt: int = 1) -> Path:
+    """A checkpoint of two ranks, published."""
+    storage = FolderStorage(folder)
+    writing = storage.begin(step, attempt)
+    (writing / "state").mkdir(exist_ok=True)
+    files = {}
     for rank in range(2):
-        (writing / "state" / f"rank{rank}.pt").write_bytes(bytes(range(256)) * (rank + 1))
-    return checkpoints.commit(writing, state=LoopState(step=step, tokens=10 * step), world_size=2, zero_stage=2)
+        content = bytes(range(256)) * (rank + 1)
+        (writing / "state" / f"rank{rank}.pt").write_bytes(content)
+        files[f"state/rank{rank}.pt"] = FileSum(bytes=len(content), crc32=zlib.crc32(content), rank=rank)
+    storage.hand_in(step, attempt, files)
+    told = checkpoints.manifest(
+        Checkpoint(
+            path=Path(),
+            state=LoopState(step=step, tokens=10 * step),
+            world_size=2,
+            zero_stage=2,
+            attempt=attempt,
+            micro_batch=4,
+            files=files,
+        )
+    )
+    return Path(storage.publish(step, attempt, told))
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [entry.step for entry in reversed(FolderStorage(folder).entries())]
 
 
 def test_the_newest_complete_checkpoint_is_found_with_its_state(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    newest = save(tmp_path, 10)
+    newest = save(tmp_path, 10, attempt=3)
     found = checkpoints.newest_good(tmp_path)
     assert found.rejected == ()
     assert found.checkpoint is not None
-    assert found.checkpoint.path == newest
+    assert found.checkpoint.path == newest == tmp_path / "step-00000010"
     assert found.checkpoint.state == LoopState(step=10, tokens=100)
+    assert (found.checkpoint.attempt, found.checkpoint.micro_batch) == (3, 4)
+    assert found.checkpoint.files["state/rank1.pt"].rank == 1
 
 
 def test_nothing_is_found_where_nothing_was_saved(tmp_path: Path) -> None:
@@ -31,7 +63,7 @@ def test_nothing_is_found_where_nothing_was_saved(tmp_path: Path) -> None:
 
 def test_a_checkpoint_in_the_making_does_not_count(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    (checkpoints.begin(tmp_path, 10) / "rank0.pt").write_bytes(b"half")
+    (FolderStorage(tmp_path).begin(10, 1) / "rank0.pt").write_bytes(b"half")
     found = checkpoints.newest_good(tmp_path)
     assert found.checkpoint is not None
     assert found.checkpoint.state.step == 5
@@ -57,43 +89,133 @@ def remove_the_manifest(path: Path) -> None:
     (path / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, remove_the_manifest])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def truncate_the_manifest(path: Path) -> None:
+    file = path / "manifest.json"
+    file.write_text(file.read_text()[:-10])
+
+
+def empty_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("")
+
+
+def replace_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text(json.dumps({"state": {"step": 10}, "files": []}))
+
+
+DAMAGES: dict[Callable[[Path], None], str] = {
+    truncate: "rank1.pt has 511 bytes instead of 512",
+    flip_a_bit: "rank1.pt has another checksum",
+    remove_a_file: "rank0.pt is missing",
+    remove_the_manifest: "its manifest cannot be read",
+    truncate_the_manifest: "its manifest cannot be read",
+    empty_the_manifest: "its manifest cannot be read",
+    replace_the_manifest: "its manifest cannot be read",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     save(tmp_path, 5)
     damage(save(tmp_path, 10))
     found = checkpoints.newest_good(tmp_path)
     assert found.checkpoint is not None
     assert found.checkpoint.state.step == 5
     assert len(found.rejected) == 1
-    assert "step-00000010 is damaged" in found.rejected[0]
+    assert "step-00000010 is damaged and was passed over" in found.rejected[0]
+    assert DAMAGES[damage] in found.rejected[0]
 
 
-def test_pruning_keeps_the_newest_and_clears_torn_ones(tmp_path: Path) -> None:
+def test_every_damaged_one_is_named(tmp_path: Path) -> None:
+    flip_a_bit(save(tmp_path, 5))
+    truncate(save(tmp_path, 10))
+    found = checkpoints.newest_good(tmp_path)
+    assert found.checkpoint is None
+    assert ["step-00000010" in found.rejected[0], "step-00000005" in found.rejected[1]] == [True, True]
+
+
+def test_a_void_checkpoint_is_passed_over_without_a_word(tmp_path: Path) -> None:
+    save(tmp_path, 5, attempt=1)
+    save(tmp_path, 10, attempt=1)
+    found = checkpoints.newest_good(tmp_path, void=lambda attempt, step: attempt == 1 and step > 5)
+    assert found.checkpoint is not None
+    assert (found.checkpoint.state.step, found.rejected) == (5, ())
+
+
+def test_one_that_a_rank_could_not_load_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    found = checkpoints.newest_good(tmp_path, without={newest})
+    assert found.checkpoint is not None
+    assert found.checkpoint.state.step == 5
+    assert "a rank could not load it" in found.rejected[0]
+
+
+def test_a_manifest_from_before_attempts_were_numbered_is_read(tmp_path: Path) -> None:
+    file = save(tmp_path, 5) / "manifest.json"
+    told = json.loads(file.read_text())
+    for name in ("attempt", "micro_batch"):
+        del told[name]
+    told["files"] = {name: {k: each[k] for k in ("bytes", "crc32")} for name, each in told["files"].items()}
+    file.write_text(json.dumps(told))
+    found = checkpoints.newest_good(tmp_path).checkpoint
+    assert found is not None
+    assert (found.attempt, found.micro_batch) == (0, None)
+
+
+def test_pruning_keeps_the_newest_and_clears_what_earlier_attempts_left(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    checkpoints.begin(tmp_path, 5)
-    checkpoints.prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+    storage = FolderStorage(tmp_path)
+    earlier, own, later = (storage.begin(5, attempt) for attempt in (1, 2, 3))
+    checkpoints.prune(tmp_path, keep=2, newest=4, attempt=2)
+    assert steps_of(tmp_path) == [3, 4]
+    assert [path.exists() for path in (earlier, own, later)] == [False, True, True]
+
+
+def test_pruning_does_not_count_what_lies_behind_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 90):
+        save(tmp_path, step)
+    checkpoints.prune(tmp_path, keep=2, newest=10, attempt=2)
+    assert steps_of(tmp_path) == [5, 10, 90]
 
 
 def test_checkpoints_that_were_passed_over_do_not_push_out_good_ones(tmp_path: Path) -> None:
     save(tmp_path, 5)
     flip_a_bit(save(tmp_path, 10))
-    good = checkpoints.newest_good(tmp_path).checkpoint
-    assert good is not None
-    checkpoints.discard_newer(good)
+    checkpoints.discard_newer(tmp_path, 5)
     save(tmp_path, 7)
-    checkpoints.prune(tmp_path, keep=1)
+    checkpoints.prune(tmp_path, keep=1, newest=7, attempt=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
 
 
-def test_sharded_states_are_refused_under_another_shape(tmp_path: Path) -> None:
-    save(tmp_path, 5)
+def test_a_newer_attempt_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    save(tmp_path, 5, attempt=1)
+    save(tmp_path, 5, attempt=2)
     found = checkpoints.newest_good(tmp_path).checkpoint
     assert found is not None
-    checkpoints.check_compatible(found, world_size=2, zero_stage=2)
-    with pytest.raises(SpecError, match=r"resources.workers=2 deepspeed.zero_stage=2"):
-        checkpoints.check_compatible(found, world_size=3, zero_stage=2)
+    assert found.attempt == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_an_older_attempt_cannot_take_the_place_of_a_newer_one(tmp_path: Path) -> None:
+    save(tmp_path, 5, attempt=2)
+    with pytest.raises(StorageError, match="a newer attempt of this run has started"):
+        save(tmp_path, 5, attempt=1)
+    found = checkpoints.newest_good(tmp_path).checkpoint
+    assert found is not None
+    assert found.attempt == 2
+
+
+def test_what_was_moved_aside_is_found_until_its_successor_stands(tmp_path: Path) -> None:
+    save(tmp_path, 5).rename(tmp_path / "step-00000005.a2.replaced")
+    found = checkpoints.newest_good(tmp_path).checkpoint
+    assert found is not None
+    assert found.attempt == 1
+    checkpoints.prune(tmp_path, keep=1, newest=5, attempt=2)
+    assert steps_of(tmp_path) == [5]
+    save(tmp_path, 5, attempt=2)
+    checkpoints.prune(tmp_path, keep=1, newest=5, attempt=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
 def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import yaml
 
 from orchestrator import __version__, cli
 from tests import specs
+from tests.mlflow_runs import closed, new_store, opened
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("advise", "estimate", "run", "plan", "compare", "doctor", "schema")
+COMMANDS = ("advise", "estimate", "run", "plan", "compare", "flush", "verify-resume", "doctor", "schema")
 INTERVALS = {"gpu_hours", "wall_hours", "usd", "peak_gib"}
 PLAN_FIELDS = INTERVALS | {
     *("fits", "workers", "zero_stage", "offload", "micro_batch", "accumulation", "global_batch", "deepspeed"),
@@ -63,7 +64,7 @@ def test_every_command_explains_itself_with_an_example(orchestrator: Command, co
 def test_no_other_commands_exist_and_each_has_a_line_of_help(orchestrator: Command) -> None:
     code, out, _ = orchestrator("--help")
     assert code == 0
-    listed = re.findall(r"^  (\w+) +\w", out.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+) +\w", out.partition("Commands:")[2], re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS)
 
 
@@ -242,10 +243,8 @@ def test_comparing_what_is_not_there_is_explained(orchestrator: Command, tmp_pat
 
 @pytest.mark.slow
 def test_an_unknown_experiment_is_named_with_the_known_ones(orchestrator: Command, tmp_path: Path) -> None:
-    from orchestrator.tracking.tracker import open_run
-
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    open_run(store, "films", "one").close_run("finished")
+    store = new_store(tmp_path)
+    closed(opened(store, tmp_path / "run", experiment="films"))
     code, _, err = orchestrator("compare", "--tracking-uri", store, "--experiment", "film")
     assert code == 2
     assert "allowed: Default, films" in " ".join(err.split())

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from orchestrator.tracking.compare import (
     to_json,
 )
 from orchestrator.tracking.report import write_report
-from orchestrator.tracking.tracker import MetricLog, MlflowTracker, open_run
+from orchestrator.tracking.tracker import MetricLog, MlflowTracker
+from tests.mlflow_runs import closed, new_store, opened
 
 
 def row(run_id: str, quality: float | None = None, **others: Any) -> RunRow:
@@ -171,41 +171,33 @@ def test_a_report_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) 
 # From a SQLite store
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    store.client(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return new_store(tmp_path)
 
 
 def train(
-    uri: str, folder: Path, name: str, *, accuracies: list[float], parent: str | None = None, **tags: str
+    uri: str, folder: Path, name: str, *, accuracies: list[float], parent: MlflowTracker | None = None, **tags: str
 ) -> MlflowTracker:
-    tracker = open_run(
-        uri,
-        "exp",
-        name,
-        parent_run_id=parent,
-        tags={
+    what: dict[str, Any] = {
+        "name": name,
+        "tags": {
             "orchestrator.kind": "finetune",
             "orchestrator.method": "lora",
             "orchestrator.quality_metric": "eval/accuracy",
         },
-        params={"training": {"learning_rate": 1e-4}},
-    )
+        "params": {"training": {"learning_rate": 1e-4}},
+    }
+    tracker = opened(uri, folder / name, **what) if parent is None else parent.open_trial(folder / name, **what)
     log = MetricLog(tracker.handle, folder / name)
     for step, accuracy in enumerate(accuracies, start=1):
         log.log(step, {"train/loss": 1 - accuracy, "train/tokens": 100.0 * step, "cost/usd": 0.5 * step})
         log.log(step, {"eval/accuracy": accuracy, "eval/loss": 1.1 - accuracy})
-    assert log.close() == 0
-    tracker.close_run("finished", tags={f"orchestrator.{key}": value for key, value in tags.items()})
+    log.close()
+    tracker.end_run("finished", tags={f"orchestrator.{key}": value for key, value in tags.items()})
+    if parent is None:
+        tracker.ship()
     return tracker
 
 
@@ -213,7 +205,7 @@ def train(
 def test_runs_are_collected_with_their_last_figures(uri: str, tmp_path: Path) -> None:
     train(uri, tmp_path, "worse", accuracies=[0.5, 0.6], stop_reason="pruned")
     train(uri, tmp_path, "better", accuracies=[0.5, 0.6, 0.9])
-    open_run(uri, "exp", "just-started").close_run("failed", error="out of memory\nat layer 3")
+    closed(opened(uri, tmp_path / "just-started"), status="failed", error="out of memory\nat layer 3")
     better, worse, started = collect(uri, "exp")
     assert (better.name, better.rank, better.quality, better.steps) == ("better", 1, 0.9, 3)
     assert (better.tokens, better.usd, better.learning_rate, better.status) == (300, 1.5, 1e-4, "finished")
@@ -224,22 +216,25 @@ def test_runs_are_collected_with_their_last_figures(uri: str, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_search_has_its_best_trials_quality_and_the_cost_of_all(uri: str, tmp_path: Path, finished: bool) -> None:
-    search = open_run(uri, "exp", "search", tags={"orchestrator.kind": "finetune"})
-    train(uri, tmp_path, "t1", accuracies=[0.6], parent=search.handle.run_id)
-    best = train(uri, tmp_path, "t2", accuracies=[0.6, 0.8], parent=search.handle.run_id)
+    search = opened(uri, tmp_path, name="search", tags={"orchestrator.kind": "finetune"})
+    train(uri, tmp_path, "t1", accuracies=[0.6], parent=search)
+    best = train(uri, tmp_path, "t2", accuracies=[0.6, 0.8], parent=search)
     if finished:
-        search.copy_best(best.handle.run_id)
+        search.show_best(tmp_path / "t2", [tmp_path / "t1", tmp_path / "t2"])
+        search.end_run("finished")
+    search.ship()
     parent, first, second = collect(uri, "exp")
     assert (parent.name, parent.trials, parent.quality, parent.usd) == ("search", 2, 0.8, 1.5)
-    assert parent.best_run_id == best.handle.run_id
+    assert parent.best_run_id == best.run_id
     assert [first.name, second.name] == ["t2", "t1"]
-    assert first.parent == search.handle.run_id
+    assert first.parent == search.run_id
 
 
 @pytest.mark.slow
 def test_loss_curves_are_against_tokens_and_leave_searches_out(uri: str, tmp_path: Path) -> None:
-    search = open_run(uri, "exp", "search")
-    train(uri, tmp_path, "trial", accuracies=[0.5, 0.75], parent=search.handle.run_id)
+    search = opened(uri, tmp_path, name="search")
+    train(uri, tmp_path, "trial", accuracies=[0.5, 0.75], parent=search)
+    search.ship()
     (curve,) = loss_curves(uri, collect(uri, "exp"))
     assert curve.run.name == "trial"
     assert curve.train == ((100.0, 0.5), (200.0, 0.25))
@@ -247,8 +242,8 @@ def test_loss_curves_are_against_tokens_and_leave_searches_out(uri: str, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_experiment_that_does_not_exist_is_refused_with_those_that_do(uri: str) -> None:
-    open_run(uri, "exp", "tiny")
+def test_an_experiment_that_does_not_exist_is_refused_with_those_that_do(uri: str, tmp_path: Path) -> None:
+    closed(opened(uri, tmp_path / "tiny"))
     with pytest.raises(SpecError, match=r"no experiment 'exq'[\s\S]*exp"):
         collect(uri, "exq")
 

@@ -110,8 +110,8 @@ def test_package_and_sysconfig_locations_name_installed_files() -> None:
         ("rows.json", '[{"text": "one"}, {"text": "two"}]'),
         ("rows.csv", 'text,x\none,1\n"two",2\n'),
         ("rows.tsv", "text\tx\none\t1\ntwo\t2\n"),
-        ("rows.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n')),
-        ("rows.csv.gz", gzip.compress(b"text\none\ntwo\n")),
+        ("rows.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n', mtime=0)),
+        ("rows.csv.gz", gzip.compress(b"text\none\ntwo\n", mtime=0)),
     ],
 )
 def test_tables_give_a_document_for_each_row(tmp_path: Path, name: str, content: str | bytes) -> None:

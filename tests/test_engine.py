@@ -1,23 +1,34 @@
 from __future__ import annotations
 
+import math
+import os
 import pickle
+import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 import torch.nn.functional as F
 
 from orchestrator.training import models
-from orchestrator.training.batches import SampleOrder, global_batch, open_split
-from orchestrator.training.job import TrainingJob
+from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
+from orchestrator.training.checkpoints import Checkpoint, fetch, newest_good
+from orchestrator.training.engine import Engine, join_process_group, needed_by
+from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
+from orchestrator.training.objectives import objective_for
+from orchestrator.training.saving import Saver
 from orchestrator.training.schedule import learning_rate
 from tests import training_runs
-from tests.training_runs import NO_DROPOUT, curve, pretrain
+from tests.training_runs import NO_DROPOUT, classify, curve, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +146,120 @@ def test_a_start_under_zero_does_not_load_the_compiler(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], input=job, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert b"Warning" not in done.stderr
+
+
+# -- going back in the same process ----------------------------------------------------------------------------------
+
+REWINDS = [
+    (method, stage, precision)
+    for method, precision in (("full", "fp32"), ("full", "bf16"), ("lora", "fp32"))
+    for stage in (3, 0, 1, 2)  # 3 in fresh processes: it cuts the weights while the model is built
+]
+
+
+def rewind_job(folder: Path, method: str, stage: int, precision: str) -> TrainingJob:
+    """Dropout and accumulation on, two workers."""
+    make = classify if method == "lora" else pretrain
+    return make(
+        folder,
+        method=method,
+        deepspeed__zero_stage=stage,
+        training__precision=precision,
+        training__micro_batch=2,
+        resources__workers=2,
+    )
+
+
+def rewind(rank: int, folder: Path, port: int, jobs: list[TrainingJob]) -> None:
+    """One rank: for each job three steps, a checkpoint, three steps, a ruinous one, back, and the three again."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    told = []
+    for job in jobs:
+        context = WorkerContext(rank=rank, world_size=2)
+        join_process_group(job.plan, context)
+        model = models.build_model(job.spec, job.plan, job.data)
+        objective = objective_for(job.spec.task)
+        engine = Engine(model, plan=job.plan, weight_decay=0.1, objective=objective, context=context)
+        saver = Saver(
+            engine,
+            job.checkpoints,
+            rank=rank,
+            world_size=2,
+            zero_stage=job.plan.zero_stage,
+            attempt=1,
+            keep=1,
+            holds=lambda: True,
+        )
+        take_steps(engine, job, rank, range(3))
+        saver.save(LoopState(step=3))
+        first = take_steps(engine, job, rank, range(3, 6))
+        take_steps(engine, job, rank, range(6, 8), rate=math.nan)  # the second has gradients that are no numbers
+        saver.wait()
+        dist.barrier()
+        found = newest_good(job.checkpoints).checkpoint
+        assert found is not None
+        engine.load(only_needed(fetch(job.checkpoints, found, needed=partial(needed_by, rank)), found, rank))
+        again = take_steps(engine, job, rank, range(3, 6))
+        told.append({"first": first, "again": again})
+        saver.close()
+        engine.close()
+    (folder / f"rank-{rank}.pt").write_bytes(pickle.dumps(told))
+
+
+def only_needed(folder: Path, checkpoint: Checkpoint, rank: int) -> Path:
+    """A folder with those files alone that the rank says it needs, as an object store's would be."""
+    own = folder.parent / f"for-rank-{rank}"
+    for name in filter(partial(needed_by, rank), checkpoint.files):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).hardlink_to(folder / name)
+    return own
+
+
+def take_steps(
+    engine: Engine, job: TrainingJob, rank: int, steps: Iterable[int], rate: float = 1e-2
+) -> list[tuple[float, float | None, dict[str, bytes]]]:
+    """(loss, gradient norm, weights on rank 0) of every step."""
+    samples = open_split(job.data.path, "train")
+    order = SampleOrder(seed=0, size=len(samples))
+    taken = []
+    for step in steps:
+        mine = rank_slice(
+            global_batch(order, step, job.plan.global_batch),
+            rank=rank,
+            world_size=2,
+            micro_batch=job.plan.micro_batch,
+            accumulation=job.plan.accumulation,
+        )
+        torch.manual_seed(10 * step + rank)
+        loss, norm = engine.step([{k: torch.from_numpy(v) for k, v in samples.batch(i).items()} for i in mine], rate)
+        weights = {name: bytes(t.flatten().view(torch.uint8).numpy()) for name, t in engine.full_state().items()}
+        taken.append((float(loss), norm, weights))
+    return taken
+
+
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What each rank says of every rewind."""
+    folder = tmp_path_factory.mktemp("rewound")
+    jobs = [rewind_job(folder / "-".join(map(str, case)), *case) for case in REWINDS]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(rewind, args=(folder, port, jobs), nprocs=2)
+    return [pickle.loads((folder / f"rank-{rank}.pt").read_bytes()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", range(len(REWINDS)), ids=[f"{m}-zero{s}-{p}" for m, s, p in REWINDS])
+def test_steps_after_going_back_are_those_of_the_first_pass_bit_for_bit(
+    rewound: list[list[dict[str, Any]]], case: int
+) -> None:
+    for rank in range(2):
+        told = rewound[rank][case]
+        for (loss, norm, weights), (loss_again, norm_again, weights_again) in zip(
+            told["first"], told["again"], strict=True
+        ):
+            assert math.isfinite(loss)
+            assert (loss, norm) == (loss_again, norm_again)
+            assert weights.keys() == weights_again.keys()
+            assert [name for name, value in weights.items() if weights_again[name] != value] == []
+        assert bool(weights) == (rank == 0)

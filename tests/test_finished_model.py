@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.errors import ModelError
 from orchestrator.tracking.finished_model import with_base_found
-from orchestrator.tracking.tracker import open_run
+from tests.mlflow_runs import closed, new_store, opened
 from tests.specs import CLASSIFY, spec
 
 
@@ -15,18 +15,17 @@ def test_any_other_base_is_left_alone() -> None:
 
 @pytest.mark.slow
 def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = new_store(tmp_path)
     model = tmp_path / "model"
     model.mkdir()
-    finished = open_run(uri, "base", "finished")
-    finished.close_run("finished", tags={"orchestrator.model_path": str(model)})
-    unfinished = open_run(uri, "base", "unfinished")
+    finished = closed(opened(uri, tmp_path / "a"), tags={"orchestrator.model_path": str(model)})
+    unfinished = closed(opened(uri, tmp_path / "b"), status="killed")
 
     def based_on(run_id: str) -> str | None:
         return with_base_found(spec(CLASSIFY, model__base=f"runs:/{run_id}", tracking__uri=uri)).model.base
 
-    assert based_on(finished.handle.run_id) == str(model)
+    assert based_on(finished) == str(model)
     with pytest.raises(ModelError, match="has no model here"):
-        based_on(unfinished.handle.run_id)
+        based_on(unfinished)
     with pytest.raises(ModelError, match="not in the MLflow store"):
         based_on("0" * 32)

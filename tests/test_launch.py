@@ -1,17 +1,34 @@
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator import locations
+from orchestrator.errors import ClusterError, Interrupted, TransientError
+from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import Budget, BudgetUnit
-from orchestrator.scheduling.launch import RunResult, finished_earlier, is_spent, keep_result
-from orchestrator.tracking import store
-from orchestrator.tracking.tracker import open_run
+from orchestrator.scheduling.launch import (
+    Prepared,
+    RunResult,
+    end_run,
+    finished_earlier,
+    forget,
+    is_spent,
+    keep_result,
+    shipped,
+    tracked,
+    tracking_uri,
+)
+from orchestrator.tracking.desired import find_runs
+from orchestrator.tracking.outbox import count_waiting
+from orchestrator.training.prepare import encode_here, prepare
 from tests.end_to_end.runs import listener
+from tests.mlflow_runs import all_runs, free_port, get_run, log, new_store, opened
 from tests.specs import PRETRAIN, spec
+from tests.training_runs import CLUSTER, corpus
 
 pytestmark = pytest.mark.slow  # the module imports Ray
 
@@ -53,22 +70,101 @@ def test_what_was_kept_is_answered_again(tmp_path: Path, status: str) -> None:
     assert len(said) == 1
 
 
-def test_an_mlflow_run_that_a_killed_driver_left_open_is_closed_once_by_the_next_command(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = open_run(uri, "runs", "half-closed")
-    run_id, client = tracker.handle.run_id, store.client(uri, create=False)
-    (tmp_path / "mlflow.json").write_text(json.dumps(asdict(tracker.handle)))
-    limited = spec(PRETRAIN, budget="5usd")
-    keep_result(replace(result(tmp_path, "stopped_by_budget"), best=None), limited)
+def prepared(folder: Path, **changes: Any) -> Prepared:
+    """A tracked training whose data needs no reading."""
+    given = spec(PRETRAIN, data__train=str(corpus()), **changes)
+    data = prepare(given, cache=locations.home() / "cache", encode=encode_here)
+    return Prepared(spec=given, plan=make_plan(given, CLUSTER, counts=data.counts), data=data, run_folder=folder)
 
-    finished_earlier(tmp_path, limited, listener())
-    run = client.get_run(run_id)
+
+def fail(one: Prepared, error: BaseException) -> None:
+    """A training that ends with an error."""
+    with tracked(one, listener()) as tracker:
+        assert get_run(tracking_uri(one.spec), tracker.run_id).info.status == "RUNNING"
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "tag"),
+    [
+        (Interrupted("stopped"), "KILLED", ("orchestrator.stop_reason", "interrupted")),
+        (TransientError("a worker died"), "FAILED", ("orchestrator.error", "a worker died")),
+        (KeyboardInterrupt(), "KILLED", ("orchestrator.error", "the driver was ended")),
+    ],
+)
+def test_the_mlflow_run_says_how_its_training_ended(
+    tmp_path: Path, error: BaseException, status: str, tag: tuple[str, str]
+) -> None:
+    uri = new_store(tmp_path)
+    with pytest.raises(type(error)):
+        fail(prepared(tmp_path / "run", tracking__uri=uri), error)
+    (run,) = all_runs(uri, "default")
+    assert run.info.status == status
+    assert run.data.tags[tag[0]] == tag[1]
+    assert run.data.params["plan.workers"] == "1"
+
+
+def test_a_training_begins_and_ends_without_the_server_and_says_what_sends_its_results(tmp_path: Path) -> None:
+    away, folder, said = f"http://127.0.0.1:{free_port()}", tmp_path / "run", []
+    one = prepared(folder, tracking__uri=away)
+    with tracked(one, listener(said=said)) as tracker:
+        answer = result(folder, "finished")
+        end_run(tracker, replace(answer, best=None))
+        keep_result(answer, one.spec)
+    answer = shipped(answer, tracker)
+    assert answer.mlflow_run_id is None
+    assert f"orchestrator flush {folder}" in answer.notes[-1]
+    assert any("does not answer" in line for line in said)
+    again = finished_earlier(folder, one.spec, listener(said=said))
+    assert again is not None
+    assert again.mlflow_run_id is None
+    assert f"orchestrator flush {folder}" in said[-1]
+
+
+def test_a_second_command_for_a_run_that_goes_on_is_refused(tmp_path: Path) -> None:
+    one = prepared(tmp_path / "run", tracking__enabled=False)
+    with tracked(one, listener()):
+        with pytest.raises(ClusterError, match="another command drives this run"):
+            tracked(one, listener()).__enter__()
+        with pytest.raises(ClusterError, match="another command drives this run"):
+            forget(one.run_folder)
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_run_that_a_killed_driver_had_not_told_mlflow_of_is_told_by_the_next_command(tmp_path: Path) -> None:
+    uri, folder = new_store(tmp_path), tmp_path / "run"
+    tracker, limited = opened(uri, folder), spec(PRETRAIN, budget="5usd")
+    ended = replace(result(folder, "stopped_by_budget"), best=None)
+    tracker.ship()
+    end_run(tracker, ended)
+    keep_result(ended, limited)
+    assert get_run(uri, tracker.run_id).info.status == "RUNNING"
+
+    answer = finished_earlier(folder, limited, listener())
+    assert answer is not None
+    assert answer.mlflow_run_id == tracker.run_id
+    run = get_run(uri, tracker.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["orchestrator.stop_reason"] == "budget"
     assert run.data.tags["orchestrator.restarts"] == "2"
     assert run.data.tags["orchestrator.model_path"] == "b"
-    finished_earlier(tmp_path, limited, listener())
-    assert client.get_run(run_id).info.end_time == run.info.end_time
+    finished_earlier(folder, limited, listener())
+    assert get_run(uri, tracker.run_id).info.end_time == run.info.end_time
+
+
+def test_a_run_that_is_forgotten_leaves_behind_only_what_mlflow_has_not_taken(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    for name, uri in (("told", new_store(tmp_path)), ("untold", f"http://127.0.0.1:{free_port()}")):
+        log(opened(uri, storage / name), storage / name, {"train/loss": 2.0})
+        (storage / name / "model").mkdir()
+        forget(storage / name)
+        assert not (storage / name).exists()
+    (told,) = all_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert told.info.status == "KILLED"
+    (aside,) = find_runs(storage)
+    assert aside.name.startswith("untold.unsent-")
+    assert not (aside / "model").exists()
+    assert count_waiting(aside / "outbox") == 1
 
 
 def test_only_a_run_that_its_budget_stopped_goes_on_with_a_larger_one(tmp_path: Path) -> None:

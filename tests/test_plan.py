@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.placement import place_workers
-from orchestrator.planning.plan import make_plan, warmup_steps
+from orchestrator.planning.plan import elastic_sizes, make_plan, warmup_steps
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape
 from orchestrator.spec import RunSpec
 from tests.specs import CLASSIFY, PRETRAIN, spec
@@ -399,6 +399,102 @@ def test_hours_grow_with_tokens(tokens: int, more: int) -> None:
         return plan.wall_hours.mid
 
     assert hours(tokens) <= hours(tokens + more)
+
+
+def test_an_elastic_plan_takes_the_largest_size_with_room_and_lists_the_others() -> None:
+    asked = spec(PRETRAIN, resources__workers=[1, 8])
+    plan = make_plan(asked, cpus(1, nodes=3), counts=COUNTS)
+    assert (plan.workers, plan.usable_workers) == (2, (1, 2, 4, 8))
+    assert [size.has_room for size in plan.sizes] == [True, True, False, False]
+    assert plan.workers * plan.micro_batch * plan.accumulation == plan.global_batch
+    assert "of the sizes 1, 2, 4, 8 the largest with room" in plan.reasons[0]
+    assert elastic_sizes(asked, cpus(1, nodes=3)) == (1, 2)
+    json.dumps(plan.to_dict())
+
+
+def test_an_elastic_plan_is_redone_for_each_size_with_the_same_stage_and_micro_batch() -> None:
+    asked = spec(PRETRAIN, resources__workers=[1, 4])
+    plans = [make_plan(asked, cpus(4), workers=size) for size in (1, 2, 4)]
+    assert len({plan.kept for plan in plans}) == 1
+    assert [plan.accumulation for plan in plans] == [4, 2, 1]
+    assert [plan.deepspeed["gradient_accumulation_steps"] for plan in plans] == [4, 2, 1]
+    with pytest.raises(SpecError, match="cannot be of that size"):
+        make_plan(asked, cpus(4), workers=3)
+
+
+def test_without_room_for_the_smallest_size_it_is_said_what_is_missing() -> None:
+    with pytest.raises(CapacityError, match="2 workers do not fit on the cluster, which has room for 1") as error:
+        make_plan(spec(PRETRAIN, resources__workers=[2, 8]), cpus(1))
+    assert "resources.workers=[1,8]" in str(error.value.do)
+    assert elastic_sizes(spec(PRETRAIN, resources__workers=[2, 8]), cpus(1)) == ()
+
+
+def test_a_number_of_workers_may_be_given_to_the_plan_of_any_spec() -> None:
+    assert make_plan(spec(PRETRAIN, resources__workers=2), cpus(8), workers=4).workers == 4
+    with pytest.raises(SpecError, match="cannot be split over 3 workers"):
+        make_plan(spec(PRETRAIN), cpus(8), workers=3)
+
+
+def test_a_later_attempt_keeps_what_the_first_one_settled() -> None:
+    first = make_plan(spec(PRETRAIN, resources__workers=8, **LARGE), requested_cluster("A100-40GB", 8))
+    alone = make_plan(spec(PRETRAIN, resources__workers=8, **LARGE), requested_cluster("A100-80GB", 64))
+    assert alone.kept != first.kept
+    again = make_plan(
+        spec(PRETRAIN, resources__workers=64, **LARGE), requested_cluster("A100-80GB", 64), kept=first.kept
+    )
+    assert again.kept == first.kept
+    assert any(reason.startswith("kept: ZeRO stage") for reason in again.reasons)
+
+
+def test_a_later_attempt_cannot_change_its_zero_stage() -> None:
+    kept = make_plan(spec(PRETRAIN, deepspeed={"zero_stage": 2}), cpus()).kept
+    with pytest.raises(SpecError) as error:
+        make_plan(spec(PRETRAIN, deepspeed={"zero_stage": 3}), cpus(), kept=kept)
+    assert "deepspeed.zero_stage=2" in str(error.value.do)
+
+
+def test_a_run_that_began_on_gpus_does_not_go_on_with_cpu_cores() -> None:
+    asked = spec(PRETRAIN, resources__workers=[1, 4])
+    kept = make_plan(asked, requested_cluster("T4", 4)).kept
+    with pytest.raises(CapacityError, match="the cluster has none"):
+        make_plan(asked, cpus(4), kept=kept)
+
+
+def test_a_kept_micro_batch_that_does_not_divide_the_new_share_gives_way_to_its_divisor() -> None:
+    kept = replace(make_plan(spec(PRETRAIN), cpus()).kept, micro_batch=6)
+    plan = make_plan(spec(PRETRAIN, training__global_batch=12, resources__workers=3), cpus(), kept=kept)
+    assert (plan.micro_batch, plan.accumulation) == (2, 2)
+    assert any("whose micro-batches of 6 do not divide it" in reason for reason in plan.reasons)
+
+
+def test_workers_left_open_divide_the_batch_into_whole_micro_batches() -> None:
+    plan = make_plan(auto(PRETRAIN, training__micro_batch=4, training__steps=10**6), cpus(8, memory_gib=64.0))
+    assert (plan.workers, plan.micro_batch, plan.accumulation) == (2, 4, 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    least=st.integers(1, 6),
+    more=st.integers(0, 10),
+    batch=st.integers(1, 96),
+    cores=st.integers(1, 20),
+    length=st.sampled_from([16, 128, 1024]),
+)
+def test_every_size_of_an_elastic_plan_splits_the_batch_into_the_same_micro_batches(
+    least: int, more: int, batch: int, cores: int, length: int
+) -> None:
+    changes = {"training__global_batch": batch, "data__sequence_length": length}
+    splitting = [n for n in range(least, least + more + 1) if batch % n == 0]
+    if not splitting:
+        return
+    asked = small(resources__workers=[least, least + more], **changes)
+    if cores < splitting[0]:
+        assert elastic_sizes(asked, cpus(1, nodes=cores)) == ()
+        return
+    plan = make_plan(asked, cpus(1, nodes=cores))
+    assert {splitting[0], splitting[-1]} <= set(plan.usable_workers) <= set(splitting)
+    assert all(size.workers * plan.micro_batch * size.accumulation == batch for size in plan.sizes)
+    assert plan.workers == max(n for n in plan.usable_workers if n <= cores)
 
 
 def test_checkpointing_left_open_is_chosen_only_where_the_memory_asks_for_it() -> None:

@@ -1,7 +1,18 @@
 import pytest
 
-from orchestrator.errors import ClusterError, DataError, OrchestratorError, StorageError, TransientError
-from orchestrator.scheduling.retry import decide_retry
+from orchestrator.errors import (
+    CapacityError,
+    ClusterError,
+    DataError,
+    DivergedError,
+    FencedError,
+    HangError,
+    MemoryExhaustedError,
+    OrchestratorError,
+    StorageError,
+    TransientError,
+)
+from orchestrator.scheduling.retry import Tally, decide_retry, kind_of
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
@@ -15,6 +26,30 @@ def test_then_the_run_gives_up_and_says_why() -> None:
     assert "max_failures is 3" in decision.reason
 
 
-@pytest.mark.parametrize("error", [DataError("x"), StorageError("x"), ClusterError("x")])
-def test_what_would_fail_again_is_not_tried_again(error: OrchestratorError) -> None:
-    assert not decide_retry(error, failures=1, max_failures=3).retry
+@pytest.mark.parametrize("kind", [DataError, DivergedError, StorageError, FencedError, ClusterError])
+def test_what_would_fail_again_is_not_tried_again(kind: type[OrchestratorError]) -> None:
+    assert kind_of(kind("x")) is None
+    assert not decide_retry(kind("x"), failures=1, max_failures=3).retry
+
+
+def test_a_step_that_did_not_fit_is_tried_in_halves_while_it_can_be_halved() -> None:
+    assert decide_retry(MemoryExhaustedError("x"), failures=9, max_failures=0).smaller_steps
+    assert not decide_retry(MemoryExhaustedError("x"), failures=1, max_failures=3, can_split=False).retry
+
+
+def test_missing_room_is_waited_for() -> None:
+    assert decide_retry(CapacityError("x"), failures=9, max_failures=0).await_capacity
+
+
+def test_hangs_have_a_budget_of_their_own() -> None:
+    assert decide_retry(HangError("x"), failures=1, max_failures=0).retry
+    assert not decide_retry(HangError("x"), failures=4, max_failures=99).retry
+
+
+def test_failures_are_counted_by_kind_and_anew_after_progress() -> None:
+    tally = Tally()
+    assert [tally.add("worker", progressed=False) for _ in range(3)] == [1, 2, 3]
+    assert tally.add("hang", progressed=False) == 1
+    assert tally.add("worker", progressed=False) == 4
+    assert tally.add("worker", progressed=True) == 1
+    assert tally.add("hang", progressed=False) == 1

@@ -201,14 +201,16 @@ def test_a_mistake_in_data_or_model_is_refused_before_ray_starts(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
-def test_a_dead_mlflow_server_is_named_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(pretrain(tmp_path, tracking__uri="http://127.0.0.1:9")))
+def test_an_unusable_mlflow_store_is_refused_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write(tmp_path, "spec.yaml", yaml.safe_dump(pretrain(tmp_path, tracking__uri="http://:5000")))
     with pytest.raises(SystemExit) as ended:
         running.run_command(spec)
     error = capsys.readouterr().err
-    assert ended.value.code == 1
-    assert "the MLflow server does not answer" in error
-    assert "do:" in error
+    assert ended.value.code == 2
+    assert "the address of the MLflow store names no host" in error
+    assert "allowed:" in error
 
 
 # -- what a failed run answers -------------------------------------------------------------------------------------

@@ -53,6 +53,13 @@ def test_what_only_the_data_can_tell_is_said_to_be_open() -> None:
         assert "known once the data is read" in line(text, label)
 
 
+def test_what_each_size_of_an_elastic_run_takes_is_a_row() -> None:
+    text = shown(planned(resources__workers=[2, 8]))
+    rows = [row.split()[:3] for row in text.partition("room")[2].splitlines()[1:4]]
+    assert rows == [["2", "yes", "4"], ["4", "yes", "2"], ["8", "not", "now"]]
+    assert "room" not in shown(planned()).partition("why")[0]
+
+
 def test_a_plan_that_does_not_fit_says_no() -> None:
     assert line(shown(replace(planned(), fits=False)), "fits").split() == ["fits", "no"]
 

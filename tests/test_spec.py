@@ -45,7 +45,35 @@ def test_every_field_has_a_sentence(block: type[BaseModel]) -> None:
         (PRETRAIN, {"deepspeed": {"train_batch_size": 8}}, "training.global_batch"),
         (PRETRAIN, {"deepspeed": {"zero_stage": 2, "zero_optimization": {"stage": 3}}}, "keep one"),
         (PRETRAIN, {"search": {"space": {}}}, "eval_every_steps"),
-        (PRETRAIN, {"checkpoint__storage": "s3://bucket/x"}, "folder that every node sees"),
+        (PRETRAIN, {"resources__workers": "many"}, "[LEAST, MOST] for a run that shrinks and grows"),
+        (PRETRAIN, {"resources__workers": [1, 2, 3]}, "[LEAST, MOST] for a run that shrinks and grows"),
+        (PRETRAIN, {"resources__workers": [0, 2]}, "[LEAST, MOST] for a run that shrinks and grows"),
+        (PRETRAIN, {"resources__workers": [4, 2]}, "4 is more than 2: use [2, 4]"),
+        (
+            PRETRAIN,
+            {"resources__workers": [5, 7]},
+            "let resources.workers reach 4 or 8, or use training.global_batch=10",
+        ),
+        (PRETRAIN, {"resources__workers": [9, 12]}, "let resources.workers reach 8, or use training.global_batch=9"),
+        (
+            PRETRAIN,
+            {"resources__workers": [3, 4], "training__micro_batch": 4},
+            "in micro-batches of 4 over any number of workers from 3 to 4: let resources.workers reach 2",
+        ),
+        (
+            PRETRAIN,
+            {"resources__workers": [1, 2], "search": {"space": {}, "scheduler": "none"}},
+            "a search's trials keep their size",
+        ),
+        (PRETRAIN, {"resources__capacity_timeout_s": -1}, "resources.capacity_timeout_s"),
+        (PRETRAIN, {"resources__hang_timeout_s": 0}, "'auto' or greater than 0"),
+        (PRETRAIN, {"checkpoint__every_steps": "often"}, "'auto' or a valid integer"),
+        (PRETRAIN, {"checkpoint__storage": "hdfs://host/x"}, "folder that every node sees, such as"),
+        (PRETRAIN, {"checkpoint__storage": "hdfs://host/x"}, "or begin with s3:// or gs://"),
+        (PRETRAIN, {"checkpoint__storage": "file:///mnt/runs"}, "give the path, /mnt/runs"),
+        (PRETRAIN, {"checkpoint__storage": "s3:///runs"}, "use s3://BUCKET/PATH"),
+        (PRETRAIN, {"training__bad_steps": {"spikes": "on"}}, "'auto' or 'off'"),
+        (PRETRAIN, {"training__bad_steps": {"max_rewinds": -1}}, "training.bad_steps.max_rewinds"),
         (PRETRAIN, {"name": "a b"}, "name"),
     ],
 )
@@ -74,8 +102,41 @@ def test_the_fingerprint_follows_what_shapes_the_result_and_nothing_else() -> No
     assert spec(PRETRAIN, training__seed=1).fingerprint() != base
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resources__workers": [1, 4]},
+        {"resources__hang_timeout_s": 30, "resources__capacity_timeout_s": 60},
+        {"checkpoint__every_steps": "auto", "checkpoint__storage": "s3://bucket/runs"},
+        {"training__bad_steps": {"spikes": "off", "max_rewinds": 9}},
+    ],
+    ids=["workers", "patience", "checkpoints", "bad steps"],
+)
+def test_a_run_goes_on_as_itself_however_it_is_to_live_through_faults(changes: dict[str, Any]) -> None:
+    assert spec(PRETRAIN, **changes).fingerprint() == spec(PRETRAIN).fingerprint()
+
+
+def test_runs_of_earlier_versions_are_found_again() -> None:
+    assert (spec(PRETRAIN).fingerprint(), spec(CLASSIFY).fingerprint()) == ("3cc1725f", "111892c4")
+
+
+def test_a_range_of_workers_is_elastic_and_needs_only_one_size_that_splits_the_batch() -> None:
+    elastic = spec(PRETRAIN, resources__workers=[3, 7])
+    assert elastic.resources.is_elastic
+    assert [n for n in range(3, 8) if elastic.training.splits_over(n)] == [4]
+    assert not spec(PRETRAIN, resources__workers=4).resources.is_elastic
+
+
+@pytest.mark.parametrize(
+    ("storage", "bucket"), [("s3://b/x", True), ("gs://b", True), ("/mnt/runs", False), (None, False)]
+)
+def test_storage_is_a_folder_or_a_bucket(storage: str | None, bucket: bool) -> None:
+    assert spec(PRETRAIN, checkpoint__storage=storage).checkpoint.in_a_bucket is bucket
+
+
 def test_a_spec_survives_its_own_dump() -> None:
-    original = spec(CLASSIFY, deepspeed={"zero_stage": 1, "wall_clock_breakdown": True}, method="lora")
+    elastic = {"resources__workers": [2, 4], "checkpoint__every_steps": "auto"}
+    original = spec(CLASSIFY, deepspeed={"zero_stage": 1, "wall_clock_breakdown": True}, method="lora", **elastic)
     assert spec_module.RunSpec.model_validate(original.model_dump(mode="json")) == original
 
 

@@ -54,6 +54,18 @@ def test_overrides_set_clear_and_create_fields(tmp_path: Path) -> None:
     assert spec.resources.workers == 2
 
 
+def test_a_range_and_words_that_yaml_reads_as_truth_pass_through_overrides(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, raw(PRETRAIN)), ["resources.workers=[2, 4]", "training.bad_steps.spikes=off"])
+    assert spec.resources.workers == (2, 4)
+    assert spec.training.bad_steps.spikes == "off"
+
+
+def test_a_field_of_several_kinds_is_one_problem_that_lists_them(tmp_path: Path) -> None:
+    text = refusal(write(tmp_path, raw(PRETRAIN, training__micro_batch="some")))
+    assert text.splitlines()[0].endswith("training.micro_batch has no such value")
+    assert "'auto' or a valid integer" in text
+
+
 @pytest.mark.parametrize("override", ["training.steps", "=3", "name.first=x", "training.steps=[1"])
 def test_an_override_that_cannot_be_applied_is_refused(tmp_path: Path, override: str) -> None:
     assert refusal(write(tmp_path, raw(PRETRAIN)), override)

@@ -1,23 +1,22 @@
 from __future__ import annotations
 
-import shutil
 import socket
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts, RunPlan
 from orchestrator.policy.history import History, corrections
 from orchestrator.spec import RunSpec
-from orchestrator.tracking import store
+from orchestrator.tracking.description import described
 from orchestrator.tracking.history import read_history
-from orchestrator.tracking.tracker import MetricLog, MlflowTracker, open_run, run_tags
 from orchestrator.training.measurement import Pace, figures
 from tests import specs
+from tests.mlflow_runs import closed, log, new_store, opened
 from tests.training_runs import CLUSTER
 
 pytestmark = pytest.mark.slow
@@ -26,40 +25,37 @@ COUNTS = DatasetCounts(train_samples=900, train_tokens=28_800, validation_sample
 SPEC = specs.spec(specs.PRETRAIN, resources__workers=2)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    store.client(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return new_store(tmp_path)
 
 
 def planned(spec: RunSpec = SPEC) -> RunPlan:
     return make_plan(spec, CLUSTER, counts=COUNTS)
 
 
-def opened(uri: str, *, experiment: str = "runs", spec: RunSpec = SPEC, **tags: str) -> MlflowTracker:
-    tracker = open_run(
-        uri,
-        experiment,
-        spec.name,
-        tags=run_tags(spec, data_fingerprint="abc") | {f"orchestrator.{k}": tags[k] for k in tags},
-    )
-    tracker.log_spec_and_plan(yaml.safe_dump(spec.model_dump(mode="json")), planned(spec).to_dict())
-    return tracker
-
-
-def log(tracker: MlflowTracker, folder: Path, metrics: dict[str, float], *, step: int = 6) -> None:
-    waiting = MetricLog(tracker.handle, folder)
-    waiting.log(step, metrics)
-    assert waiting.close() == 0
+def run(
+    uri: str,
+    folder: Path,
+    metrics: dict[str, float],
+    *,
+    status: str = "finished",
+    experiment: str = "runs",
+    **tags: str,
+) -> str:
+    """A run with some figures in the store; its id."""
+    run_folder = folder / uuid.uuid4().hex
+    what = described(SPEC, planned(), data_fingerprint="abc", run_folder=run_folder)
+    what["tags"] |= {f"orchestrator.{key}": tags[key] for key in tags}
+    tracker = opened(uri, run_folder, experiment=experiment, name=SPEC.name, **what)
+    log(tracker, run_folder, metrics, step=6)
+    if status != "running":
+        return closed(tracker, status=status)
+    run_id = tracker.ship().run_id
+    assert run_id is not None
+    return run_id
 
 
 def measured(spec: RunSpec = SPEC, *, speed: float = 1.0) -> dict[str, float]:
@@ -72,18 +68,15 @@ def measured(spec: RunSpec = SPEC, *, speed: float = 1.0) -> dict[str, float]:
     return found | {"eval/loss": 3.25, "train/tokens": 1536.0}
 
 
-def finished(uri: str, folder: Path, *, experiment: str = "runs", **figures: Any) -> MlflowTracker:
-    tracker = opened(uri, experiment=experiment)
-    log(tracker, folder, measured(**figures))
-    tracker.close_run("finished")
-    return tracker
+def finished(uri: str, folder: Path, *, experiment: str = "runs", **figures: Any) -> str:
+    return run(uri, folder, measured(**figures), experiment=experiment)
 
 
 def test_a_finished_run_comes_back_as_it_was_planned_and_measured(uri: str, tmp_path: Path) -> None:
-    tracker = finished(uri, tmp_path, speed=0.5)
+    run_id = finished(uri, tmp_path, speed=0.5)
     (record,) = read_history(uri).records
     plan = planned()
-    assert record.run_id == tracker.handle.run_id
+    assert record.run_id == run_id
     assert (record.kind, record.method, record.task, record.name) == ("pretrain", "full", "causal-lm", "tiny")
     assert (record.device_name, record.workers, record.precision) == ("cpu", 2, plan.precision)
     assert (record.parameters, record.trainable_parameters) == (plan.parameters, plan.trainable_parameters)
@@ -109,25 +102,21 @@ def test_runs_of_all_experiments_correct_the_throughput(uri: str, tmp_path: Path
 def test_runs_without_a_figure_are_passed_over_and_counted(uri: str, tmp_path: Path) -> None:
     finished(uri, tmp_path)
     for key, value in (("measured/peak_gib", float("nan")), ("predicted/tokens_per_second", 0.0)):
-        tracker = opened(uri)
-        log(tracker, tmp_path, measured() | {key: value})
-        tracker.close_run("finished")
-    opened(uri).close_run("finished")
+        run(uri, tmp_path, measured() | {key: value})
+    run(uri, tmp_path, {})
     history = read_history(uri)
     assert (len(history.records), history.passed_over) == (1, 3)
 
 
 def test_runs_that_failed_or_still_run_or_only_repeat_a_trial_do_not_count(uri: str, tmp_path: Path) -> None:
-    running, failed, search = opened(uri), opened(uri), opened(uri, role="search")
-    for tracker in (running, failed, search):
-        log(tracker, tmp_path, measured())
-    failed.close_run("failed", error="out of memory")
-    search.close_run("finished")
+    run(uri, tmp_path, measured(), status="running")
+    run(uri, tmp_path, measured(), status="failed")
+    run(uri, tmp_path, measured(), role="search")
     assert read_history(uri) == History(records=())
 
 
-def test_runs_of_other_programs_do_not_count(uri: str) -> None:
-    open_run(uri, "others", "theirs", params={"learning_rate": 0.1}).close_run("finished")
+def test_runs_of_other_programs_do_not_count(uri: str, tmp_path: Path) -> None:
+    closed(opened(uri, tmp_path / "theirs", params={"learning_rate": 0.1}))
     assert read_history(uri) == History(records=())
 
 

@@ -5,7 +5,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from orchestrator.errors import ClusterError, DataError, StorageError, TransientError
-from orchestrator.scheduling.train_run import WorkerError, translate
+from orchestrator.scheduling.failures import WorkerError, translate
 
 DEAD = WorkerHealthCheckFailedError(
     "A worker health check failed.\nWorker info: rank 1",

@@ -20,6 +20,7 @@ SPECS = sorted(path for kind in ("pretrain", "finetune", "tune") for path in (RO
 LAYERS = (
     {"errors"},
     {"quantities", "locations", "yaml_file", "page", "charts"},
+    {"spec_survival"},
     {"spec", "console"},
     {"spec_file"},
     {"search_space", "planning"},
@@ -28,7 +29,8 @@ LAYERS = (
     {"training"},
     {"scheduling"},
     {"measuring"},
-    {"running", "comparing", "advising"},
+    {"running", "comparing", "advising", "flushing"},
+    {"verifying"},
     {"cli", "jobs"},
     {"__main__"},
 )

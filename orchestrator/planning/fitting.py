@@ -49,6 +49,25 @@ def choose_layout(
     Surely: the upper end of the interval. When nothing does, it is the layout with the smallest peak. Since the
     number of workers is settled before, the fastest is also the cheapest.
     """
+    options = layout_options(spec, site, precision)
+    largest = [(one, largest_micro_batch(spec, site, one, estimate)) for one in options]
+    fitting = [_Candidate(layout=fit, hours=pace(fit)) for _, fit in largest if fit is not None]
+    if fitting:
+        least = min(candidate.hours for candidate in fitting)
+        chosen = next(one for one in fitting if one.hours <= SAME_TIME * least)
+        rejected = [one for one, fit in largest if fit is None]
+        layout, why = chosen.layout, _why_chosen(chosen, fitting, rejected, site, estimate)
+    else:
+        layout, why = least_memory(options, site, estimate)
+    return layout, (
+        why,
+        why_checkpointing(spec, site, layout, estimate),
+        _why_micro_batch(spec, layout, bool(fitting)),
+    )
+
+
+def layout_options(spec: RunSpec, site: Site, precision: ChosenPrecision) -> list[Layout]:
+    """Every layout to try, with the micro-batch of the spec or of one sample, the simplest first."""
     training = spec.training
     start = Layout(
         workers=site.workers,
@@ -60,25 +79,11 @@ def choose_layout(
         sequence_length=spec.data.sequence_length,
         activation_checkpointing=False,
     )
-    options = [
+    return [
         replace(start, zero_stage=stage, offload=offload, activation_checkpointing=recompute)
         for recompute in _checkpointing(training.activation_checkpointing)
         for stage, offload in _zero_options(spec, site)
     ]
-    largest = [(one, _largest_micro_batch(spec, site, one, estimate)) for one in options]
-    fitting = [_Candidate(layout=fit, hours=pace(fit)) for _, fit in largest if fit is not None]
-    if fitting:
-        least = min(candidate.hours for candidate in fitting)
-        chosen = next(one for one in fitting if one.hours <= SAME_TIME * least)
-        rejected = [one for one, fit in largest if fit is None]
-        layout, why = chosen.layout, _why_chosen(chosen, fitting, rejected, site, estimate)
-    else:
-        layout, why = _least_memory(options, site, estimate)
-    return layout, (
-        why,
-        _why_checkpointing(spec, site, layout, estimate),
-        _why_micro_batch(spec, layout, bool(fitting)),
-    )
 
 
 def _checkpointing(asked: bool | str) -> tuple[bool, ...]:
@@ -86,29 +91,31 @@ def _checkpointing(asked: bool | str) -> tuple[bool, ...]:
     return (False, True) if asked == "auto" else (bool(asked),)
 
 
-def _largest_micro_batch(spec: RunSpec, site: Site, option: Layout, estimate: Estimate) -> Layout | None:
+def largest_micro_batch(spec: RunSpec, site: Site, option: Layout, estimate: Estimate) -> Layout | None:
     """The option with the largest micro-batch that surely fits, the one of the spec where it is set; or None."""
     share = spec.training.global_batch // option.workers
     sizes = [option.micro_batch]
     if spec.training.micro_batch == "auto":
-        sizes = [size for size in range(_micro_batch_limit(option, share), 0, -1) if share % size == 0]
+        sizes = [size for size in range(micro_batch_limit(option, share), 0, -1) if share % size == 0]
     layouts = (replace(option, micro_batch=size) for size in sizes)
     return next((layout for layout in layouts if fits(estimate(layout), site, surely=True)), None)
 
 
-def _micro_batch_limit(layout: Layout, share: int) -> int:
+def micro_batch_limit(layout: Layout, share: int) -> int:
+    """The largest micro-batch that is worth trying, given the samples of a worker and step."""
     if layout.device == "cuda":
         return share
     return min(share, CPU_MICRO_BATCH, max(1, CPU_MICRO_BATCH_TOKENS // layout.sequence_length))
 
 
-def _least_memory(options: list[Layout], site: Site, estimate: Estimate) -> tuple[Layout, str]:
+def least_memory(options: list[Layout], site: Site, estimate: Estimate) -> tuple[Layout, str]:
+    """The option with the smallest peak, for when nothing surely fits; and why."""
     least = min(options, key=lambda one: (estimate(one).host_gib > site.host_gib, estimate(one).peak_gib.mid))
     host = ""
     for layout in (one for one in options if estimate(one).host_gib > site.host_gib):
         needed = estimate(layout).host_gib
         host = f"; offload: {layout.offload} needs {needed:.3g} of {site.host_gib:.3g} GiB of host memory per worker"
-    return least, f"{_needs(least, site, estimate)}, the least of {len(options)} tried, and none surely fits{host}"
+    return least, f"{needs(least, site, estimate)}, the least of {len(options)} tried, and none surely fits{host}"
 
 
 # -- why -------------------------------------------------------------------------------------------------------------
@@ -118,7 +125,7 @@ def _why_chosen(
     chosen: _Candidate, fitting: list[_Candidate], rejected: list[Layout], site: Site, estimate: Estimate
 ) -> str:
     layout = chosen.layout
-    why = _needs(layout, site, estimate)
+    why = needs(layout, site, estimate)
     if layout.workers == 1 and layout.zero_stage == 0:
         why += "; one worker has nothing to shard"
     elif len(fitting) > 1:
@@ -127,18 +134,19 @@ def _why_chosen(
         # Of what does not fit, the one that is closest to what was chosen.
         before = [one for one in rejected if one.activation_checkpointing <= layout.activation_checkpointing]
         why += (
-            f"; {_needs((before or rejected)[-1], site, estimate)}, too much at micro_batch {rejected[-1].micro_batch}"
+            f"; {needs((before or rejected)[-1], site, estimate)}, too much at micro_batch {rejected[-1].micro_batch}"
         )
     others = [one for one in fitting if one is not chosen]
     if others:
         after = min(others, key=lambda one: one.hours)
         more = 100 * (after.hours / chosen.hours - 1)
         time = f"{more:.0f} % slower" if more >= 1 else "as fast"
-        why += f"; next would be {_name(after.layout)}, {time}"
+        why += f"; next would be {layout_name(after.layout)}, {time}"
     return why
 
 
-def _why_checkpointing(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> str:
+def why_checkpointing(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> str:
+    """Why activations are recomputed or not."""
     if spec.training.activation_checkpointing in (True, False):
         return f"activation_checkpointing: {str(layout.activation_checkpointing).lower()}, as set"
     if not layout.activation_checkpointing:
@@ -150,7 +158,7 @@ def _why_checkpointing(spec: RunSpec, site: Site, layout: Layout, estimate: Esti
 def _why_micro_batch(spec: RunSpec, layout: Layout, fit: bool) -> str:
     batch = spec.training.global_batch
     share = batch // layout.workers
-    limit = _micro_batch_limit(layout, share)
+    limit = micro_batch_limit(layout, share)
     if spec.training.micro_batch != "auto":
         why = "as set"
     elif not fit:
@@ -165,13 +173,15 @@ def _why_micro_batch(spec: RunSpec, layout: Layout, fit: bool) -> str:
     )
 
 
-def _name(layout: Layout) -> str:
+def layout_name(layout: Layout) -> str:
+    """A layout by its stage, offload and recomputation."""
     recompute = " with activation checkpointing" if layout.activation_checkpointing else ""
     return f"zero_stage: {layout.zero_stage}, offload: {layout.offload}{recompute}"
 
 
-def _needs(layout: Layout, site: Site, estimate: Estimate) -> str:
-    return f"{_name(layout)} needs {_gib(estimate(layout).peak_gib)} of {site.capacity_gib:.3g}"
+def needs(layout: Layout, site: Site, estimate: Estimate) -> str:
+    """A layout by name, with its peak and what there is for it."""
+    return f"{layout_name(layout)} needs {_gib(estimate(layout).peak_gib)} of {site.capacity_gib:.3g}"
 
 
 def _gib(interval: Interval) -> str:

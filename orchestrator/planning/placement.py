@@ -5,7 +5,7 @@ Comes in: a spec and a `ClusterShape`. Goes out: a `Site`. Called by `plan`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import CapacityError, SpecError
@@ -42,13 +42,36 @@ class Site:
 
 
 def worker_counts(spec: RunSpec, cluster: ClusterShape) -> tuple[int, ...]:
-    """The numbers of workers to try: the one that is set, or for `auto` all that have room and split the batch."""
-    asked: int | str = spec.resources.workers
-    if asked != "auto":
-        return (int(asked),)
-    room = sum(_slots(node, _gpus_per_worker(spec, cluster), spec.resources.cpus_per_worker) for node in cluster.nodes)
-    batch = spec.training.global_batch
-    return tuple(n for n in range(1, min(room, batch) + 1) if batch % n == 0) or (1,)
+    """The numbers of workers to try: the one that is set; all of a range that split the batch, with room or without;
+    or for `auto` all that have room and split the batch."""
+    asked, training = spec.resources.workers, spec.training
+    if isinstance(asked, int):
+        return (asked,)
+    if isinstance(asked, tuple):
+        return tuple(n for n in range(asked[0], asked[1] + 1) if training.splits_over(n))
+    room = room_for_workers(
+        cluster, gpus_per_worker=_gpus_per_worker(spec, cluster), cpus_per_worker=spec.resources.cpus_per_worker
+    )
+    return tuple(n for n in range(1, min(room, training.global_batch) + 1) if training.splits_over(n)) or (1,)
+
+
+def room_for_workers(cluster: ClusterShape, *, gpus_per_worker: int, cpus_per_worker: int) -> int:
+    """How many workers a cluster has room for, each on one node."""
+    return sum(_slots(node, gpus_per_worker, cpus_per_worker) for node in cluster.nodes)
+
+
+def place_sizes(spec: RunSpec, cluster: ClusterShape, sizes: tuple[int, ...]) -> tuple[dict[int, Site], int]:
+    """The site of each size and the room there is; sizes without room lie on more nodes like those there are.
+
+    Raises what `place_workers` raises, CapacityError when there is no room for the smallest.
+    """
+    per_worker = _gpus_per_worker(spec, cluster)
+    cpus = spec.resources.cpus_per_worker
+    room = room_for_workers(cluster, gpus_per_worker=per_worker, cpus_per_worker=cpus)
+    largest = place_workers(spec, cluster, max([size for size in sizes if size <= room], default=sizes[0]))
+    on_a_node = max(_slots(node, per_worker, cpus) for node in cluster.nodes)
+    sites = {size: replace(largest, workers=size, nodes=-(-size // on_a_node)) for size in sizes if size > room}
+    return {size: place_workers(spec, cluster, size) for size in sizes if size <= room} | sites, room
 
 
 def place_workers(spec: RunSpec, cluster: ClusterShape, workers: int) -> Site:
@@ -62,7 +85,7 @@ def place_workers(spec: RunSpec, cluster: ClusterShape, workers: int) -> Site:
     if per_worker and device.kind != "gpu":
         raise SpecError("the cluster has GPUs, but its device is none", got=cluster.device_name)
     slots = [(node, _slots(node, per_worker, resources.cpus_per_worker)) for node in cluster.nodes]
-    _check_room(spec, cluster, workers, room=sum(count for _, count in slots), gpus_per_worker=per_worker)
+    check_room(spec, cluster, workers, room=sum(count for _, count in slots), gpus_per_worker=per_worker)
     # A node takes as many workers as it has room for before the next one is used, so it is judged full.
     shares = [USABLE_HOST_MEMORY * node.memory_gib / min(count, workers) for node, count in slots if count]
     price, why_price = _price(spec, device)
@@ -110,12 +133,14 @@ def _slots(node: NodeShape, gpus_per_worker: int, cpus_per_worker: int) -> int:
     return min(node.gpus // gpus_per_worker, by_cpus) if gpus_per_worker else by_cpus
 
 
-def _check_room(spec: RunSpec, cluster: ClusterShape, workers: int, *, room: int, gpus_per_worker: int) -> None:
+def check_room(spec: RunSpec, cluster: ClusterShape, workers: int, *, room: int, gpus_per_worker: int) -> None:
+    """Raises CapacityError when there is room for fewer workers."""
     resources = spec.resources
     if workers <= room:
         return
-    fewer = [n for n in range(1, room + 1) if spec.training.global_batch % n == 0]
-    ways = [f"resources.workers={fewer[-1]}"] if fewer else []
+    fewer = [n for n in range(1, room + 1) if spec.training.splits_over(n)][-1:]
+    asked = resources.workers
+    ways = [f"resources.workers={f'[{n},{asked[1]}]' if isinstance(asked, tuple) else n}" for n in fewer]
     if resources.cpus_per_worker > 1:
         ways.append("a smaller resources.cpus_per_worker")
     if gpus_per_worker and resources.gpus_per_worker == "auto":

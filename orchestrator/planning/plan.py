@@ -11,14 +11,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import DataError, ModelError
+from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.deepspeed_config import deepspeed_config
+from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
 from orchestrator.planning.model_shape import ModelShape, model_config, model_shape, trainable_parameters
-from orchestrator.planning.placement import Site, choose_precision, place_workers, worker_counts
-from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, RunPlan
-from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
+from orchestrator.planning.placement import (
+    Site,
+    check_room,
+    choose_precision,
+    place_sizes,
+    place_workers,
+    worker_counts,
+)
+from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
+from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
 from orchestrator.quantities import human_count
 
 if TYPE_CHECKING:
@@ -65,6 +73,9 @@ class _Job:
             accumulation=batch // layout.workers // layout.micro_batch,
         )
 
+    def hours_of_steps(self, site: Site, layout: Layout) -> float:
+        return self.cost(site, layout).wall_hours.mid - STARTUP_SECONDS.mid / 3600
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Way:
@@ -78,28 +89,31 @@ class _Way:
     gpu_hours: float
 
 
-def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None) -> RunPlan:
+def make_plan(
+    spec: RunSpec,
+    cluster: ClusterShape,
+    *,
+    counts: DatasetCounts | None = None,
+    workers: int | None = None,
+    kept: Kept | None = None,
+) -> RunPlan:
     """How to carry out a training on a cluster; a search is planned as its base training.
 
-    Without `counts` a length in epochs stays open: `steps`, hours and money are None.
-    Raises SpecError or ModelError for settings that cannot work, DataError for too little data, and CapacityError
-    for more workers than there is room for. What needs more memory than there is comes back with `fits=False`.
+    Without `counts` a length in epochs stays open: `steps`, hours and money are None. `workers` overrides the spec's
+    number; of a range, the largest size with room is taken when it is None. `kept` is what an earlier attempt of the
+    same run settled, `RunPlan.kept`. Raises SpecError or ModelError for settings that cannot work, DataError for too
+    little data, and CapacityError for more workers than there is room for. What needs more memory than there is comes
+    back with `fits=False`.
     """
-    training = spec.training
-    shape, trainable = _shape(spec, counts)
-    steps, why_steps = _steps(spec, counts)
-    flops = (
-        training.global_batch
-        * spec.data.sequence_length
-        * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=spec.data.sequence_length)
-    )
-    job = _Job(spec=spec, shape=shape, trainable=trainable, flops_per_step=flops, steps=steps)
-    way, why_workers = _cheapest([_way(job, cluster, count) for count in worker_counts(spec, cluster)])
-    site, layout, memory = way.site, way.layout, job.memory(way.layout)
+    if kept is not None:
+        spec = settle(spec, kept)
+    job, why_steps = _job(spec, counts)
+    way, why_workers, sizes = _best_way(job, cluster, workers)
+    site, layout, memory, steps, training = way.site, way.layout, job.memory(way.layout), job.steps, spec.training
     cost = None if steps is None else job.cost(site, layout)
-    reasons = (site.reason + why_workers, *way.reasons, why_steps, *_notes(spec, shape, trainable, counts))
+    reasons = (site.reason + why_workers, *way.reasons, why_steps, *_notes(job, counts, kept))
     reasons += cost.reasons if cost else ()
-    reasons += tuple(_budget_note(spec, cost, flops, steps))
+    reasons += tuple(_budget_note(spec, cost, job.flops_per_step, steps))
     if not fits(memory, site):
         reasons += (remedy(spec, site, layout, job.memory),)
     accumulation = training.global_batch // layout.workers // layout.micro_batch
@@ -116,16 +130,98 @@ def make_plan(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | N
         steps=steps,
         warmup_steps=None if steps is None else warmup_steps(training.warmup_fraction, steps),
         tokens_per_step=training.global_batch * layout.sequence_length,
-        parameters=shape.parameters,
-        trainable_parameters=trainable,
-        flops_per_step=flops,
+        parameters=job.shape.parameters,
+        trainable_parameters=job.trainable,
+        flops_per_step=job.flops_per_step,
         usd_per_device_hour=site.usd_per_device_hour or 0.0,
         peak_gib=memory.peak_gib,
         fits=fits(memory, site),
         deepspeed=deepspeed_config(
-            layout, training=training, accumulation=accumulation, trainable=trainable, raw=spec.deepspeed.raw
+            layout, training=training, accumulation=accumulation, trainable=job.trainable, raw=spec.deepspeed.raw
         ),
+        sizes=sizes,
         reasons=reasons,
+    )
+
+
+def elastic_sizes(
+    spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None, kept: Kept | None = None
+) -> tuple[int, ...]:
+    """The sizes of an elastic run that there is room for now, the smallest first; empty where there is none.
+
+    For other specs, the number of workers that the plan takes. Raises what `make_plan` raises but CapacityError.
+    """
+    try:
+        plan = make_plan(spec, cluster, counts=counts, kept=kept)
+    except CapacityError:
+        return ()
+    return tuple(size.workers for size in plan.sizes if size.has_room) or (plan.workers,)
+
+
+def _job(spec: RunSpec, counts: DatasetCounts | None) -> tuple[_Job, str]:
+    """What is to be trained, and a sentence on its length."""
+    shape, trainable = _shape(spec, counts)
+    steps, why_steps = _steps(spec, counts)
+    length = spec.data.sequence_length
+    flops = (
+        spec.training.global_batch
+        * length
+        * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=length)
+    )
+    return _Job(spec=spec, shape=shape, trainable=trainable, flops_per_step=flops, steps=steps), why_steps
+
+
+def _best_way(job: _Job, cluster: ClusterShape, workers: int | None) -> tuple[_Way, str, tuple[SizePlan, ...]]:
+    """The number of workers with its layout, why that number, and the sizes of an elastic run."""
+    spec = job.spec
+    if spec.resources.is_elastic:
+        return _elastic_way(job, cluster, workers)
+    if workers is None:
+        way, why = _cheapest([_way(job, cluster, count) for count in worker_counts(spec, cluster)])
+        return way, why, ()
+    if not spec.training.splits_over(workers):
+        raise SpecError(
+            f"training.global_batch {spec.training.global_batch} cannot be split over {workers} workers",
+            got=f"training.micro_batch: {spec.training.micro_batch}",
+            do="choose a number of workers that divides it",
+        )
+    return _way(job, cluster, workers), "", ()
+
+
+def _elastic_way(job: _Job, cluster: ClusterShape, workers: int | None) -> tuple[_Way, str, tuple[SizePlan, ...]]:
+    """The size that was asked for, or the largest with room, in the layout that all sizes share."""
+    spec = job.spec
+    sites, room = place_sizes(spec, cluster, worker_counts(spec, cluster))
+    precision, why_precision = choose_precision(spec, next(iter(sites.values())).device)
+    common = choose_common_layout(spec, sites, precision, estimate=job.memory, pace=job.hours_of_steps)
+    if workers is not None and workers not in common.sizes:
+        raise SpecError(
+            "this run cannot be of that size", got=f"{workers} workers", allowed=", ".join(map(str, common.sizes))
+        )
+    chosen = workers or max([size for size in common.sizes if size <= room], default=common.sizes[0])
+    check_room(spec, cluster, chosen, room=room, gpus_per_worker=sites[chosen].gpus_per_worker)
+    why = f"; of the sizes {', '.join(map(str, common.sizes))} the largest with room" if workers is None else ""
+    way = _Way(
+        site=sites[chosen],
+        layout=common.at(chosen),
+        reasons=(why_precision, *common.reasons),
+        surely_fits=fits(job.memory(common.at(chosen)), sites[chosen], surely=True),
+        peak_gib=job.memory(common.at(chosen)).peak_gib.mid,
+        gpu_hours=job.cost(sites[chosen], common.at(chosen)).gpu_hours.mid,
+    )
+    return way, why, tuple(_size_plan(job, sites[size], common.at(size), room) for size in common.sizes)
+
+
+def _size_plan(job: _Job, site: Site, layout: Layout, room: int) -> SizePlan:
+    cost = None if job.steps is None else job.cost(site, layout)
+    return SizePlan(
+        workers=layout.workers,
+        has_room=layout.workers <= room,
+        accumulation=job.spec.training.global_batch // layout.workers // layout.micro_batch,
+        peak_gib=job.memory(layout).peak_gib,
+        wall_hours=cost.wall_hours if cost else None,
+        gpu_hours=cost.gpu_hours if cost else None,
+        usd=cost.usd if cost else None,
     )
 
 
@@ -216,8 +312,9 @@ def _steps(spec: RunSpec, counts: DatasetCounts | None) -> tuple[int | None, str
     return steps, f"steps: {steps:,} = {training.epochs:g} epochs x {counts.train_samples:,} samples / {batch}"
 
 
-def _notes(spec: RunSpec, shape: ModelShape, trainable: int, counts: DatasetCounts | None) -> Iterator[str]:
+def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterator[str]:
     """What the figures rest on."""
+    spec, shape, trainable = job.spec, job.shape, job.trainable
     about = "" if shape.exact else f"about (the architecture {shape.model_type} is counted as a standard transformer) "
     yield (
         f"parameters: {about}{human_count(shape.parameters)}, of which method {spec.method} trains "
@@ -225,6 +322,12 @@ def _notes(spec: RunSpec, shape: ModelShape, trainable: int, counts: DatasetCoun
     )
     if spec.task == "text-classification" and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
+    if kept is not None:
+        micro_batch = spec.training.micro_batch
+        same = (
+            "" if micro_batch == kept.micro_batch else f", whose micro-batches of {kept.micro_batch} do not divide it"
+        )
+        yield f"kept: ZeRO stage {kept.zero_stage} and micro_batch {micro_batch} from the run's first attempt{same}"
     if spec.search is not None:
         yield "search: this is the base training; every trial is planned on its own"
 

@@ -68,6 +68,36 @@ class DatasetCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a run keeps from its first attempt on, whatever its number of workers: a checkpoint cannot change its ZeRO
+    stage, and dropout masks are drawn for each micro-batch."""
+
+    zero_stage: int
+    offload: Literal["none", "optimizer", "all"]
+    micro_batch: int
+    precision: Literal["fp32", "bf16", "fp16"]
+    activation_checkpointing: bool
+    gpus_per_worker: int
+    """A run that began on GPUs waits for others when it loses them all; it does not go on with CPU cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizePlan:
+    """What an elastic run takes if it keeps one of its sizes to the end."""
+
+    workers: int
+    has_room: bool
+    """Whether the cluster had room for so many when the plan was made."""
+    accumulation: int
+    peak_gib: Interval
+    """Peak memory per device."""
+    wall_hours: Interval | None
+    """None while `steps` is None, as are the next two."""
+    gpu_hours: Interval | None
+    usd: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """Everything a worker needs to know about how to train; printed it is the dry run; it is logged with the run."""
 
@@ -107,8 +137,27 @@ class RunPlan:
     fits: bool
     deepspeed: dict[str, Any]
     """The whole DeepSpeed configuration."""
+    sizes: tuple[SizePlan, ...] = field(default=())
+    """The numbers of workers that an elastic run may take, the smallest first; empty for a fixed number."""
     reasons: tuple[str, ...] = field(default=())
     """Why each choice was made, one sentence each; when it does not fit, the smallest change that would."""
+
+    @property
+    def kept(self) -> Kept:
+        """What a later attempt of the same run must keep."""
+        return Kept(
+            zero_stage=self.zero_stage,
+            offload=self.offload,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
+            activation_checkpointing=self.activation_checkpointing,
+            gpus_per_worker=self.gpus_per_worker,
+        )
+
+    @property
+    def usable_workers(self) -> tuple[int, ...]:
+        """The numbers of workers that the run may take, with or without room now, the smallest first."""
+        return tuple(size.workers for size in self.sizes) or (self.workers,)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""

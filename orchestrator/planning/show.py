@@ -37,7 +37,7 @@ def plan_answer(plan: RunPlan) -> dict[str, Any]:
 
 
 def plan_table(plan: RunPlan) -> Group:
-    """Figures first, then why, then the DeepSpeed configuration."""
+    """Figures first, those of an elastic run's sizes after them, then why, then the DeepSpeed configuration."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -63,7 +63,26 @@ def plan_table(plan: RunPlan) -> Group:
         table.add_row(label, value)
     reasons = Text("\n".join(f"- {reason}" for reason in plan.reasons))
     deepspeed = Text(json.dumps(plan.deepspeed, indent=2))
-    return Group(table, Text("\nwhy", style="bold"), reasons, Text("\nDeepSpeed", style="bold"), deepspeed)
+    sizes = (Text("\nsizes", style="bold"), _sizes_table(plan)) if plan.sizes else ()
+    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, Text("\nDeepSpeed", style="bold"), deepspeed)
+
+
+def _sizes_table(plan: RunPlan) -> Table:
+    """What the run takes if it keeps one of its sizes to the end."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("workers", "room", "accumulation", "peak memory", "wall time", "device hours", "cost"):
+        table.add_column(heading)
+    for size in plan.sizes:
+        table.add_row(
+            str(size.workers),
+            "yes" if size.has_room else "not now",
+            str(size.accumulation),
+            f"{size.peak_gib.mid:.3g} GiB",
+            "open" if size.wall_hours is None else human_duration(3600 * size.wall_hours.mid),
+            "open" if size.gpu_hours is None else f"{size.gpu_hours.mid:.3g}",
+            "open" if size.usd is None else f"{size.usd.mid:.3g} usd",
+        )
+    return table
 
 
 def estimate_answer(found: Estimate) -> dict[str, Any]:

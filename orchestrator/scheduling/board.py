@@ -1,4 +1,4 @@
-"""A notice board between a running training and its driver: progress one way, a wish to stop the other.
+"""A notice board between a running training and its driver: progress and pulses one way, a wish to stop the other.
 
 It lives in Ray's internal key-value store, so it costs no process and crosses hosts; it is advisory: what must not be
 lost goes to MLflow's outbox and to checkpoints.
@@ -8,25 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_put,
+    internal_kv_get_gcs_client,
+)
 
+from orchestrator.scheduling.health import Place, Sighting
 from orchestrator.training.job import Progress
+from orchestrator.training.pulse import Beat, Pulse, posting_period_s
 
 _NAMESPACE = b"orchestrator"
 _PERIOD_S = 0.25
-"""How often a worker posts and looks; a stop is seen within this time plus one step."""
+"""How often rank 0 posts and looks; a stop is seen within this time plus one step."""
+_LOST_LOOKS = 2.0
+"""Between two looks at the pulses at most so many periods count: a driver that was itself held up blames nobody."""
 
 
 class DriverBoard:
-    """The driver's side: reads progress, asks for a stop."""
+    """The driver's side: reads progress and pulses, asks for a stop."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.key = key
+        self._clock = clock
+        self._posts: dict[int, bytes] = {}
+        self._sightings: dict[int, Sighting] = {}
+        self._looked_at: float | None = None
         self.clear()
 
     def progress(self) -> dict[str, Any] | None:
@@ -39,21 +57,62 @@ class DriverBoard:
         raw = _internal_kv_get(f"{self.key}/reports".encode(), namespace=_NAMESPACE)
         return [] if raw is None else [(step, metrics) for step, metrics in json.loads(raw)[already:]]
 
+    def pulses(self, world_size: int) -> Mapping[int, Sighting]:
+        """What is known of each rank that ever posted a pulse. Looks once a posting period, however often it is asked;
+        where Ray's store does not answer, nobody grows older."""
+        now, period_s = self._clock(), posting_period_s(world_size)
+        if self._looked_at is not None and now - self._looked_at < period_s:
+            return self._sightings
+        keys = {f"{self.key}/pulse/{rank}".encode(): rank for rank in range(world_size)}
+        since_s = 0.0 if self._looked_at is None else min(now - self._looked_at, _LOST_LOOKS * period_s)
+        self._looked_at = now
+        with contextlib.suppress(RayError):
+            found = internal_kv_get_gcs_client().internal_kv_multi_get(list(keys), namespace=_NAMESPACE)
+            self._take({keys[key]: raw for key, raw in found.items()}, since_s)
+        return self._sightings
+
+    def _take(self, posts: Mapping[int, bytes], since_s: float) -> None:
+        """Keeps what is new; what is not has been unseen for longer."""
+        unseen_s = {rank: seen.unseen_s + since_s for rank, seen in self._sightings.items()}
+        for rank, raw in posts.items():
+            if raw != self._posts.get(rank):
+                self._posts[rank], unseen_s[rank] = raw, 0.0
+        self._sightings = {rank: _sighting(self._posts[rank], unseen_s[rank]) for rank in self._posts}
+
     def ask_to_stop(self) -> None:
         """The training saves and ends after its current step."""
         _internal_kv_put(f"{self.key}/stop".encode(), b"1", namespace=_NAMESPACE)
 
     def clear(self) -> None:
         """Forgets everything under this key."""
-        for part in ("progress", "reports", "stop"):
-            _internal_kv_del(f"{self.key}/{part}".encode(), namespace=_NAMESPACE)
+        _internal_kv_del(f"{self.key}/".encode(), del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def _sighting(raw: bytes, unseen_s: float) -> Sighting:
+    post = json.loads(raw)
+    return Sighting(place=Place(**post["place"]), beat=Beat(**post["beat"]), unseen_s=unseen_s)
 
 
 class WorkerBoard:
-    """Rank 0's side: a thread posts the newest progress and looks for a stop, so that a step pays nothing."""
+    """A rank's side: a thread posts what is new and looks for a stop, so that a step pays nothing.
 
-    def __init__(self, key: str) -> None:
+    Every rank posts its pulse; only rank 0 has progress and reports to post, and looks for a wish to stop.
+    """
+
+    def __init__(self, key: str, *, pulse: Pulse, rank: int = 0, world_size: int = 1) -> None:
         self._key = key
+        self._pulse = pulse
+        self._leads = rank == 0
+        self._pulse_period_s = posting_period_s(world_size)
+        self._place = Place(
+            rank=rank,
+            host=socket.gethostname(),
+            node_ip=ray.util.get_node_ip_address(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+        )
+        self._posts = 0
+        self._posted_at = float("-inf")
         self._newest: Progress | None = None
         self._posted: Progress | None = None
         self._reports: list[tuple[int, dict[str, float]]] = []
@@ -81,13 +140,17 @@ class WorkerBoard:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        period_s = _PERIOD_S if self._leads else self._pulse_period_s
         last_round = False
         while not last_round:
-            last_round = self._closed.wait(_PERIOD_S)
+            last_round = self._closed.wait(period_s)
             with contextlib.suppress(RayError):  # Ray's store is away: the next round tries again
                 self._exchange()
 
     def _exchange(self) -> None:
+        self._post_pulse()
+        if not self._leads:
+            return
         newest, reports = self._newest, len(self._reports)
         if newest is not None and newest is not self._posted:
             self._put("progress", newest.to_dict())
@@ -97,6 +160,15 @@ class WorkerBoard:
             self._reported = reports
         if _internal_kv_get(f"{self._key}/stop".encode(), namespace=_NAMESPACE) is not None:
             self._stop.set()
+
+    def _post_pulse(self) -> None:
+        now = time.monotonic()
+        if now - self._posted_at < self._pulse_period_s:
+            return
+        self._posted_at = now
+        self._posts += 1  # so that no two posts are the same
+        beat = asdict(self._pulse.beat())
+        self._put(f"pulse/{self._place.rank}", {"number": self._posts, "place": asdict(self._place), "beat": beat})
 
     def _put(self, part: str, value: Any) -> None:
         _internal_kv_put(f"{self._key}/{part}".encode(), json.dumps(value).encode(), namespace=_NAMESPACE)

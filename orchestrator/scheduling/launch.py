@@ -5,40 +5,34 @@ What can be refused is refused before Ray starts: `look_ahead` and the checks be
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from orchestrator import locations
-from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
+from orchestrator.errors import Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.plan import check_samples, make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
+from orchestrator.scheduling.attempt import Watcher
+from orchestrator.scheduling.run_folder import check_storage, forget, ledger_folder, make_folder, run_folder_of
 from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
 from orchestrator.scheduling.tokenize import encode_on_ray
-from orchestrator.scheduling.train_run import TrainingResult, Watcher, run_training
+from orchestrator.scheduling.train_run import TrainingResult, run_training
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
+from orchestrator.tracking import desired
+from orchestrator.tracking.description import described
+from orchestrator.tracking.desired import RunHandle, driving, find_runs
 from orchestrator.tracking.finished_model import with_base_found
-from orchestrator.tracking.store import check_store
-from orchestrator.tracking.tracker import (
-    STOP_REASON_TAG,
-    MlflowTracker,
-    NoTracker,
-    RunHandle,
-    Tracker,
-    find_outboxes,
-    flush_outbox,
-    open_run,
-    run_tags,
-)
+from orchestrator.tracking.mlflow_run import STOP_REASON_TAG, TAG
+from orchestrator.tracking.store import check_uri
+from orchestrator.tracking.sync import flush, flush_left_behind
+from orchestrator.tracking.tracker import LAST_PASS_S, NoTracker, Tracker, note_attempt, note_recovery, open_run
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.ledger import Ledger, with_ledger
 from orchestrator.training.prepare import EncodeMany, PreparedData, find_prepared, prepare
@@ -48,12 +42,10 @@ T = TypeVar("T")
 
 _RESULT = "result.json"
 """In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
-CLOSED = "closed"
-"""In a run folder: its MLflow run says how it ended."""
-_LEDGER = "ledger"
-"""In a run folder: what was spent of its budget."""
 _ONLY_MEMBER = "run"
 """Name in its ledger of a training that is not part of a search."""
+_LAST_PASS_INTERRUPTED_S = 5.0
+"""How long MLflow may take what is left of a run that was asked to stop: the whole of a stop takes 10 s at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +106,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         if earlier is not None:
             return earlier
     if spec.tracking.enabled:
-        check_store(tracking_uri(spec))
+        check_uri(tracking_uri(spec))
     with ray_session() as cluster, placement_groups_given_back():
         listener.connected()
         check_stop(listener)
@@ -174,117 +166,135 @@ def _until_stopped(listener: Listener) -> EncodeMany:
     return encode
 
 
-def run_folder_of(spec: RunSpec, data: PreparedData) -> Path:
-    """The folder of a run: the same for the same spec on the same data."""
-    identity = hashlib.sha256(f"{spec.fingerprint()} {data.fingerprint}".encode()).hexdigest()[:8]
-    storage = (
-        Path(spec.checkpoint.storage).expanduser().absolute() if spec.checkpoint.storage else locations.home() / "runs"
-    )
-    return storage / f"{spec.name}-{identity}"
-
-
 def _train(prepared: Prepared, listener: Listener) -> RunResult:
-    make_folder(prepared.run_folder)
-    tracker = open_tracker(prepared, prepared.run_folder)
-    handle = tracker.handle
-    listener.opened(prepared.run_folder, None if handle is None else handle.run_id)
-    job = TrainingJob(
-        spec=with_ledger(prepared.spec, ledger_folder(prepared.run_folder), member=_ONLY_MEMBER),
-        plan=prepared.plan,
-        data=prepared.data,
-        run_folder=prepared.run_folder,
-        handle=handle,
-    )
-    listener.say("starting workers")
-    try:
+    folder = prepared.run_folder
+    with tracked(prepared, listener) as tracker:
+        job = TrainingJob(
+            spec=with_ledger(prepared.spec, ledger_folder(folder), member=_ONLY_MEMBER),
+            plan=prepared.plan,
+            data=prepared.data,
+            run_folder=folder,
+            handle=tracker.handle,
+        )
+        listener.say("starting workers")
         result = _trained(job, listener)
-    except Interrupted:
-        tracker.close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
-        raise
-    except OrchestratorError as error:
-        with suppress(OSError, OrchestratorError):  # the disk that failed the run fails this too; the points stay
-            flush(prepared.run_folder)
-        tracker.close_run("failed", error=str(error))
-        raise
-    except BaseException:
-        tracker.close_run("killed", error="the driver was ended")
-        raise
-    outcome = result.outcome
-    if outcome.status == "interrupted":
-        flush(prepared.run_folder)
-        tracker.close_run(
-            "killed", tags={**_run_tags(prepared.run_folder, result.restarts), STOP_REASON_TAG: "interrupted"}
-        )
-        raise Interrupted(
-            f"stopped at step {outcome.step} of {outcome.steps}, with a checkpoint",
-            got=outcome.checkpoint,
-            do="the same command goes on from there",
-        )
-    answer = _result(prepared.run_folder, outcome, handle=handle, restarts=result.restarts)
-    keep_result(answer, prepared.spec)
-    close_ended(answer, tracker)
-    return answer
+        tracker.tag({f"{TAG}restarts": str(result.restarts)})
+        outcome = result.outcome
+        if outcome.status == "interrupted":
+            raise Interrupted(
+                f"stopped at step {outcome.step} of {outcome.steps}, with a checkpoint",
+                got=outcome.checkpoint,
+                do="the same command goes on from there",
+            )
+        answer = _result(folder, outcome, restarts=result.restarts)
+        end_run(tracker, answer)
+        keep_result(answer, prepared.spec)
+    return shipped(answer, tracker)
 
 
 def _trained(job: TrainingJob, listener: Listener) -> TrainingResult:
-    """The training's end; whatever it was, all of its time is on the budget."""
-    flops = 0.0
+    """The training's end; whatever it was, all of its time is on the budget, and MLflow knows each attempt."""
+    folder, flops = job.run_folder, 0.0
+    watcher = replace(
+        listener.watcher,
+        on_attempt=lambda number, text: note_attempt(folder, number, text),
+        on_recovery=lambda step, totals: note_recovery(folder, totals, step=step),
+    )
     try:
-        result = run_training(job, listener.watcher)
+        result = run_training(
+            job, watcher, planner=lambda room, kept: make_plan(job.spec, room, counts=job.data.counts, kept=kept)
+        )
         flops = result.outcome.metrics.get("cost/flops", 0.0)
     finally:
-        Ledger(ledger_folder(job.run_folder)).settle(_ONLY_MEMBER, job.plan, flops=flops)
+        Ledger(ledger_folder(folder)).settle(_ONLY_MEMBER, job.plan, flops=flops)
     return result
 
 
-def ledger_folder(run_folder: Path) -> Path:
-    """Where a training, or a search for all its trials, keeps what was spent of its budget."""
-    return run_folder / _LEDGER
+@contextmanager
+def tracked(prepared: Prepared, listener: Listener) -> Iterator[Tracker]:
+    """The MLflow run of a training or a search, which says how the body ended, if not at once then later.
+
+    A body that raises nothing ends the run itself. Raises ClusterError when another command drives the run.
+    """
+    folder = prepared.run_folder
+    make_folder(folder)
+    with driving(folder):
+        tracker = _opened(prepared, listener)
+        listener.opened(folder, tracker.run_id)
+        try:
+            yield tracker
+        except BaseException as error:
+            try:
+                _say_how_it_failed(tracker, error, listener)
+            except StorageError as unsaid:
+                listener.say(f"MLflow is not told how the run ended: {unsaid.what} ({unsaid.got})")
+            listener.opened(folder, tracker.run_id)
+            raise
 
 
-def open_tracker(prepared: Prepared, folder: Path, *, parent_run_id: str | None = None) -> MlflowTracker | NoTracker:
-    """The MLflow run of a run folder: a new one, or the one the folder remembers, which has not ended any more."""
-    spec = prepared.spec
-    for name in (CLOSED, _RESULT):
-        (folder / name).unlink(missing_ok=True)
+def _say_how_it_failed(tracker: Tracker, error: BaseException, listener: Listener) -> None:
+    patience_s = _LAST_PASS_INTERRUPTED_S
+    if isinstance(error, Interrupted):
+        tracker.end_run("killed", tags={STOP_REASON_TAG: "interrupted"})
+    elif isinstance(error, OrchestratorError):
+        tracker.end_run("failed", error=str(error))
+        patience_s = LAST_PASS_S
+    else:
+        tracker.end_run("killed", error="the driver was ended")
+    shipment = tracker.ship(patience_s=patience_s)
+    if shipment is not None and (note := shipment.note()):
+        listener.say(note)
+
+
+def _opened(prepared: Prepared, listener: Listener) -> Tracker:
+    """The MLflow run of a run folder: a new one, or the folder's own, which has not ended any more."""
+    spec, folder = prepared.spec, prepared.run_folder
+    (folder / _RESULT).unlink(missing_ok=True)
     if not spec.tracking.enabled:
         return NoTracker()
     tracker = open_run(
-        tracking_uri(spec),
-        spec.tracking.experiment,
-        spec.name if parent_run_id is None else folder.name,
-        run_id=remembered_run_id(folder),
-        parent_run_id=parent_run_id,
-        tags=run_tags(spec, data_fingerprint=prepared.data.fingerprint),
+        folder,
+        uri=tracking_uri(spec),
+        experiment=spec.tracking.experiment,
+        name=spec.name,
+        **what_is_tracked(prepared),
+        say=listener.say,
     )
-    assert tracker.handle is not None
-    (folder / "mlflow.json").write_text(json.dumps(asdict(tracker.handle)))
-    tracker.log_spec_and_plan(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False), prepared.plan.to_dict())
+    if tracker.run_id is not None:  # else nor would the store take what earlier runs have left
+        threading.Thread(target=_ship_left_behind, args=(folder, listener.say), daemon=True).start()
     return tracker
 
 
-def flush(run_folder: Path) -> None:
-    """Ships metrics that dead workers, or workers that do not reach the store, left in a run's folder."""
-    for outbox in find_outboxes(run_folder):
-        flush_outbox(outbox)
+def what_is_tracked(prepared: Prepared) -> dict[str, Any]:
+    """What MLflow shows of a run besides its metrics."""
+    return described(
+        prepared.spec, prepared.plan, data_fingerprint=prepared.data.fingerprint, run_folder=prepared.run_folder
+    )
+
+
+def _ship_left_behind(run_folder: Path, say: Callable[[str], None]) -> None:
+    """Gives MLflow what killed drivers and absent servers left of other runs in the same storage."""
+    done = [run.name for run in flush_left_behind(run_folder.parent, but=run_folder) if run.why is None]
+    if done:
+        say(f"MLflow has now what earlier runs had left for it: {', '.join(done)}")
 
 
 def remembered_handle(folder: Path) -> RunHandle | None:
-    """The MLflow run that a run folder belongs to, if it was tracked."""
-    file = folder / "mlflow.json"
-    return RunHandle(**json.loads(file.read_text())) if file.is_file() else None
+    """What names the MLflow run of a run folder, if it is tracked."""
+    run = desired.read(folder)
+    return None if run is None else run.handle
 
 
 def remembered_run_id(folder: Path) -> str | None:
-    """Its id."""
-    handle = remembered_handle(folder)
-    return None if handle is None else handle.run_id
+    """Its id, if MLflow knows it."""
+    run = desired.stored_run(folder)
+    return None if run is None else run.run_id
 
 
 def finished_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResult | None:
     """What a training or a search answered that is over, or that has spent all of a budget which has not grown.
 
-    Ends its MLflow run where an earlier driver was killed before that.
+    Tells MLflow what it could not be told before.
     """
     file = folder / _RESULT
     if not file.is_file():
@@ -297,10 +307,9 @@ def finished_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResu
         listener.say(f"this run has spent its budget of {value['budget']}; with a larger one it goes on")
     else:
         listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
-    handle = remembered_handle(folder)
-    if handle is not None and not (folder / CLOSED).exists():
-        close_ended(result, MlflowTracker(handle))
-    return result
+    for note in filter(None, (shipment.note() for shipment in flush(find_runs(folder)))):
+        listener.say(note)
+    return replace(result, mlflow_run_id=remembered_run_id(folder))
 
 
 def is_spent(budget: Budget | None, spent: Budget) -> bool:
@@ -316,21 +325,21 @@ def keep_result(result: RunResult, spec: RunSpec) -> None:
     temporary.rename(file)
 
 
-def close_ended(result: RunResult, tracker: Tracker) -> None:
-    """Says on the MLflow run of a training or a search how it ended; may be repeated."""
-    folder = Path(result.run_folder)
-    flush(folder)
-    tags = {**_run_tags(folder, result.restarts), "orchestrator.model_path": str(result.model_path)}
+def end_run(tracker: Tracker, result: RunResult, *, trials: Sequence[Path] = ()) -> None:
+    """Says how a training, or a search with its trials, ended."""
+    tags = {f"{TAG}restarts": str(result.restarts), f"{TAG}model_path": str(result.model_path)}
     if result.status == "stopped_by_budget":
         tags[STOP_REASON_TAG] = "budget"
-    if result.best is not None and result.best["mlflow_run_id"]:
-        tracker.copy_best(result.best["mlflow_run_id"])
-    tracker.close_run("finished", tags=tags)
-    (folder / CLOSED).touch()
+    if result.best is not None:
+        tracker.show_best(Path(result.best["run_folder"]), trials)
+    tracker.end_run("finished", tags=tags)
 
 
-def _run_tags(folder: Path, restarts: int) -> dict[str, str]:
-    return {"orchestrator.restarts": str(restarts), "orchestrator.run_folder": str(folder)}
+def shipped(result: RunResult, tracker: Tracker) -> RunResult:
+    """The result with what MLflow calls its run, or how MLflow will get to know it."""
+    shipment = tracker.ship()
+    note = None if shipment is None else shipment.note()
+    return replace(result, mlflow_run_id=tracker.run_id, notes=(*result.notes, *([note] if note else [])))
 
 
 def tracking_uri(spec: RunSpec) -> str:
@@ -338,32 +347,10 @@ def tracking_uri(spec: RunSpec) -> str:
     return spec.tracking.uri or locations.default_tracking_uri()
 
 
-def check_storage(spec: RunSpec) -> None:
-    """Refuses a storage folder that is a file; raises SpecError."""
-    storage = spec.checkpoint.storage
-    if storage is not None and Path(storage).expanduser().is_file():
-        raise SpecError("checkpoint.storage is a file", got=storage, do="give a folder, new or existing")
-
-
-def make_folder(folder: Path) -> None:
-    """Creates a run folder; raises StorageError when it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            "the run's folder cannot be created", got=f"{folder} ({error.strerror})", do="set checkpoint.storage"
-        ) from error
-
-
-def forget(folder: Path) -> None:
-    """Removes an earlier run's folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _result(folder: Path, outcome: Outcome, *, handle: RunHandle | None, restarts: int) -> RunResult:
+def _result(folder: Path, outcome: Outcome, *, restarts: int) -> RunResult:
     return RunResult(
         status=outcome.status,
-        mlflow_run_id=None if handle is None else handle.run_id,
+        mlflow_run_id=remembered_run_id(folder),
         checkpoint=outcome.checkpoint,
         model_path=outcome.model_path,
         metrics=outcome.metrics,

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
@@ -21,22 +22,19 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.scheduling.launch import (
-    CLOSED,
     Listener,
     Prepared,
     RunResult,
-    close_ended,
+    end_run,
     finished_earlier,
-    flush,
-    forget,
     keep_result,
-    ledger_folder,
-    make_folder,
-    open_tracker,
     prepare_run,
-    remembered_handle,
     remembered_run_id,
+    shipped,
+    tracked,
+    what_is_tracked,
 )
+from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder
 from orchestrator.scheduling.shipping import pack
 from orchestrator.scheduling.trial import (
     STEP,
@@ -51,7 +49,8 @@ from orchestrator.scheduling.trial import (
 )
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec, SearchSpec
-from orchestrator.tracking.tracker import STOP_REASON_TAG, MlflowTracker, Tracker
+from orchestrator.tracking.mlflow_run import STOP_REASON_TAG, TAG
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.job import Outcome
 
 _NO_CPU = {"node:__internal_head__": 0.001}
@@ -80,28 +79,25 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
         )
         for trial, plan in zip(points, plans, strict=True)
     ]
-    for task in tasks:
-        make_folder(task.folder)
-        forget_failure(task.folder)
-    tracker = open_tracker(base, base.run_folder)
-    listener.opened(base.run_folder, remembered_run_id(base.run_folder))
     budget = SharedBudget(spec.parsed_budget, ledger_folder(base.run_folder))
-    try:
-        _tune(spec, cluster, tasks, _Desk(tasks, tracker, budget, listener.say, _goal(spec)[0]), listener.watcher.stop)
+    with tracked(base, listener) as tracker:
+        for task in tasks:
+            make_folder(task.folder)
+            forget_failure(task.folder)
+        desk = _Desk(tasks, tracker, budget, listener.say, _goal(spec)[0])
+        _tune(spec, cluster, tasks, desk, listener.watcher.stop)
         result = _best(spec, base, tasks)
-    except Interrupted:
-        tracker.close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
-        raise
-    except OrchestratorError as error:
-        tracker.close_run("failed", error=str(error))
-        raise
-    except BaseException:
-        tracker.close_run("killed", error="the driver was ended")
-        raise
-    if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
-        keep_result(result, spec)  # else the same command tries the failed trials again
-    close_ended(result, tracker)
-    return result
+        end_run(tracker, result, trials=[task.folder for task in tasks])
+        if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
+            keep_result(result, spec)  # else the same command tries the failed trials again
+    return _with_best_run_id(shipped(result, tracker))
+
+
+def _with_best_run_id(result: RunResult) -> RunResult:
+    """A result whose best trial may have become known to MLflow at last."""
+    assert result.best is not None
+    run_id = remembered_run_id(Path(result.best["run_folder"]))
+    return replace(result, best={**result.best, "mlflow_run_id": run_id})
 
 
 def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _Desk, stop: threading.Event) -> None:
@@ -228,7 +224,7 @@ class _StopAll(tune.Stopper):  # type: ignore[misc]
 
 
 class _Desk(tune.Callback):  # type: ignore[misc]
-    """The driver's side of all trials: says what each reports, opens its MLflow run and closes it truthfully."""
+    """The driver's side of all trials: says what each reports, opens its MLflow run and ends it truthfully."""
 
     def __init__(
         self,
@@ -262,10 +258,7 @@ class _Desk(tune.Callback):  # type: ignore[misc]
                 return
         point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
         self._say(f"trial {task.trial.name} starts: {point}")
-        parent = self._parent.handle
-        self._open[index] = open_tracker(
-            task.prepared, task.folder, parent_run_id=None if parent is None else parent.run_id
-        )
+        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, **what_is_tracked(task.prepared))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -291,14 +284,13 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         """Ends the MLflow runs of trials that Tune said nothing more about."""
         for index in list(self._open):
             if interrupted and ending_of(self._tasks[index].folder) is None:
-                flush(self._tasks[index].folder)
-                self._open.pop(index).close_run("killed", tags={STOP_REASON_TAG: "interrupted"})
+                self._open.pop(index).end_run("killed", tags={STOP_REASON_TAG: "interrupted"})
             else:
                 self._end(index, otherwise="failed")
         for task in self._tasks:
-            ending = ending_of(task.folder)
-            if ending is not None:
-                self._close(task, ending, None)
+            ending, tracker = ending_of(task.folder), self._parent.left_open(task.folder)
+            if ending is not None and tracker is not None:
+                _say_ending(ending, tracker)
 
     def _end(self, index: int, *, otherwise: Literal["pruned", "failed"]) -> None:
         task = self._tasks[index]
@@ -312,22 +304,8 @@ class _Desk(tune.Callback):  # type: ignore[misc]
             f"trial {task.trial.name} {ending.status.replace('_', ' ')} at step {ending.step} "
             f"({len(self._ended)} of {len(self._tasks)})"
         )
-        self._close(task, ending, self._open.pop(index, None))
-
-    def _close(self, task: TrialTask, ending: Ending, tracker: Tracker | None) -> None:
-        """Once for each trial, also when an earlier driver was killed between a trial's end and this."""
-        closed = task.folder / CLOSED
-        if tracker is None:
-            handle = remembered_handle(task.folder)
-            if handle is None or closed.exists():
-                return
-            tracker = MlflowTracker(handle)
-        flush(task.folder)
-        if ending.status == "failed":
-            tracker.close_run("failed", error=ending.error)
-        else:
-            tracker.close_run("finished", tags=_closing_tags(ending))
-        closed.touch()
+        if index in self._open:
+            _say_ending(ending, self._open.pop(index))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks into its snapshot; the terminal and the store stay here."""
@@ -339,14 +317,17 @@ def _has_failed(task: TrialTask) -> bool:
     return ending is not None and ending.status == "failed"
 
 
-def _closing_tags(ending: Ending) -> dict[str, str]:
+def _say_ending(ending: Ending, tracker: Tracker) -> None:
+    if ending.status == "failed":
+        tracker.end_run("failed", error=ending.error)
+        return
     tags = {}
     if ending.outcome is not None:
-        tags["orchestrator.model_path"] = str(ending.outcome.model_path)
+        tags[f"{TAG}model_path"] = str(ending.outcome.model_path)
     if ending.status != "finished":
         tags[STOP_REASON_TAG] = ending.status.removeprefix("stopped_by_")
-        tags["orchestrator.stopped_at_step"] = str(ending.step)
-    return tags
+        tags[f"{TAG}stopped_at_step"] = str(ending.step)
+    tracker.end_run("finished", tags=tags)
 
 
 def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:

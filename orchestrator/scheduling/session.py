@@ -6,11 +6,13 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 from ray import PlacementGroupID
+from ray._private.state import state as _state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from orchestrator.errors import ClusterError
@@ -31,13 +33,13 @@ _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; asking for it silences a warning
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker or a finished run is seen within half a second
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less: the driver itself looks for nodes that will go
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 _PRIVATE_ENVIRONMENT: Mapping[str, str] = {
     # Ray runs workers at niceness 15, so anything else on the machine, its own helpers too, takes their core away.
     "RAY_worker_niceness": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less; nobody preempts a machine from its own Ray
 }
 """Environment of a Ray that this process starts."""
 
@@ -128,23 +130,55 @@ def _own_groups() -> set[str]:
 
 def live_shape() -> ClusterShape:
     """The shape of the connected cluster, from what Ray says its nodes have."""
-    nodes = []
-    accelerators = set()
+    return _shape_of({node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]})
+
+
+def free_shape(*, held: Mapping[str, Mapping[str, float]], without: Collection[str] = ()) -> ClusterShape:
+    """What a training may have: what is free on the nodes that stay, beside what it holds itself.
+
+    `held` is resources by node id; `without` names nodes that are not to be used.
+    """
+    leaving = {*without, *draining_nodes()}
+    free = _state.available_resources_per_node()
+    nodes = {}
     for node in ray.nodes():
-        if node["Alive"]:
-            resources = node["Resources"]
-            nodes.append(
-                NodeShape(
-                    cpus=int(resources.get("CPU", 0)),
-                    gpus=int(resources.get("GPU", 0)),
-                    memory_gib=resources.get("memory", 0.0) / 2**30,
-                )
-            )
-            accelerators |= {
-                name.removeprefix("accelerator_type:") for name in resources if "accelerator_type:" in name
+        name, total = node["NodeID"], node["Resources"]
+        if node["Alive"] and name not in leaving:
+            own = held.get(name, {})
+            nodes[name] = total | {
+                kind: free.get(name, {}).get(kind, 0.0) + own.get(kind, 0.0) for kind in ("CPU", "GPU")
             }
-    name = sorted(accelerators)[0] if accelerators and any(node.gpus for node in nodes) else "cpu"
-    return ClusterShape(nodes=tuple(nodes), device_name=name)
+    return _shape_of(nodes)
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of nodes that will be taken away soon: preempted, idle for the autoscaler, or drained by hand."""
+    return frozenset(_state.get_draining_nodes())
+
+
+def nodes_of_workers() -> dict[str, int]:
+    """How many Ray Train workers of this driver's job are on each node, by node id."""
+    actors = _state.actor_table(None, ray.get_runtime_context().job_id, "ALIVE").values()
+    return Counter(actor["Address"]["NodeID"] for actor in actors if "RayTrainWorker" in actor["ActorClassName"])
+
+
+def _shape_of(nodes: Mapping[str, Mapping[str, float]]) -> ClusterShape:
+    accelerators = {
+        name.removeprefix("accelerator_type:")
+        for resources in nodes.values()
+        for name in resources
+        if "accelerator_type:" in name
+    }
+    shapes = tuple(
+        NodeShape(
+            cpus=int(resources.get("CPU", 0)),
+            gpus=int(resources.get("GPU", 0)),
+            memory_gib=resources.get("memory", 0.0) / 2**30,
+        )
+        for resources in nodes.values()
+    )
+    name = min(accelerators) if accelerators and any(node.gpus for node in shapes) else "cpu"
+    return ClusterShape(nodes=shapes, device_name=name)
 
 
 def worker_runtime_environment() -> dict[str, dict[str, str]]:

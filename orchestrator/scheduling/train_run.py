@@ -1,264 +1,275 @@
-"""One training on Ray Train: attempts until it ends, with the newest checkpoint carried over by the loop itself."""
+"""One training on Ray Train: attempts until it ends, each with the workers that there is room for.
+
+The training itself goes on from its newest checkpoint (`training.loop`). Here it is decided whether another attempt
+follows, how large it is and when it begins (`retry`, `resize`), and kept what each was started for.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import threading
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
-import ray
-import ray.train
-from ray.exceptions import RayError, RayTaskError
+from orchestrator.errors import CapacityError, Interrupted, OrchestratorError
+from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
+from orchestrator.scheduling.attempt import AttemptEnd, Pause, Watcher, resources_of_worker, run_attempt
+from orchestrator.scheduling.resize import decide_size
+from orchestrator.scheduling.retry import Tally, decide_retry, kind_of
+from orchestrator.scheduling.session import draining_nodes, free_shape, nodes_of_workers
+from orchestrator.training import checkpoints
+from orchestrator.training.attempts import Attempts
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.out_of_memory import smaller_micro_batch
 
-from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError, TransientError
-from orchestrator.scheduling.board import DriverBoard, WorkerBoard
-from orchestrator.scheduling.rendezvous import RendezvousConfig
-from orchestrator.scheduling.retry import decide_retry
-from orchestrator.scheduling.session import worker_runtime_environment
-from orchestrator.scheduling.shipping import Parcel, pack, unpack
-from orchestrator.scheduling.trainer import LeanTrainer
-from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
+_ROOM_EVERY_S = 1.0
+"""How often the cluster is asked for room while a training waits for it."""
+_SETTLE_S = 5.0
+"""What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
 
-_POLL_S = 0.2
-_ABANDON_S = 60.0
-"""How long a training that was asked to stop may show no sign of life, saving aside, before it is given up."""
-_PLACEMENT_TRIES = 5
-"""Ray waits 60 s for room for the workers; after so many times the cluster is taken to be too small for good."""
+
+class Planner(Protocol):
+    """Plans a training for the room that there is, keeping what its earlier attempts have settled."""
+
+    def __call__(self, room: ClusterShape, kept: Kept | None) -> RunPlan:
+        """Raises CapacityError when there is not room enough."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watcher:
-    """What a driver wants to hear, and how it says stop. The defaults hear nothing and never stop."""
+class Recovery:
+    """What a training has survived since this command began."""
 
-    on_progress: Callable[[Mapping[str, Any]], None] = lambda progress: None
-    """Called with each new `Progress` as a mapping."""
-    on_report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    """Called with (step, metrics) after each evaluation."""
-    on_retry: Callable[[str], None] = lambda reason: None
-    """Called with one sentence when an attempt failed and another follows."""
-    stop: threading.Event = threading.Event()  # noqa: RUF009  a default that nobody sets
-    """Set to ask for a checkpoint and an end."""
+    restarts: int = 0
+    """Attempts after a failure."""
+    lost_steps: int = 0
+    """Steps that were done and had to be done again."""
+    preemptions: int = 0
+    """Attempts after a node was taken away with notice."""
+    resizes: int = 0
+    """Attempts to use room that had come."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a training ended, and how often it was started again."""
+    """How a training ended, and what it went through."""
 
     outcome: Outcome
-    restarts: int
+    recovery: Recovery
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again after a failure."""
+        return self.recovery.restarts
 
 
-def run_training(job: TrainingJob, watcher: Watcher) -> TrainingResult:
+def run_training(job: TrainingJob, watcher: Watcher, *, planner: Planner | None = None) -> TrainingResult:
     """Runs a training on the connected cluster until it ends.
 
-    Raises what the workers raised when it is one of ours, TransientError when workers kept dying, ClusterError for
-    any other failure of Ray or of a library.
+    With a `planner` an attempt takes the size that there is room for, and waits for room when there is none; without
+    one every attempt is of the size that the job was planned for.
+    Raises what the workers raised when it is one of ours, TransientError when workers kept dying, CapacityError when
+    there was no room for too long, ClusterError for any other failure of Ray or of a library.
     """
-    failures = 0
-    while True:
-        try:
-            return TrainingResult(outcome=_attempt(job, watcher), restarts=failures)
-        except OrchestratorError as error:
-            failures += 1
-            decision = decide_retry(error, failures=failures, max_failures=job.spec.resources.max_failures)
-            if not decision.retry or watcher.stop.is_set():
-                raise
-            watcher.on_retry(f"{error.what}: {decision.reason}")
+    return _Run(job, watcher, planner).to_its_end()
 
 
-def _attempt(job: TrainingJob, watcher: Watcher) -> Outcome:
-    board = DriverBoard(f"run-{uuid.uuid4().hex}")
-    future: Future[Any] = Future()
-    # A thread, because fit() blocks and would replace this process's signal handlers.
-    threading.Thread(target=_fit, args=(job, board, future), name="ray-train", daemon=True).start()
-    try:
-        _watch(board, future, watcher)
-        return _outcome(future)
-    finally:
-        if not future.done():
-            board.ask_to_stop()  # whatever of the abandoned attempt still comes up ends after its first step
-        future.add_done_callback(lambda _: board.clear() if ray.is_initialized() else None)
+def _ending(end: AttemptEnd) -> str:
+    """How an attempt ended, in a few words."""
+    at = "before its first step" if end.last_step is None else f"at step {end.last_step}"
+    if end.error is not None:
+        return f"ended {at}: {end.error.what}"
+    assert end.outcome is not None, "an attempt ends in an outcome or an error"
+    why = end.outcome.status.replace("_", " ") if end.pause is None else end.pause.reason
+    return f"ended at step {end.outcome.step}: {why}"
 
 
-def _watch(board: DriverBoard, future: Future[Any], watcher: Watcher) -> None:
-    last: Mapping[str, Any] | None = None
-    reported, alive_at = 0, time.monotonic()
-    while True:
-        done = bool(wait_for([future], timeout=_POLL_S).done)
-        progress = board.progress()
-        if progress is not None and progress != last:
-            watcher.on_progress(progress)
-            last, alive_at = progress, time.monotonic()
-        for step, metrics in board.reports(reported):
-            reported += 1
-            watcher.on_report(step, metrics)
-        if done:
-            return
-        if not watcher.stop.is_set():
-            alive_at = time.monotonic()
-            continue
-        if last is None:
-            raise Interrupted("stopped while its workers were starting", do="the same command starts them again")
-        board.ask_to_stop()
-        if last["phase"] != "saving" and time.monotonic() - alive_at > _ABANDON_S:
-            raise ClusterError(
-                f"the run was asked to stop, gave no sign for {_ABANDON_S:.0f} s and was ended",
-                do="the same command goes on from its newest checkpoint",
+class _Clock:
+    """How long the newest attempt took to start, and how long it has trained."""
+
+    def __init__(self) -> None:
+        self._started_s = self._training_s = time.monotonic()
+
+    def attempt_starts(self) -> None:
+        """Its workers are being asked for."""
+        self._started_s = time.monotonic()
+
+    def training_starts(self) -> None:
+        """Its first progress was heard of."""
+        self._training_s = time.monotonic()
+
+    @property
+    def start_s(self) -> float:
+        """Seconds from the one to the other."""
+        return self._training_s - self._started_s
+
+    @property
+    def trained_s(self) -> float:
+        """Seconds since its first progress."""
+        return time.monotonic() - self._training_s
+
+
+class _Run:
+    """The attempts of one training."""
+
+    def __init__(self, job: TrainingJob, watcher: Watcher, planner: Planner | None) -> None:
+        self._job, self._watcher, self._planner = job, watcher, planner
+        self._attempts = Attempts(job.run_folder)
+        self._tally = Tally()
+        self._recovery = Recovery()
+        self._failed_at: int | None = None
+        self._clock = _Clock()
+        self._bad_nodes: tuple[str, ...] = ()
+        """Of ranks that hung; left out while there is room elsewhere."""
+
+    def to_its_end(self) -> TrainingResult:
+        """Attempt after attempt."""
+        plan, cause = self._first_plan()
+        while True:
+            self._attempts.keep(plan.kept)
+            self._clock.attempt_starts()
+            number = self._attempts.open(workers=plan.workers, cause=cause)
+            self._watcher.on_attempt(number, f"{plan.workers} workers: {cause}")
+            end = run_attempt(
+                replace(self._job, plan=plan, attempt=number),
+                replace(self._watcher, on_progress=self._counting_lost_steps()),
+                lambda progress, plan=plan: self._look_out(plan, progress),  # type: ignore[misc]
+                without_nodes=self._bad_nodes,
             )
+            self._watcher.on_attempt(number, f"{plan.workers} workers: {cause}; {_ending(end)}")
+            if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
+                return TrainingResult(outcome=end.outcome, recovery=self._recovery)
+            cause, plan = self._next(end, plan, number)
+            self._watcher.on_retry(cause)
 
+    def _first_plan(self) -> tuple[RunPlan, str]:
+        """The plan of this command's first attempt: one that keeps what an earlier command's attempts have settled."""
+        kept = self._attempts.kept()
+        if kept is None or kept == self._job.plan.kept or self._planner is None:
+            return self._job.plan, "started again" if self._attempts.newest() else "first start"
+        return self._planner(free_shape(held={}), kept), "started again"
 
-def _fit(job: TrainingJob, board: DriverBoard, future: Future[Any]) -> None:
-    plan = job.plan
-    resources = {"CPU": float(plan.cpus_per_worker)}
-    if plan.gpus_per_worker:
-        resources["GPU"] = float(plan.gpus_per_worker)
-    storage = job.run_folder / "ray" / uuid.uuid4().hex[:8]
-    try:
-        try:
-            trainer = LeanTrainer(
-                worker_main,
-                train_loop_config={"job": job, "board": board.key, "parcel": pack(job.data.path)},
-                backend_config=RendezvousConfig(),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=plan.workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
-                ),
-                run_config=ray.train.RunConfig(
-                    name="attempt",
-                    storage_path=str(storage),
-                    # Every retry is decided in run_training, so that each is counted and said.
-                    failure_config=ray.train.FailureConfig(
-                        max_failures=0, max_preemption_failures=0, controller_failure_limit=_PLACEMENT_TRIES - 1
-                    ),
-                    worker_runtime_env=worker_runtime_environment(),
-                ),
-            )
-            value = trainer.fit().return_value
-        finally:
-            _remove(storage)  # before whoever waits on the future looks into the run's folder
-        future.set_result(value)
-    except BaseException as error:
-        future.set_exception(error)
+    # -- between two attempts ----------------------------------------------------------------------------------
 
-
-def _remove(storage: Path) -> None:
-    """Ray's own notes on an attempt: checkpoints and metrics are kept elsewhere."""
-    shutil.rmtree(storage, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another attempt's are still there
-        storage.parent.rmdir()
-
-
-class WorkerError(Exception):
-    """What a worker raised that is none of ours, as text: Ray drops the traceback, and not every exception pickles."""
-
-    def __init__(self, kind: str, text: str, last_lines: str, is_broken_connection: bool) -> None:
-        super().__init__(kind, text, last_lines, is_broken_connection)  # all of them, so that it pickles
-        self.kind, self.text, self.last_lines = kind, text, last_lines
-        self.is_broken_connection = is_broken_connection
-
-    @classmethod
-    def of(cls, error: BaseException) -> WorkerError:
-        """The text of an error that was just caught."""
-        text = " ".join(str(error).split())
-        frames = traceback.extract_tb(error.__traceback__)[-2:]
-        last_lines = " | ".join(f"{frame.filename}:{frame.lineno} {frame.name}: {frame.line}" for frame in frames)
-        broken = isinstance(error, RuntimeError | ConnectionError) and any(sign in text.lower() for sign in _BROKEN)
-        return cls(type(error).__name__, text, last_lines, broken)
-
-
-_BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
-"""What gloo, NCCL and the rendezvous say when a peer is gone."""
-
-
-def worker_main(config: dict[str, Any]) -> dict[str, Any]:
-    """What every Ray Train worker runs; the outcome of rank 0 is the run's. Raises one of ours, or WorkerError."""
-    try:
-        return _train_one_rank(config["job"], config["board"], config["parcel"])
-    except OrchestratorError:
-        raise
-    except BaseException as error:
-        raise WorkerError.of(error) from error
-
-
-def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> dict[str, Any]:
-    from orchestrator.training.loop import train
-
-    if parcel is not None:
-        unpack(parcel)
-    place = ray.train.get_context()
-    rank = place.get_world_rank()
-    board = WorkerBoard(board_key) if rank == 0 else None
-    seams: dict[str, Any] = {}
-    if board is not None:
-        seams = {"report": board.report, "progress": board.post, "stop_requested": board.stop_requested}
-    context = WorkerContext(rank=rank, world_size=place.get_world_size(), local_rank=place.get_local_rank(), **seams)
-    try:
-        return train(job, context).to_dict()
-    finally:
-        if board is not None:
-            board.close()
-
-
-def _outcome(future: Future[Any]) -> Outcome:
-    try:
-        value = future.result()
-    except OrchestratorError:
-        raise
-    except ray.train.WorkerGroupError as error:
-        raise translate(error.worker_failures) from error
-    except (ray.train.TrainingFailedError, RayError) as error:
-        raise _never_trained(getattr(error, "controller_failure", error)) from error
-    return Outcome(**{**value, "notes": tuple(value["notes"])})
-
-
-def _never_trained(cause: BaseException) -> OrchestratorError:
-    """What kept Ray Train from running the workers at all."""
-    got = " ".join(str(cause).split())[-400:]
-    if "worker group startup timed out" in str(cause):
-        return CapacityError("there is no room for the workers", got=got, do="`ray status` shows what is free")
-    if isinstance(cause, RayTaskError):
-        return ClusterError(
-            "the workers could not start", got=got, do="check that every node has this project and its dependencies"
+    def _next(self, end: AttemptEnd, plan: RunPlan, number: int) -> tuple[str, RunPlan]:
+        """Why there is another attempt, and its plan; raises what ended the run where there is none."""
+        if end.error is None:
+            assert end.pause is not None, "an attempt is interrupted by its user or for a reason"
+            counted = "preemptions" if end.pause.kind == "preemption" else "resizes"
+            self._count(counted)
+            return end.pause.reason, self._with_room(plan)
+        kind = kind_of(end.error)
+        saved = self._saved_step()
+        started_from = self._attempts.resumed_step(number)
+        progressed = saved is not None and saved > (started_from or 0)
+        decision = decide_retry(
+            end.error,
+            failures=0 if kind is None else self._tally.add(kind, progressed=progressed),
+            max_failures=self._job.spec.resources.max_failures,
+            can_split=smaller_micro_batch(plan) is not None,
         )
-    return TransientError("Ray could not run the workers", got=got, do="the same command starts them again")
+        if not decision.retry or self._watcher.stop.is_set():
+            raise self._given_up(end.error, decision.reason, number) from end.error
+        self._count("restarts")
+        self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
+        self._failed_at = end.last_step
+        if decision.smaller_steps:
+            smaller = smaller_micro_batch(plan)
+            assert smaller is not None, "it was decided on"
+            plan = smaller
+        return f"{end.error.what}: {decision.reason}", self._with_room(plan)
 
-
-def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:
-    """The one error that explains a failed worker group, given each rank's.
-
-    One of ours comes first; then a dead worker, whose peers fail with broken connections; then a foreign error, which
-    is named with its rank and last lines. What is neither ours nor a `WorkerError` is Ray speaking for a dead worker.
-    """
-    for error in failures.values():
-        if isinstance(error, OrchestratorError):
+    def _given_up(self, error: OrchestratorError, reason: str, attempts: int) -> OrchestratorError:
+        """The last word: what happened, how often it was tried, what is kept, and the command that goes on."""
+        if kind_of(error) is None:
             return error
-    raised = {rank: error for rank, error in failures.items() if isinstance(error, WorkerError)}
-    foreign = {rank: error for rank, error in raised.items() if not error.is_broken_connection}
-    dead = sorted(failures.keys() - raised.keys())
-    if dead or not foreign:
-        ranks = dead or sorted(failures)
-        return TransientError(
-            f"worker{'s' if len(ranks) > 1 else ''} of rank {', '.join(map(str, ranks))} died",
-            got=_last_words(failures[ranks[0]]),
-            do="the same command goes on from the newest checkpoint",
+        saved = self._saved_step()
+        kept = (
+            "nothing was saved yet: the same command starts over"
+            if saved is None
+            else (f"the checkpoint of step {saved} is kept: the same command goes on from there")
         )
-    rank, cause = min(foreign.items())
-    return ClusterError(
-        f"training failed on rank {rank} with {cause.kind}",
-        got=cause.text[:400] or "no message",
-        do=f"this is none of the mistakes the project knows; it was raised at {cause.last_lines}",
-    )
+        return type(error)(
+            f"{error.what}; {reason} (attempt {attempts})", got=error.got, allowed=error.allowed, do=kept
+        )
 
+    def _with_room(self, plan: RunPlan) -> RunPlan:
+        """The plan for the next attempt, once there is room for it."""
+        if self._planner is None:
+            return plan
+        timeout_s = self._job.spec.resources.capacity_timeout_s
+        began_s = time.monotonic()
+        said = False
+        while True:
+            waited_s = time.monotonic() - began_s
+            try:
+                found = self._planner(free_shape(held={}, without=self._bad_nodes), plan.kept)
+                if found.workers >= plan.workers or waited_s > _SETTLE_S:
+                    return found
+            except CapacityError as error:
+                if self._bad_nodes and waited_s > _SETTLE_S:
+                    self._bad_nodes = ()  # better a node that hung once than none
+                    continue
+                if waited_s > timeout_s:
+                    raise CapacityError(
+                        f"there was no room for the workers for {timeout_s:.0f} s",
+                        got=error.got,
+                        allowed=error.allowed,
+                        do="join nodes, or raise resources.capacity_timeout_s; the same command then goes on",
+                    ) from error
+                if waited_s > _SETTLE_S and not said:
+                    said = True
+                    self._watcher.on_retry(f"waiting for room, {timeout_s:.0f} s at most: {error.got}")
+            if self._watcher.stop.is_set():
+                raise Interrupted("stopped while it waited for room", do="the same command goes on")
+            time.sleep(_ROOM_EVERY_S)
 
-def _last_words(error: BaseException) -> str:
-    """What Ray or the worker knows of a death, without Ray's preamble of ids."""
-    text = " ".join((error.text if isinstance(error, WorkerError) else str(error)).split())
-    return (text.partition("Worker exit detail: ")[2] or text)[:300]
+    # -- during one --------------------------------------------------------------------------------------------
+
+    def _look_out(self, plan: RunPlan, progress: Mapping[str, Any]) -> Pause | None:
+        if self._planner is None:
+            return None
+        places = nodes_of_workers()
+        leaving = sorted(draining_nodes() & places.keys())
+        if leaving:
+            return Pause(kind="preemption", reason=f"node {leaving[0][:12]} is being taken away")
+        if not self._job.spec.resources.is_elastic or sum(places.values()) != plan.workers:
+            return None
+        own = resources_of_worker(plan)
+        held = {node: {kind: amount * count for kind, amount in own.items()} for node, count in places.items()}
+        steps_left = int(progress["steps"]) - int(progress["step"])
+        decision = decide_size(
+            plan.usable_workers,
+            running=plan.workers,
+            room=self._planner(free_shape(held=held), plan.kept).workers,
+            since_last_resize_s=self._clock.trained_s,
+            step_s=float(progress["eta_s"]) / steps_left if progress["eta_s"] and steps_left else None,
+            restart_s=self._clock.start_s,
+            steps_left=steps_left,
+        )
+        return Pause(kind="resize", reason=decision.reason) if decision.act else None
+
+    def _counting_lost_steps(self) -> Callable[[Mapping[str, Any]], None]:
+        """Passes progress on; the first of an attempt says how many steps have to be done again."""
+        first = True
+
+        def heard(progress: Mapping[str, Any]) -> None:
+            nonlocal first
+            if first:
+                self._clock.training_starts()
+            if first and self._failed_at is not None:
+                self._count("lost_steps", max(0, self._failed_at - int(progress["step"])))
+                self._failed_at = None
+            if first and self._recovery != Recovery():
+                self._watcher.on_recovery(int(progress["step"]), asdict(self._recovery))
+            first = False
+            self._watcher.on_progress(progress)
+
+        return heard
+
+    def _count(self, what: str, number: int = 1) -> None:
+        self._recovery = replace(self._recovery, **{what: getattr(self._recovery, what) + number})
+
+    def _saved_step(self) -> int | None:
+        saved = checkpoints.steps(self._job.checkpoints, void=self._attempts.is_void)
+        return saved[-1] if saved else None

@@ -20,9 +20,12 @@ from ray import tune
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.quantities import Budget
-from orchestrator.scheduling.launch import CLOSED, Prepared, ledger_folder, remembered_handle
+from orchestrator.scheduling.attempt import Watcher
+from orchestrator.scheduling.failures import WorkerError
+from orchestrator.scheduling.launch import Prepared, remembered_handle
+from orchestrator.scheduling.run_folder import ledger_folder
 from orchestrator.scheduling.shipping import Parcel, unpack
-from orchestrator.scheduling.train_run import Watcher, WorkerError, run_training
+from orchestrator.scheduling.train_run import run_training
 from orchestrator.search_space import Trial
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
@@ -115,7 +118,6 @@ def forget_failure(folder: Path) -> None:
     ending = ending_of(folder)
     if ending is not None and ending.status == "failed":
         _ending_file(folder).unlink()
-        (folder / CLOSED).unlink(missing_ok=True)
 
 
 class SharedBudget:

@@ -12,7 +12,14 @@ from urllib.parse import quote
 from orchestrator.errors import SpecError
 from orchestrator.quantities import human_count
 from orchestrator.tracking import store
-from orchestrator.tracking.tracker import BEST_RUN_TAG, NON_FINITE_TAG, PARENT_TAG, STOP_REASON_TAG, TAG, search_runs
+from orchestrator.tracking.mlflow_run import (
+    BEST_RUN_TAG,
+    NON_FINITE_TAG,
+    PARENT_TAG,
+    STOP_REASON_TAG,
+    TAG,
+    search_runs,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

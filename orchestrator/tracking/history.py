@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.policy.history import History, RunRecord
 from orchestrator.tracking import store
-from orchestrator.tracking.tracker import TAG, search_runs
+from orchestrator.tracking.mlflow_run import TAG, search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

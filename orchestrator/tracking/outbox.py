@@ -1,45 +1,42 @@
 """Metrics wait on disk until the store has taken them: training never waits for MLflow, and no point is lost.
 
-`append` writes to a local file with one system call; a daemon thread reads that file from the last confirmed
-offset, sends batches, and moves the offset on only after the store has confirmed. It rests on two promises:
+Every writer appends to a points file of its own with one system call, so no file has two writers. The file's name says
+which attempt wrote it and from which step that attempt went on. Whoever ships reads the files in that order from the
+last confirmed offsets, sends batches, and moves the offsets on only after the store has confirmed. Four rules make of
+them one curve with each step once:
 
-- A batch may be sent twice (a crash between sending and noting the offset). MLflow drops rows with the same key,
-  timestamp, step and value, so each point keeps the timestamp of its first writing.
-- A step may be logged twice (a run that resumed from a checkpoint repeats the steps behind it). Resuming is
-  bit-identical, so the first point stands: for each key, only steps above the highest one so far are sent. This is
-  decided in file order while reading, so two writers (a cut-off worker and its successor) agree on it too.
+- The first point of a metric and step stands: for each metric, only steps above the highest one so far are sent. A run
+  that resumed repeats the steps behind its checkpoint, with the same figures.
+- What an attempt wrote for steps behind which a later one resumed is void, unless it has been sent already. So the
+  words of a cut-off worker do not mix with those of its successor.
+- Before a batch is sent it is noted, and after a crash exactly this batch is sent again, whatever has become void.
+- Each point keeps the timestamp of its first writing: MLflow drops rows with the same key, timestamp, step and value.
 
+Totals that the driver keeps about a run (restarts, lost steps) are not tied to an attempt and all stand.
 Values that are not finite are kept like any other; what to do with them is the sender's decision.
-The folder must be seen by every node that may take the run over. Nothing here knows MLflow.
+One process ships a folder at a time (`sync` holds a lock). Nothing here knows MLflow.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import logging
 import os
-import threading
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StorageError
 
 BATCH_POINTS = 1000
 """Points of one batch: the most that MLflow's `log_batch` takes (mlflow.utils.validation, 3.17)."""
-POLL_S = 1.0
-"""Pause between looks at the file; a run of 10 steps/s then sends one batch a second (a guess that suits a chart)."""
-RETRY_FIRST_S = 0.5
-RETRY_MOST_S = 30.0
-"""Pauses after a failed batch double from the first to the most (a guess: a server restart takes 6 to 25 s)."""
-START_DELAY_S = 3.0
-"""Before the first batch: the sender imports mlflow (1 to 2 s of CPU), which should not compete with start-up."""
 
-_POINTS_FILE = "metrics.jsonl"
+_TOTALS_FILE = "totals.jsonl"
 _SHIPPED_FILE = "shipped.json"
-
-_logger = logging.getLogger(__name__)
+_POINTS_FILE = re.compile(r"a(?P<attempt>\d+)\.(?P<part>\d+)-from-(?P<resumed_from>\d+)\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,108 +54,97 @@ Send = Callable[[Sequence[Metric]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """What is being sent: the points between the confirmed offsets and these, as they were judged then."""
+
+    offsets: Mapping[str, int]
+    void_above: Mapping[str, int]
+    """By points file: the step above which its points are void."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Shipped:
     """How far the store has confirmed."""
 
-    offset: int = 0
-    """Bytes of the points file."""
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each points file."""
     highest_step: Mapping[str, int] = field(default_factory=dict)
-    """By metric, over the points before the offset."""
+    """By metric, over the points sent."""
+    sending: _Batch | None = None
+    """A batch that the store may or may not have."""
 
 
 class Outbox:
-    """The waiting points of one run. One thread appends; `start` adds the one that sends."""
+    """The points of one attempt, from the process that takes its steps."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / _POINTS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as exc:
-            raise StorageError(
-                "metrics cannot be written to the run's folder",
-                got=f"{folder}: {exc.strerror}",
-                do="set checkpoint.storage to a folder that every node can write",
-            ) from exc
-        self._torn = _ends_torn(self._file)
-        self._closing = threading.Event()
-        self._given_up = threading.Event()
-        self._thread: threading.Thread | None = None
+    def __init__(self, folder: Path, *, attempt: int = 1, resumed_from: int = 0) -> None:
+        self._folder, self._attempt = folder, attempt
+        self._file = _new_points_file(folder, attempt=attempt, resumed_from=resumed_from)
+        self._torn = False
 
     def append(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Note one step's metrics. Measured: 0.05 ms for eight of them on a local disk.
+        """Notes one step's metrics. Measured: 0.05 ms for eight of them on a local disk.
 
         Raises StorageError when the disk takes no more.
         """
-        now_ms = time.time_ns() // 1_000_000
-        lines = [
-            json.dumps({"key": key, "value": float(value), "step": step, "timestamp_ms": now_ms}) + "\n"
-            for key, value in metrics.items()
-        ]
-        data = ("\n" * self._torn + "".join(lines)).encode()
-        try:
-            written = os.write(self._file, data)
-        except OSError as exc:
-            raise StorageError(
-                "metrics cannot be written to the run's folder",
-                got=f"{self._folder}: {exc.strerror}",
-                do="free space on that disk; the run goes on from its newest checkpoint",
-            ) from exc
-        self._torn = written < len(data)
-        if self._torn:
-            raise StorageError(
-                "the disk is full: metrics were only partly written",
-                got=self._folder,
-                do="free space on that disk; the run goes on from its newest checkpoint",
-            )
+        torn, self._torn = self._torn, True
+        _append(self._file, self._folder, metrics, step=step, behind_torn_line=torn)
+        self._torn = False
 
-    def start(self, send: Send, *, delay_s: float = START_DELAY_S) -> None:
-        """Send batches in the background, the first after `delay_s`; goes on where an earlier process stopped."""
-        assert self._thread is None, "an outbox is started once"
-        self._thread = threading.Thread(target=self._ship, args=(send, delay_s), name="metrics-outbox", daemon=True)
-        self._thread.start()
+    def rewind(self, step: int) -> None:
+        """This attempt goes on from an earlier step: what it wrote beyond that is void unless sent.
 
-    def close(self, *, timeout_s: float = 30.0) -> int:
-        """Send what is left, for at most `timeout_s`; returns the number of points still waiting on disk."""
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            self._given_up.set()
+        Raises StorageError when the disk takes no more.
+        """
+        file = _new_points_file(self._folder, attempt=self._attempt, resumed_from=step)
         os.close(self._file)
-        return count_waiting(self._folder)
+        self._file, self._torn = file, False
 
-    def _ship(self, send: Send, delay_s: float) -> None:
-        self._closing.wait(delay_s)
-        retry_s = RETRY_FIRST_S
-        failing = False
-        while not self._given_up.is_set():
-            last_look = self._closing.is_set()
-            try:
-                sent = ship_batch(self._folder, send)
-            except Exception as exc:  # whatever the store raised: the points stay, and sending is tried again
-                if not failing:
-                    _logger.warning("the store takes no metrics for now; they wait in %s. Cause: %s", self._folder, exc)
-                failing = True
-                if last_look:
-                    self._given_up.wait(RETRY_FIRST_S)  # someone waits in close(): no long pauses
-                else:
-                    self._closing.wait(retry_s)
-                retry_s = min(2 * retry_s, RETRY_MOST_S)
-                continue
-            if failing:
-                _logger.warning("the store takes metrics again; those in %s are being sent", self._folder)
-            failing, retry_s = False, RETRY_FIRST_S
-            if sent == 0 and last_look:
-                return
-            if sent < BATCH_POINTS:
-                self._closing.wait(POLL_S)
+    def close(self) -> None:
+        """Lets go of the file."""
+        os.close(self._file)
+
+
+def note_totals(folder: Path, totals: Mapping[str, float], *, step: int) -> None:
+    """Notes figures that are counted over all attempts; one process at a time. MLflow shows those of the highest step,
+    the newest among equals, so a step below an earlier note's is raised to that.
+
+    Raises StorageError when the disk takes no more.
+    """
+    with _storage_errors(folder, do="set checkpoint.storage to a folder that every node can write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / _TOTALS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        earlier = [metric.step for _, metric in _points(folder / _TOTALS_FILE, start=0) if metric is not None]
+        _append(file, folder, totals, step=max([step, *earlier]), behind_torn_line=_ends_torn(file))
+    finally:
+        os.close(file)
 
 
 def ship_batch(folder: Path, send: Send) -> int:
-    """Send the next points of a folder, up to `BATCH_POINTS`; returns how many. Whatever `send` raises passes."""
+    """Sends the next points of a folder, up to `BATCH_POINTS`; returns how many. Whatever `send` raises passes."""
     before = _read_shipped(folder)
-    batch, after = _read_batch(folder, before, limit=BATCH_POINTS)
+    void_above = _void_above(folder) if before.sending is None else before.sending.void_above
+    batch: list[Metric] = []
+    offsets, highest = dict(before.offsets), dict(before.highest_step)
+    for name, end, metric in _pending(folder, before, void_above):
+        if len(batch) == BATCH_POINTS:
+            break
+        offsets[name] = end
+        if metric is not None:
+            batch.append(metric)
+            highest[metric.key] = max(metric.step, highest.get(metric.key, -1))
+    after = _Shipped(offsets=offsets, highest_step=highest)
     if batch:
+        if before.sending is None:
+            _write_shipped(
+                folder,
+                _Shipped(
+                    offsets=before.offsets,
+                    highest_step=before.highest_step,
+                    sending=_Batch(offsets=offsets, void_above=void_above),
+                ),
+            )
         send(batch)
     if after != before:
         _write_shipped(folder, after)
@@ -166,7 +152,7 @@ def ship_batch(folder: Path, send: Send) -> int:
 
 
 def flush_folder(folder: Path, send: Send) -> int:
-    """Send all that a process left behind; returns how many points. Whatever `send` raises passes."""
+    """Sends all that waits; returns how many points. Whatever `send` raises passes."""
     total = 0
     while sent := ship_batch(folder, send):
         total += sent
@@ -175,33 +161,59 @@ def flush_folder(folder: Path, send: Send) -> int:
 
 def count_waiting(folder: Path) -> int:
     """Points that the store has not confirmed yet."""
-    batch, _ = _read_batch(folder, _read_shipped(folder), limit=None)
-    return len(batch)
+    shipped = _read_shipped(folder)
+    waiting = sum(metric is not None for _, _, metric in _pending(folder, shipped, _void_above(folder)))
+    return max(waiting, int(shipped.sending is not None))
 
 
-def find_outboxes(root: Path) -> list[Path]:
-    """Folders below `root` that hold an outbox."""
-    return sorted(path.parent for path in root.rglob(_POINTS_FILE))
+def is_empty(folder: Path) -> bool:
+    """Whether nothing waits; costs no more than a look at the end of each file where that is so."""
+    shipped = _read_shipped(folder)
+    return shipped.sending is None and next(_pending(folder, shipped, _void_above(folder)), None) is None
 
 
-def _read_batch(folder: Path, shipped: _Shipped, *, limit: int | None) -> tuple[list[Metric], _Shipped]:
-    """The next points to send and where the store will be once it has them. A line still being written waits."""
-    path = folder / _POINTS_FILE
-    batch: list[Metric] = []
-    offset, highest = shipped.offset, dict(shipped.highest_step)
-    if not path.exists():
-        return batch, shipped
-    with path.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n") or len(batch) == limit:
+def newest_point_ms(folder: Path) -> int | None:
+    """When the newest points were written, in milliseconds since 1970; None when there are none."""
+    times = [path.stat().st_mtime_ns // 1_000_000 for path in _files(folder)]
+    return max(times, default=None)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _pending(
+    folder: Path, shipped: _Shipped, void_above: Mapping[str, int]
+) -> Iterator[tuple[str, int, Metric | None]]:
+    """What follows the confirmed offsets: (points file, offset behind the line, the point if it is to be sent).
+
+    With a batch that was being sent, no more than that batch.
+    """
+    highest = dict(shipped.highest_step)
+    for path in _files(folder):
+        name = path.name
+        start = shipped.offsets.get(name, 0)
+        stop = None if shipped.sending is None else shipped.sending.offsets.get(name, start)
+        for end, metric in _points(path, start=start):
+            if stop is not None and end > stop:
                 break
-            offset += len(line)
-            metric = _parse(line)
-            if metric is not None and metric.step > highest.get(metric.key, -1):
-                highest[metric.key] = metric.step
-                batch.append(metric)
-    return batch, _Shipped(offset=offset, highest_step=highest)
+            stands = metric is not None and (
+                name == _TOTALS_FILE or highest.get(metric.key, -1) < metric.step <= void_above.get(name, metric.step)
+            )
+            if stands:
+                assert metric is not None
+                highest[metric.key] = max(metric.step, highest.get(metric.key, -1))
+            yield name, end, metric if stands else None
+
+
+def _points(path: Path, *, start: int) -> Iterator[tuple[int, Metric | None]]:
+    """(offset behind the line, point) of every whole line; a line still being written waits."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            yield start, _parse(line)
 
 
 def _parse(line: bytes) -> Metric | None:
@@ -212,24 +224,95 @@ def _parse(line: bytes) -> Metric | None:
         return None
 
 
+def _files(folder: Path) -> list[Path]:
+    """Points files in the order of their attempts, the driver's totals last."""
+    if not folder.is_dir():
+        return []
+    found = {path: match for path in folder.iterdir() if (match := _POINTS_FILE.fullmatch(path.name))}
+    ordered = sorted(found, key=lambda path: (int(found[path]["attempt"]), int(found[path]["part"])))
+    totals = folder / _TOTALS_FILE
+    return [*ordered, totals] if totals.exists() else ordered
+
+
+def _void_above(folder: Path) -> dict[str, int]:
+    """By points file, the lowest step from which anyone went on after it was begun; nothing for the last one."""
+    limits: dict[str, int] = {}
+    lowest: int | None = None
+    for path in reversed(_files(folder)):
+        match = _POINTS_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        if lowest is not None:
+            limits[path.name] = lowest
+        resumed_from = int(match["resumed_from"])
+        lowest = resumed_from if lowest is None else min(lowest, resumed_from)
+    return limits
+
+
 def _read_shipped(folder: Path) -> _Shipped:
     """What the store has confirmed; a missing or damaged note means nothing, and sending again does no harm."""
     try:
-        return _Shipped(**json.loads((folder / _SHIPPED_FILE).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        value = json.loads((folder / _SHIPPED_FILE).read_bytes())
+        sending = None if value["sending"] is None else _Batch(**value["sending"])
+        return _Shipped(**{**value, "sending": sending})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return _Shipped()
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _new_points_file(folder: Path, *, attempt: int, resumed_from: int) -> int:
+    """A file that no other process has, behind those of this attempt."""
+    with _storage_errors(folder, do="set checkpoint.storage to a folder that every node can write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = [
+            int(match["part"])
+            for path in folder.iterdir()
+            if (match := _POINTS_FILE.fullmatch(path.name)) and int(match["attempt"]) == attempt
+        ]
+        part = max(parts, default=-1) + 1
+        while True:
+            path = folder / f"a{attempt:04d}.{part:02d}-from-{resumed_from:08d}.jsonl"
+            try:
+                return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            except FileExistsError:
+                part += 1
+
+
+def _append(file: int, folder: Path, metrics: Mapping[str, float], *, step: int, behind_torn_line: bool) -> None:
+    """All lines in one write; what a full disk takes of them is torn."""
+    now_ms = time.time_ns() // 1_000_000
+    lines = [
+        json.dumps({"key": key, "value": float(value), "step": step, "timestamp_ms": now_ms}) + "\n"
+        for key, value in metrics.items()
+    ]
+    data = ("\n" * behind_torn_line + "".join(lines)).encode()
+    with _storage_errors(folder, do="free space on that disk; the run goes on from its newest checkpoint"):
+        if os.write(file, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_shipped(folder: Path, shipped: _Shipped) -> None:
     """Atomic, so that a reader or a crash finds the old note or the new one."""
     path = folder / _SHIPPED_FILE
-    # The process id keeps two shippers of one folder from renaming each other's half-written file.
-    new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps({"offset": shipped.offset, "highest_step": dict(shipped.highest_step)}))
-    os.replace(new, path)
+    new = path.with_suffix(".new")
+    with _storage_errors(folder, do="free space on that disk; the metrics stay in the folder"):
+        new.write_text(json.dumps(asdict(shipped)))
+        os.replace(new, path)
 
 
 def _ends_torn(file: int) -> bool:
     """Whether the last line lacks its end: a writer died on a full disk, or with its machine."""
     size = os.fstat(file).st_size
     return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+
+
+@contextmanager
+def _storage_errors(folder: Path, *, do: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            "metrics cannot be written to the run's folder", got=f"{folder}: {error.strerror}", do=do
+        ) from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from orchestrator import locations
-from orchestrator.errors import SpecError, StorageError
+from orchestrator.errors import OrchestratorError, SpecError, StorageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,27 +58,70 @@ def redacted(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
 
 
+def check_uri(uri: str) -> None:
+    """Refuse a store that can never work, whether it answers now or not.
+
+    Raises SpecError for an address that is none, a kind of store that is not supported or a database driver that is not
+    installed, StorageError for a SQLite file in a place that cannot be written.
+    """
+    scheme = _scheme(uri)
+    if scheme == "sqlite":
+        _check_sqlite(_sqlite_path(uri))
+    elif not _host(uri):
+        raise SpecError("the address of the MLflow store names no host", got=redacted(uri), allowed=ALLOWED_URIS)
+    elif scheme in _DATABASE_PORTS:
+        _check_driver(uri)
+
+
 def check_store(uri: str) -> None:
-    """Refuse a store that cannot work, before anything is started; imports nothing heavy.
+    """Refuse a store that cannot work now; imports nothing heavy.
 
     Raises SpecError for a kind of store that is not supported, StorageError for one that does not answer.
     """
-    scheme = urlsplit(uri).scheme.partition("+")[0]
-    if scheme in ("http", "https"):
-        _check_http(uri)
-    elif scheme == "sqlite":
+    scheme = _scheme(uri)
+    if scheme == "sqlite":
         _check_sqlite(_sqlite_path(uri))
     elif scheme in _DATABASE_PORTS:
         _check_port(uri, default_port=_DATABASE_PORTS[scheme])
-    elif scheme in ("", "file"):
+    else:
+        _check_http(uri)
+
+
+def _scheme(uri: str) -> str:
+    """`http`, `https`, `sqlite` or a database; raises SpecError for any other."""
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("", "file"):
         raise SpecError(
             "MLflow no longer takes new results in a folder of files",
             got=uri,
             allowed=ALLOWED_URIS,
             do=f"set tracking.uri to a database file, such as {_SQLITE}{locations.home() / 'mlflow.db'}",
         )
-    else:
+    if scheme not in ("http", "https", "sqlite", *_DATABASE_PORTS):
         raise SpecError("this kind of MLflow store is not supported", got=redacted(uri), allowed=ALLOWED_URIS)
+    return scheme
+
+
+def _host(uri: str) -> str | None:
+    """The host of an address; None for a malformed one, such as with letters for a port."""
+    try:
+        parts = urlsplit(uri)
+        return None if parts.port == 0 else parts.hostname
+    except ValueError:
+        return None
+
+
+def _check_driver(uri: str) -> None:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with _translated_opening(uri):
+        try:
+            make_url(uri).get_dialect().import_dbapi()
+        except SQLAlchemyError as exc:
+            raise SpecError(
+                "this kind of MLflow store is not supported", got=redacted(uri), allowed=ALLOWED_URIS
+            ) from exc
 
 
 def client(uri: str, *, create: bool = True) -> MlflowClient:
@@ -138,11 +181,11 @@ def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
 @contextmanager
 def translated(uri: str, *, doing: str) -> Iterator[None]:
     """MLflow's errors as StorageError: "MLflow could not {doing}"."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except MlflowException as exc:
+    except (OrchestratorError, AssertionError):
+        raise
+    except Exception as exc:  # MLflow's own, and what artifact stores, networks and database drivers raise through it
         raise StorageError(
             f"MLflow could not {doing}",
             got=f"{redacted(uri)}: {_first_line(exc)}",
@@ -167,7 +210,7 @@ def quiet() -> None:
 def _translated_opening(uri: str) -> Iterator[None]:
     try:
         yield
-    except StorageError:
+    except OrchestratorError:
         raise
     except ModuleNotFoundError as exc:
         raise SpecError(

@@ -8,7 +8,7 @@ a position, and resuming needs the step number alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -263,9 +263,23 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def global_batch(order: SampleOrder, step: int, batch: int) -> np.ndarray:
-    """Samples of optimizer step `step` (from 0) over all workers; the same for any number of them."""
-    return order.samples(np.arange(step * batch, (step + 1) * batch))
+def batch_number(step: int, skipped: Sequence[int] = ()) -> int:
+    """Which global batch of the endless stream optimizer step `step` (from 0) trains on, when some are left out.
+
+    A batch that is skipped moves every later step on by one and no earlier step at all, so a run that goes back to a
+    checkpoint from before it has trained on what it would have.
+    """
+    number = step
+    for left_out in sorted(set(skipped)):
+        if left_out > number:
+            break
+        number += 1
+    return number
+
+
+def global_batch(order: SampleOrder, number: int, size: int) -> np.ndarray:
+    """Samples of the global batch `number` (from 0) over all workers; the same for any number of them."""
+    return order.samples(np.arange(number * size, (number + 1) * size))
 
 
 def rank_slice(

@@ -37,7 +37,7 @@ class Account:
         self._clock = clock
         self._started = clock()
         self._base = LoopState()
-        self._steps = self._tokens = 0
+        self._steps = self._tokens = self._taken = 0
         self._recent: deque[float] = deque(maxlen=_PACE_STEPS)
         self._evaluation_batches = validation_samples / plan.global_batch
         self._evaluation_s: float | None = None
@@ -50,12 +50,18 @@ class Account:
         """Goes on from what a checkpoint says."""
         self._base = state
 
+    def rewind(self, state: LoopState) -> None:
+        """Goes back to a checkpoint without a new attempt: the steps since are undone, the time they took is not."""
+        self._base = replace(state, wall_seconds=self._base.wall_seconds, device_seconds=self._base.device_seconds)
+        self._steps = self._tokens = 0
+
     def add_step(self, *, seconds: float, tokens: int) -> None:
         """One optimizer step was taken."""
         self._steps += 1
         self._tokens += tokens
         self._recent.append(seconds)
-        if self._steps == 1:
+        self._taken += 1
+        if self._taken == 1:
             self._least = self._closing() + self._cost_of(self._clock() - self._started, self._plan.flops_per_step)
 
     def add_evaluation(self, seconds: float) -> None:

@@ -1,11 +1,12 @@
-"""Checkpoints on a folder that every rank sees: complete or not there at all, verified before they are used.
+"""Which checkpoints count: complete ones whose files are what their manifest says and whose attempt is not void.
 
-    checkpoints/step-00000100/           appears by one atomic rename, when every rank has written
-        state/...                        what DeepSpeed writes, one file set per rank
-        manifest.json                    sizes and checksums of all files, the loop's state, world size and ZeRO stage
-    checkpoints/step-00000200.writing/   in progress or torn: never read, replaced by the next attempt
+    checkpoints/step-00000100/               appears by one atomic rename, when every rank has written
+        state/...                            what DeepSpeed writes, one file set per rank
+        rank-N.json                          sizes and checksums of rank N's files, which the manifest gathers
+        manifest.json                        the files, the loop's state, and the shape of what wrote it
+    checkpoints/step-00000200.a2.writing/    attempt 2 is writing it, or died: never read, swept by the next attempt
 
-No torch: the engine writes the files, this module decides which of them count.
+`storage` has the same for an object store. No torch: `saving` writes the files, this module decides which count.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import errno
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from orchestrator.errors import SpecError, StorageError
+from orchestrator.errors import StorageError
 from orchestrator.training.job import LoopState
+from orchestrator.training.storage import Entry, FileSum, Storage, open_storage
 
-_MANIFEST = "manifest.json"
-_WRITING = ".writing"
-_CHUNK_BYTES = 4 << 20
+_READERS = max(2, min(8, os.cpu_count() or 2))
+"""Threads that read files to verify them: checksums run in parallel, and one disk is busy with a few (a guess)."""
+
+Place = str | Path | Storage
+"""A folder, a URI, or an opened storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,16 @@ class Checkpoint:
     """A complete checkpoint."""
 
     path: Path
+    """Its folder; of one in an object store, the folder that `fetch` fills."""
     state: LoopState
     world_size: int
     zero_stage: int
+    attempt: int = 0
+    """The attempt that wrote it."""
+    micro_batch: int | None = None
+    """Samples per worker and forward pass when it was written."""
+    files: Mapping[str, FileSum] = field(default_factory=dict, repr=False)
+    """What it consists of, by path below its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,119 +58,117 @@ class Found:
     """One sentence for each checkpoint that was passed over."""
 
 
-def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of a step into; call on one rank, then barrier."""
-    writing = folder / f"step-{step:08d}{_WRITING}"
-    with storage_errors(folder):
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-    return writing
+def manifest(checkpoint: Checkpoint) -> str:
+    """A checkpoint as the text that makes it complete."""
+    fields = ("world_size", "zero_stage", "attempt", "micro_batch")
+    return json.dumps(
+        {name: getattr(checkpoint, name) for name in fields}
+        | {"state": asdict(checkpoint.state), "files": {n: asdict(f) for n, f in sorted(checkpoint.files.items())}},
+        indent=1,
+    )
 
 
-def commit(writing: Path, *, state: LoopState, world_size: int, zero_stage: int) -> Path:
-    """Makes a written folder a checkpoint: manifest last, then one rename. Call on one rank, after a barrier."""
-    final = writing.with_name(writing.name.removesuffix(_WRITING))
-    with storage_errors(writing.parent):
-        files = {
-            str(file.relative_to(writing)): {"bytes": file.stat().st_size, "crc32": _crc32(file)}
-            for file in sorted(writing.rglob("*"))
-            if file.is_file()
-        }
-        manifest = {"state": asdict(state), "world_size": world_size, "zero_stage": zero_stage, "files": files}
-        _write_synced(writing / _MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        writing.rename(final)
-    return final
+def never_void(attempt: int, step: int) -> bool:
+    """Every attempt's checkpoints count."""
+    return False
 
 
-def newest_good(folder: Path) -> Found:
-    """The newest checkpoint whose files are all there with the right sizes and checksums."""
+def newest_good(
+    place: Place, *, void: Callable[[int, int], bool] = never_void, without: Collection[Path] = ()
+) -> Found:
+    """The newest checkpoint whose files are all there with the right sizes and checksums.
+
+    `void(attempt, step)` says what does not count; `without` are paths of checkpoints that proved to be damaged. An
+    object store is asked for sizes only: `fetch` compares the checksums.
+    """
+    storage = open_storage(place)
     rejected: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if path.name.endswith(_WRITING):
+    for entry in storage.entries():
+        try:
+            checkpoint = _parse(storage, entry)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            rejected.append(_passed_over(entry, f"its manifest cannot be read ({error})"))
             continue
-        problem, manifest = _verify(path)
+        if void(checkpoint.attempt, entry.step):
+            continue
+        problem = "a rank could not load it" if checkpoint.path in without else _problem(storage, entry, checkpoint)
         if problem is None:
-            checkpoint = Checkpoint(
-                path=path,
-                state=LoopState(**manifest["state"]),
-                world_size=manifest["world_size"],
-                zero_stage=manifest["zero_stage"],
-            )
             return Found(checkpoint=checkpoint, rejected=tuple(rejected))
-        rejected.append(f"checkpoint {path.name} is damaged and was passed over: {problem}")
+        rejected.append(_passed_over(entry, problem))
     return Found(checkpoint=None, rejected=tuple(rejected))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what torn writes left behind."""
-    complete = sorted(p for p in folder.glob("step-*") if not p.name.endswith(_WRITING))
-    for old in complete[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    for torn in folder.glob(f"step-*{_WRITING}"):
-        shutil.rmtree(torn, ignore_errors=True)
+def steps(place: Place, *, void: Callable[[int, int], bool] = never_void) -> list[int]:
+    """The steps of all complete checkpoints that count, oldest first; their files are not read."""
+    storage = open_storage(place)
+    found = set()
+    for entry in storage.entries():
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest is no checkpoint
+            if not void(_parse(storage, entry).attempt, entry.step):
+                found.add(entry.step)
+    return sorted(found)
 
 
-def discard_newer(checkpoint: Checkpoint) -> None:
-    """Removes those that were passed over for this one: kept, they would push good ones out of the newest `keep`."""
-    for path in checkpoint.path.parent.glob("step-*"):
-        if path.name > checkpoint.path.name:
-            shutil.rmtree(path, ignore_errors=True)
+def fetch(place: Place, checkpoint: Checkpoint, *, needed: Callable[[str], bool]) -> Path:
+    """A folder on this machine with those files of a checkpoint that are needed, by their names.
 
-
-def check_compatible(checkpoint: Checkpoint, *, world_size: int, zero_stage: int) -> None:
-    """Refuses to resume sharded states under another shape.
-
-    Raises SpecError when the checkpoint was written by another number of workers or under another ZeRO stage.
+    Raises StorageError when one cannot be read or arrives damaged.
     """
-    saved, now = (checkpoint.world_size, checkpoint.zero_stage), (world_size, zero_stage)
-    if saved != now:
-        raise SpecError(
-            "the newest checkpoint of this run was written with another shape",
-            got=f"{now[0]} workers, ZeRO stage {now[1]}",
-            allowed=f"{saved[0]} workers, ZeRO stage {saved[1]}",
-            do=f"set resources.workers={saved[0]} deepspeed.zero_stage={saved[1]}, or start over with --fresh",
-        )
+    files = {name: expected for name, expected in checkpoint.files.items() if needed(name)}
+    with storage_errors(checkpoint.path, doing="read"):
+        return open_storage(place).fetch(_entry(checkpoint), files)
 
 
-def _verify(path: Path) -> tuple[str | None, dict[str, Any]]:
-    try:
-        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its manifest cannot be read ({error})", {}
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing", {}
-        try:
-            size, checksum = file.stat().st_size, _crc32(file)
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})", {}
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes instead of {expected['bytes']}", {}
-        if checksum != expected["crc32"]:
-            return f"{name} has another checksum", {}
-    return None, manifest
+def prune(place: Place, keep: int, *, newest: int, attempt: int) -> None:
+    """Removes all but the `keep` newest up to step `newest`, and what earlier attempts left torn."""
+    storage = open_storage(place)
+    steps = sorted({entry.step for entry in storage.entries() if entry.step <= newest}, reverse=True)
+    for entry in storage.entries():
+        if entry.step in steps[keep:]:
+            storage.remove(entry)
+    storage.sweep(attempt)
 
 
-def _crc32(file: Path) -> int:
-    checksum = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+def discard_newer(place: Place, step: int) -> None:
+    """Removes what lies behind a step that a run goes on from: kept, it would be in the way of what is written again.
+
+    Call on one rank, before the others write.
+    """
+    storage = open_storage(place)
+    for entry in storage.entries():
+        if entry.step > step:
+            storage.remove(entry)
 
 
-def _write_synced(file: Path, text: str) -> None:
-    with file.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _parse(storage: Storage, entry: Entry) -> Checkpoint:
+    told = json.loads(storage.read_manifest(entry))
+    return Checkpoint(
+        path=storage.local(entry),
+        state=LoopState(**told["state"]),
+        world_size=told["world_size"],
+        zero_stage=told["zero_stage"],
+        attempt=told.get("attempt", 0),
+        micro_batch=told.get("micro_batch"),
+        files={name: FileSum(**expected) for name, expected in told["files"].items()},
+    )
+
+
+def _problem(storage: Storage, entry: Entry, checkpoint: Checkpoint) -> str | None:
+    with ThreadPoolExecutor(_READERS) as readers:
+        problems = readers.map(lambda item: storage.problem(entry, *item), checkpoint.files.items())
+        return next((problem for problem in problems if problem is not None), None)
+
+
+def _passed_over(entry: Entry, problem: str) -> str:
+    return f"checkpoint {entry.name} is damaged and was passed over: {problem}"
+
+
+def _entry(checkpoint: Checkpoint) -> Entry:
+    return Entry(name=checkpoint.path.name, step=checkpoint.state.step)
 
 
 @contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(place: Path | str, *, doing: str = "written") -> Iterator[None]:
     """Turns a full or unwritable disk into a StorageError that names the folder and the way out.
 
     torch reports a failed write as a RuntimeError, so the free space is looked at too.
@@ -168,19 +176,19 @@ def storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(folder)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(place)
         if not full and not isinstance(error, OSError):
             raise
         raise StorageError(
-            "no space is left for the checkpoint" if full else "the checkpoint cannot be written",
-            got=f"{folder} ({' '.join(str(error).split())[:200]})",
+            "no space is left for the checkpoint" if full else f"the checkpoint cannot be {doing}",
+            got=f"{place} ({' '.join(str(error).split())[:200]})",
             do="free space, lower checkpoint.keep, or set checkpoint.storage to a larger disk; "
             "the same command then goes on from the newest complete checkpoint",
         ) from error
 
 
-def _is_full(folder: Path) -> bool:
+def _is_full(place: Path | str) -> bool:
     try:
-        return shutil.disk_usage(folder).free < 1 << 20
+        return shutil.disk_usage(place).free < 1 << 20
     except OSError:
         return False

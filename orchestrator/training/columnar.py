@@ -19,7 +19,7 @@ ROWS_OF_RUN = 1_000
 
 def parquet_rows(file: Path, columns: list[str] | None = None) -> Iterator[Row]:
     """All rows of a Parquet file, with all or some of its columns."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     try:
         for batch in _open(file).iter_batches(batch_size=ROWS_OF_RUN, columns=columns):
@@ -78,7 +78,7 @@ def _named(row: Row, features: Any) -> Row:
 
 def _open(file: Path) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(file)

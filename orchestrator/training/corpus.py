@@ -197,7 +197,7 @@ class _TextColumn:
     """Documents that are rows of a table, memory-mapped by `datasets`."""
 
     def __init__(self, source: Source, text_column: str) -> None:
-        import pyarrow.compute as pc  # type: ignore[import-untyped]
+        import pyarrow.compute as pc
 
         self.column = _texts(load_table(source), text_column, source)
         self.sizes = pc.binary_length(self.column).to_numpy().astype(np.int64)

@@ -8,23 +8,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import SpecError, StorageError
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.training.checkpoints import storage_errors
+from orchestrator.training.checkpoints import Checkpoint
+from orchestrator.training.conversion import readable
+from orchestrator.training.host_copy import HostBuffers
 from orchestrator.training.job import WorkerContext
 from orchestrator.training.measurement import host_peak_gib, reset_host_peak
 from orchestrator.training.models import parameter_groups
 from orchestrator.training.objectives import Batch, Objective
+from orchestrator.training.pulse import ForwardTimer
 
 _STATE = "state"
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -32,18 +36,22 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def join_process_group(plan: RunPlan, context: WorkerContext) -> None:
-    """Joins the process group named by MASTER_ADDR and MASTER_PORT; in a single process they default to a free port."""
+    """Joins the process group named by MASTER_ADDR and MASTER_PORT; in a single process they default to a free port.
+
+    DeepSpeed is told of it before there is a model: building one under ZeRO-3 cuts its weights by the number of ranks.
+    """
     torch.set_num_threads(plan.cpus_per_worker)
     if plan.device == "cuda":
         torch.cuda.set_device(context.local_rank)
-    if dist.is_initialized():
-        return
-    os.environ.update(RANK=str(context.rank), WORLD_SIZE=str(context.world_size), LOCAL_RANK=str(context.local_rank))
     backend = "nccl" if plan.device == "cuda" else "gloo"
-    if context.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        return
-    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    if not dist.is_initialized():
+        ranks = {"RANK": context.rank, "WORLD_SIZE": context.world_size, "LOCAL_RANK": context.local_rank}
+        os.environ.update({name: str(value) for name, value in ranks.items()})
+        if context.world_size == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    _import_deepspeed(plan).init_distributed(dist_backend=backend, dist_init_required=False)
 
 
 class Engine:
@@ -72,11 +80,16 @@ class Engine:
             config=dict(plan.deepspeed),
             dist_init_required=False,
         )
+        self._refuse_states_on_nvme()
+        self._capture = _Capture(self._engine.checkpoint_engine)
+        self._timer = ForwardTimer(self._engine.module, on_gpu=self._device.type == "cuda")
         if plan.zero_stage == 0 and plan.precision != "fp32":
             self._undo_first_step()
 
-    def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> tuple[torch.Tensor, float | None]:
-        """One optimizer step over this rank's micro-batches.
+    def step(
+        self, micro_batches: Sequence[Batch], learning_rate: float, *, seeds: Sequence[int]
+    ) -> tuple[torch.Tensor, float | None]:
+        """One optimizer step over this rank's micro-batches, dropout drawn from a seed for each.
 
         Returns the mean loss of this rank (0-d tensor) and the global gradient norm before clipping.
         """
@@ -85,8 +98,10 @@ class Engine:
         self._engine.train()
         total = torch.zeros((), device=self._device)
         norm = None
-        for index, batch in enumerate(micro_batches):
-            loss = self._objective.loss(self._engine, self._to_device(batch))
+        for index, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
+            torch.manual_seed(seed)
+            with self._timer.running() if index == 0 else contextlib.nullcontext():
+                loss = self._objective.loss(self._engine, self._to_device(batch))
             total += loss.detach()
             self._engine.backward(loss)
             if index == len(micro_batches) - 1 and self._plan.zero_stage == 0:
@@ -101,23 +116,43 @@ class Engine:
         with torch.no_grad():
             return self._objective.evaluate(self._engine, self._to_device(batch))
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes its share below `folder`. Raises StorageError when the disk does not take it."""
-        with storage_errors(folder):
-            self._engine.save_checkpoint(
-                str(folder), tag=_STATE, save_latest=False, exclude_frozen_parameters=not self._trains_all
-            )
+    @property
+    def forward_s(self) -> float:
+        """Seconds that the newest step's first forward pass took in the largest layers: this rank's own work."""
+        return self._timer.seconds()
 
-    def load(self, folder: Path) -> None:
-        """Every rank reads its share. Raises StorageError when it cannot be read."""
+    @property
+    def micro_batch(self) -> int:
+        """Samples per worker and forward pass."""
+        return self._plan.micro_batch
+
+    def snapshot(self) -> dict[str, Any]:
+        """This rank's checkpoint files as state in host memory, by path below the checkpoint; every rank calls it.
+
+        The next snapshot overwrites it.
+        """
+        with self._capture.instead_of_files(self._engine):
+            self._engine.save_checkpoint(
+                ".", tag=_STATE, save_latest=False, exclude_frozen_parameters=not self._trains_all
+            )
+        return self._capture.take()
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Every rank reads its share, whatever shape the checkpoint was written in, also in the middle of a training.
+
+        Raises StorageError when it cannot be read or is of another model.
+        """
         try:
-            loaded, _ = self._engine.load_checkpoint(str(folder), tag=_STATE, load_module_strict=self._trains_all)
-        except (OSError, RuntimeError, EOFError, KeyError) as error:
+            with readable(self._engine, checkpoint, tag=_STATE) as folder:
+                loaded, _ = self._engine.load_checkpoint(str(folder), tag=_STATE, load_module_strict=self._trains_all)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise StorageError(
-                "the checkpoint cannot be loaded", got=f"{folder} ({error})", do="start over with --fresh"
+                "the checkpoint cannot be loaded", got=f"{checkpoint.path} ({error})", do="start over with --fresh"
             ) from error
         if loaded is None:
-            raise StorageError("the checkpoint holds no training state", got=folder, do="start over with --fresh")
+            raise StorageError(
+                "the checkpoint holds no training state", got=checkpoint.path, do="start over with --fresh"
+            )
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """All weights on the CPU of rank 0, empty elsewhere; every rank calls it."""
@@ -146,11 +181,21 @@ class Engine:
 
     def close(self) -> None:
         """Releases the engine's hooks, so that another can be built in this process."""
+        self._timer.close()
         with contextlib.suppress(AttributeError):
             self._engine.destroy()
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _refuse_states_on_nvme(self) -> None:
+        """DeepSpeed copies them file by file while training waits, past its own checkpoint engine."""
+        if self._engine.zero_nvme_offload_optimizer():
+            raise SpecError(
+                "optimizer states on NVMe cannot be checkpointed behind the training",
+                got="deepspeed.zero_optimization.offload_optimizer.device: nvme",
+                allowed="deepspeed.offload: none, optimizer or all (host memory)",
+            )
 
     def _forget_peak(self) -> None:
         """A process that trains one trial after the other starts each at what it holds now."""
@@ -173,6 +218,47 @@ class Engine:
         """Without ZeRO, DeepSpeed clips in place and keeps no norm; the gradients are already averaged here."""
         norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
         return float(torch.stack(norms).norm()) if norms else None
+
+
+class _Capture:
+    """DeepSpeed's checkpoint engine, except that what it would write stays in memory."""
+
+    def __init__(self, replaced: Any) -> None:
+        self._replaced = replaced
+        self._buffers = HostBuffers()
+        self._files: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replaced, name)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing is written, so nothing is made."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Copies a file's content to host memory."""
+        name = os.path.normpath(path)
+        self._files[name] = self._buffers.copy(name, state_dict)
+
+    def take(self) -> dict[str, Any]:
+        """What was saved, by path."""
+        taken, self._files = self._files, {}
+        return taken
+
+    @contextlib.contextmanager
+    def instead_of_files(self, engine: Any) -> Iterator[None]:
+        """Lets an engine save to memory, without the scripts that DeepSpeed puts beside its files."""
+        engine.checkpoint_engine, engine._copy_recovery_script = self, lambda _: None
+        try:
+            yield
+        finally:
+            engine.checkpoint_engine = self._replaced
+            del engine._copy_recovery_script
+
+
+def needed_by(rank: int, name: str) -> bool:
+    """Whether a rank reads a file of a checkpoint: DeepSpeed's sharded files carry the rank in their name."""
+    shard = re.search(r"zero_pp_rank_(\d+)_", name)
+    return shard is None or int(shard[1]) == rank
 
 
 def _import_deepspeed(plan: RunPlan) -> Any:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
-from orchestrator.tracking.tracker import RunHandle
+from orchestrator.tracking.desired import RunHandle
 from orchestrator.training.prepare import PreparedData
+from orchestrator.training.pulse import Pulse
 
 Status = Literal["finished", "stopped_by_budget", "interrupted"]
 
@@ -28,11 +29,25 @@ class TrainingJob:
     """The MLflow run to log to; None logs nowhere."""
     final_checkpoint: bool = True
     """Whether the end of the training is saved as a checkpoint too; a search's trials need only their model."""
+    stop_after_step: int | None = None
+    """The training saves and ends, interrupted, after this step of its plan; None goes to the plan's end."""
+    hold_after_step: int | None = None
+    """Rank 0 waits after this step, once it is told, for as long as `hold_file` is there: someone kills a worker."""
+    attempt: int = 0
+    """Number of this start of the run's workers (`attempts`); 0 where nobody else can start them too."""
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder of this run's checkpoints."""
+    def checkpoints(self) -> Path | str:
+        """Folder of this run's checkpoints, or the URI of its prefix in a bucket."""
+        storage = self.spec.checkpoint.storage
+        if storage is not None and self.spec.checkpoint.in_a_bucket:
+            return f"{storage.rstrip('/')}/{self.run_folder.name}/checkpoints"
         return self.run_folder / "checkpoints"
+
+    @property
+    def hold_file(self) -> Path:
+        """See `hold_after_step`."""
+        return self.run_folder / "hold"
 
     @property
     def model_folder(self) -> Path:
@@ -84,6 +99,10 @@ class WorkerContext:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    nodes: int = 1
+    """Machines that the workers are on."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """What this rank does now, for whoever looks for hangs."""
     report: Callable[[int, Mapping[str, float]], None] = _ignore
     """Called on rank 0 with (step, metrics) after every evaluation; may not return when the trial is stopped."""
     progress: Callable[[Progress], None] = _ignore
@@ -108,6 +127,8 @@ class LoopState:
     """Step of the newest evaluation."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last value of every metric, so that the outcome of a resumed run knows them all."""
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    """What `guard` knows of recent steps, so that a resumed run judges as the uninterrupted one."""
 
 
 @dataclass(frozen=True, kw_only=True)

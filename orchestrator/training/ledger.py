@@ -119,7 +119,7 @@ class LedgerSpec(RunSpec):
             ledger=self.ledger,
             member=self.member,
             eval_every_steps=self.training.eval_every_steps,
-            save_every_steps=self.checkpoint.every_steps,
+            save_every_steps=every if isinstance(every := self.checkpoint.every_steps, int) else None,
         )
 
 

@@ -1,34 +1,38 @@
 """Inside a worker: steps, evaluation, checkpoints, and a clean end, for one rank of one training.
 
-Everything that must agree between ranks goes through one small all-reduce a step: the mean loss and rank 0's wish to
-stop. Dropout is reseeded from (seed, step, rank) at every step, so that no random state has to be saved.
+Everything that must agree between ranks goes through one small all-reduce a step (`agreement`). Dropout is reseeded for
+every micro-batch from (seed, batch, micro-batch): no random state has to be saved, and any number of workers with the
+same micro-batch draws the same masks. A step that went bad (`guard`) is undone: back to the newest good checkpoint, and
+on without the samples that it happened on.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from orchestrator.errors import StorageError
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.training import checkpoints, models
-from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
+from orchestrator.training.agreement import Agreement, Wish
+from orchestrator.training.batches import open_split
 from orchestrator.training.budget import Account
 from orchestrator.training.engine import Engine, join_process_group
-from orchestrator.training.job import Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.training.evaluation import evaluate
+from orchestrator.training.guard import Guard, Verdict
+from orchestrator.training.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.training.keeping import Keeper
 from orchestrator.training.measurement import Pace, figures
-from orchestrator.training.objectives import Batch, objective_for
+from orchestrator.training.objectives import objective_for
+from orchestrator.training.pulse import Phase, collectives_begun
 from orchestrator.training.schedule import learning_rate
+from orchestrator.training.step_data import StepData
 
-_GO_ON, _INTERRUPTED, _OVER_BUDGET = 0, 1, 2
+_HOLD_POLL_S = 0.05
 
 
 def train(job: TrainingJob, context: WorkerContext) -> Outcome:
@@ -36,7 +40,8 @@ def train(job: TrainingJob, context: WorkerContext) -> Outcome:
 
     Resumes by itself from the newest good checkpoint in `job.checkpoints`. A run that its budget has stopped gives the
     same outcome again, without another step, until the budget is raised.
-    Raises StorageError when a checkpoint cannot be written or read, ModelError when the base model cannot be used.
+    Raises StorageError when a checkpoint cannot be written or read, ModelError when the base model cannot be used,
+    DivergedError when steps keep going bad, FencedError when a newer attempt has begun.
     """
     loop = _Loop(job, context)
     try:
@@ -57,23 +62,41 @@ class _Loop:
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         self._account = Account(job.plan, validation_samples=job.data.counts.validation_samples)
+        self._objective = objective_for(job.spec.task)
+        self._pulse = context.pulse
         join_process_group(job.plan, context)
-        self._train = open_split(job.data.path, "train")
+        self._pulse.count(collectives_begun)
         self._validation = open_split(job.data.path, "validation")
-        self._order = SampleOrder(seed=job.spec.training.seed, size=len(self._train))
-        self._engine = Engine(
-            models.build_model(job.spec, job.plan, job.data),
-            plan=job.plan,
-            weight_decay=job.spec.training.weight_decay,
-            objective=objective_for(job.spec.task),
-            context=context,
+        self._data = StepData(
+            open_split(job.data.path, "train"), plan=job.plan, seed=job.spec.training.seed, rank=context.rank
+        )
+        self._engine = self._build()
+        self._keeper = Keeper(job, context, agree=self._from_leader)
+        self._keeper.attach(self._engine)
+        self._agreement = Agreement(self._sum, rank=context.rank, world_size=job.plan.workers)
+        self._guard = Guard(
+            samples_per_step=job.plan.global_batch,
+            spikes=job.spec.training.bad_steps.spikes == "auto",
+            loss_scaled=job.plan.precision == "fp16",
         )
         self._pace = Pace()
         self._metrics: dict[str, float] = {}
         self._notes: tuple[str, ...] = ()
-        self._checkpoint: Path | None = None
         self._evaluated_step = 0
-        self._log = MetricLog(job.handle, job.run_folder / "outbox") if self._leads else None
+        self._log: MetricLog | None = None
+
+    def _build(self) -> Engine:
+        """A new engine on the weights that the run begins with."""
+        return Engine(
+            models.build_model(self._spec, self._plan, self._job.data),
+            plan=self._plan,
+            weight_decay=self._spec.training.weight_decay,
+            objective=self._objective,
+            context=self._context,
+        )
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        return self._engine.sum_over_ranks(values)
 
     @property
     def _leads(self) -> bool:
@@ -83,38 +106,37 @@ class _Loop:
     def _step(self) -> int:
         return self._account.step
 
+    # -- from start to end -------------------------------------------------------------------------------------
+
     def restore(self) -> None:
-        """Loads the newest good checkpoint; rank 0 looks for it, so that all ranks load the same."""
-        found = self._from_leader(checkpoints.newest_good(self._job.checkpoints) if self._leads else None)
-        self._notes = found.rejected
-        checkpoint = found.checkpoint
-        if checkpoint is None:
-            if self._notes:
-                raise StorageError(
-                    "no checkpoint of this run can be read", got="; ".join(self._notes), do="start over with --fresh"
-                )
-            return
-        checkpoints.check_compatible(checkpoint, world_size=self._plan.workers, zero_stage=self._plan.zero_stage)
-        self._engine.load(checkpoint.path)
+        """Goes on from the newest good checkpoint, or begins."""
+        self._pulse.enter("loading", self._step)
+        state = self._keeper.restore()
+        self._account.resume(state)
+        self._take_up(state)
         if self._leads:
-            checkpoints.discard_newer(checkpoint)
-        self._account.resume(checkpoint.state)
-        self._evaluated_step, self._metrics = checkpoint.state.evaluated_step, dict(checkpoint.state.metrics)
-        self._checkpoint = checkpoint.path
+            job = self._job
+            self._log = MetricLog(
+                job.handle,
+                job.run_folder,
+                attempt=max(1, job.attempt),
+                resumed_from=state.step,
+                holds=self._keeper.holds,
+            )
 
     def run(self) -> Status:
         """Steps until the end or a reason to stop."""
         self._tell("training")
-        wish = self._from_leader(self._wish() if self._leads else _GO_ON)
-        while wish != _INTERRUPTED:
+        wish = self._agreement.wish(self._wish())
+        while wish != Wish.STOP:
             if self._step == self._steps:
                 return "finished"
             # Before the step and not after the last one: a run that was stopped in between makes up for it.
             if _due(self._step, self._spec.training.eval_every_steps) and self._evaluated_step != self._step:
                 self._evaluate()
-            if _due(self._step, self._spec.checkpoint.every_steps):
+            if self._keeper.is_due(self._step):
                 self._save()
-            if wish == _OVER_BUDGET:
+            if wish == Wish.OVER_BUDGET:
                 return "stopped_by_budget"
             wish = self._take_step()
         return "interrupted"
@@ -135,7 +157,6 @@ class _Loop:
             self._save()
         self._export()
         outcome = self._outcome(status)
-        dist.barrier()
         if self._leads:
             file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
             file.write_text(json.dumps(outcome.to_dict(), indent=1))
@@ -147,52 +168,61 @@ class _Loop:
             if self._log is not None:
                 self._log.close()
         finally:
+            self._keeper.close()
             self._engine.close()
 
     # -- one step ----------------------------------------------------------------------------------------------
 
-    def _take_step(self) -> int:
-        """One optimizer step on all ranks; returns rank 0's wish after it."""
+    def _take_step(self) -> Wish:
+        """One optimizer step on all ranks, undone if it went bad; returns rank 0's wish after it."""
         started = time.monotonic()
-        step, plan, training = self._step, self._plan, self._spec.training
-        indices = global_batch(self._order, step, plan.global_batch)
-        mine = rank_slice(
-            indices,
-            rank=self._context.rank,
-            world_size=plan.workers,
-            micro_batch=plan.micro_batch,
-            accumulation=plan.accumulation,
+        step = self._step
+        self._pulse.enter("computing", step)
+        share = self._data.share(step, skipped=self._keeper.skipped)
+        reading_s = time.monotonic() - started
+        rate = learning_rate(self._spec.training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
+        loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds)
+        self._account.add_step(seconds=time.monotonic() - started, tokens=share.tokens)
+        self._pulse.enter("waiting", step)
+        agreed = self._agreement.after_step(
+            loss=loss, grad_norm=norm, wish=self._wish(), failed=self._keeper.has_failed()
         )
-        length = self._train.padded_length(indices)
-        batches = [_tensors(self._train.batch(part, pad_to=length)) for part in mine]
-        torch.manual_seed(_step_seed(training.seed, step, self._context.rank))
-        rate = learning_rate(training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
-        loss, norm = self._engine.step(batches, rate)
-        tokens = int(self._train.lengths(indices).sum())
-        self._account.add_step(seconds=time.monotonic() - started, tokens=tokens)
-        wish = torch.tensor(float(self._wish()) if self._leads else 0.0)
-        agreed = self._engine.sum_over_ranks(torch.stack([loss.float().cpu() / plan.workers, wish]))
+        self._pulse.computed(reading_s + self._engine.forward_s)
+        if agreed.failed:
+            self._keeper.raise_failure()
+        verdict = self._guard.judge(step, loss=agreed.loss, grad_norm=agreed.grad_norm)
+        if not verdict.ok:
+            self._rewind(verdict, step)
+            return self._agreement.wish(self._wish())
         seconds = time.monotonic() - started
-        self._pace.add_step(seconds=seconds, tokens=tokens)
+        self._pace.add_step(seconds=seconds, tokens=share.tokens)
         news = {
-            "train/loss": float(agreed[0]),
+            "train/loss": agreed.loss,
             "train/learning_rate": rate,
-            "train/tokens_per_second": tokens / seconds,
+            "train/tokens_per_second": share.tokens / seconds,
         }
-        self._record(news if norm is None else {**news, "train/grad_norm": norm})
-        return int(agreed[1])
+        self._record(news if agreed.grad_norm is None else {**news, "train/grad_norm": agreed.grad_norm})
+        self._hold()
+        return agreed.wish
 
-    def _wish(self) -> int:
+    def _hold(self) -> None:
+        """Waits where a rehearsal of a death asks for it; the other ranks meet rank 0 at their next collective."""
+        while self._leads and self._step == self._job.hold_after_step and self._job.hold_file.exists():
+            time.sleep(_HOLD_POLL_S)
+
+    def _wish(self) -> Wish:
         """Rank 0's wish: someone asked to stop, or one more step would overrun the budget."""
-        if self._context.stop_requested():
-            return _INTERRUPTED
+        if not self._leads:
+            return Wish.GO_ON
+        if self._context.stop_requested() or self._step == self._job.stop_after_step:
+            return Wish.STOP
         budget = self._spec.parsed_budget
         if budget is None or self._step == self._steps:
-            return _GO_ON
+            return Wish.GO_ON
         decision = self._account.decide(budget)
         if not decision.go_on:
             self._notes = (*self._notes, decision.reason)
-        return _GO_ON if decision.go_on else _OVER_BUDGET
+        return Wish.GO_ON if decision.go_on else Wish.OVER_BUDGET
 
     def _record(self, news: dict[str, float]) -> None:
         """A step's figures, with what the run has cost up to it."""
@@ -208,17 +238,39 @@ class _Loop:
         )
         self._tell("training")
 
+    # -- back to a checkpoint ----------------------------------------------------------------------------------
+
+    def _take_up(self, state: LoopState) -> None:
+        self._evaluated_step, self._metrics = state.evaluated_step, dict(state.metrics)
+        self._guard.restore(state.guard)
+
+    def _rewind(self, verdict: Verdict, step: int) -> None:
+        """Undoes a bad step and what led to it. Raises DivergedError when that has not helped."""
+        self._tell("rewinding")
+        state = self._keeper.rewind(verdict, step, samples_of=self._data.samples)
+        if state is None:
+            self._engine.close()
+            self._engine = self._build()
+            self._keeper.attach(self._engine)
+            state = LoopState()
+        self._account.rewind(state)
+        self._take_up(state)
+        if self._log is not None:
+            self._log.rewind(state.step)
+
     # -- evaluation and saving ---------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
         started = time.monotonic()
-        self._tell("evaluating")
-        sums = torch.zeros(3, dtype=torch.float64)
-        for indices, real in self._validation_slices():
-            batch = self._validation.batch(indices, pad_to=self._validation.padded_length(indices))
-            sums += self._engine.evaluate(_tensors(batch)).cpu()[:real].sum(0)
-        loss, correct, count = self._engine.sum_over_ranks(sums).tolist()
-        summary = objective_for(self._spec.task).summarize(loss, correct, count)
+        self._begin("evaluating")
+        summary = evaluate(
+            self._engine,
+            self._validation,
+            self._objective,
+            plan=self._plan,
+            rank=self._context.rank,
+            before_batch=lambda: self._pulse.enter("evaluating", self._step),
+        )
         self._evaluated_step = self._step
         self._emit(summary)
         seconds = time.monotonic() - started
@@ -243,59 +295,43 @@ class _Loop:
             )
         )
 
-    def _validation_slices(self) -> Iterator[tuple[np.ndarray, int]]:
-        """This rank's held-out batches and how many of each are real; the last ones repeat a sample so that every
-        rank does the same number of forward passes, which ZeRO-3 needs. Short samples first: little padding."""
-        everything = np.arange(len(self._validation))
-        order = np.argsort(self._validation.lengths(everything), kind="stable")
-        size, rank = self._plan.micro_batch, self._context.rank
-        for start in range(0, len(order), size * self._plan.workers):
-            mine = order[start + rank * size : start + (rank + 1) * size]
-            real = len(mine)
-            filler = np.full(size - real, order[-1]) if real < size else mine[:0]
-            yield np.concatenate([mine, filler]), real
-
     def _save(self) -> None:
-        """All ranks write, then rank 0 makes it a checkpoint and prunes old ones."""
-        if self._checkpoint is not None and self._checkpoint.name == f"step-{self._step:08d}":
-            return
+        """All ranks copy their state; it becomes a checkpoint while training goes on."""
         started = time.monotonic()
-        self._tell("saving")
-        folder = self._job.checkpoints
-        writing = self._from_leader(checkpoints.begin(folder, self._step) if self._leads else None)
-        self._engine.save(writing)
-        dist.barrier()
-        final = None
-        if self._leads:
-            final = checkpoints.commit(
-                writing,
-                state=replace(self._account.state(), evaluated_step=self._evaluated_step, metrics=dict(self._metrics)),
-                world_size=self._plan.workers,
-                zero_stage=self._plan.zero_stage,
-            )
-            checkpoints.prune(folder, self._spec.checkpoint.keep)
-        self._checkpoint = self._from_leader(final)
+        self._begin("saving")
+        state = replace(
+            self._account.state(),
+            evaluated_step=self._evaluated_step,
+            metrics=dict(self._metrics),
+            guard=self._guard.state(),
+        )
+        self._keeper.save(state, step_s=self._account.pace_s)
         seconds = time.monotonic() - started
         self._account.add_saving(seconds)
         self._pace.add_pause(seconds)
 
     def _export(self) -> None:
         """Rank 0 writes the model as a Hugging Face folder, from the weights of all."""
-        self._tell("exporting")
+        self._begin("exporting")
         state = self._engine.full_state()
         if self._leads:
+            self._keeper.check_fence()
             with checkpoints.storage_errors(self._job.run_folder):
                 models.export(state, self._spec, self._plan, self._job.data, self._job.model_folder)
 
     def _outcome(self, status: Status) -> Outcome:
+        """Once every rank has written all that it was given to write."""
+        self._begin("saving")
+        newest = self._keeper.newest()
+        dist.barrier()
         return Outcome(
             status=status,
             step=self._step,
             steps=self._steps,
             metrics=dict(self._metrics),
-            checkpoint=None if self._checkpoint is None else str(self._checkpoint),
+            checkpoint=newest,
             model_path=None if status == "interrupted" else str(self._job.model_folder),
-            notes=self._notes,
+            notes=(*self._keeper.notes, *self._notes),
         )
 
     def _earlier_stop(self) -> dict[str, Any] | None:
@@ -309,6 +345,7 @@ class _Loop:
     def _from_leader(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         box = [value]
+        self._pulse.enter("waiting", self._step)
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -316,6 +353,10 @@ class _Loop:
         self._metrics.update(values)
         if self._log is not None:
             self._log.log(self._step, values)
+
+    def _begin(self, phase: Phase) -> None:
+        self._pulse.enter(phase, self._step)
+        self._tell(phase)
 
     def _tell(self, phase: str) -> None:
         if not self._leads:
@@ -334,12 +375,3 @@ class _Loop:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step > 0 and step % every == 0
-
-
-def _tensors(batch: dict[str, np.ndarray]) -> Batch:
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Distinct for every (seed, step, rank): numpy's SeedSequence mixes them."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

@@ -185,7 +185,7 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> None:
     ids = torch.randint(0, sizes["vocab_size"], (plan.micro_batch, plan.sequence_length))
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     for _ in range(STEPS):
-        engine.step([batch] * plan.accumulation, 1e-4)
+        engine.step([batch] * plan.accumulation, 1e-4, seeds=range(plan.accumulation))
     engine.close()
 
 

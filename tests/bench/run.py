@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", choices=("training", "tokenising", "loading", "advice"), default=None)
+    parser.add_argument(
+        "--only", choices=("training", "tokenising", "loading", "advice", "checkpointing"), default=None
+    )
     options = parser.parse_args()
     rows: list[tuple[str, str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -51,6 +53,8 @@ def main() -> None:
             rows.append(advice_row())
         if options.only in (None, "tokenising"):
             rows.append(tokenising_row(spec, Path(folder), rounds=options.rounds))
+        if options.only in (None, "checkpointing"):
+            rows += checkpoint_rows(rounds=options.rounds)
     print_rows(rows)
 
 
@@ -239,6 +243,30 @@ def advice_row() -> tuple[str, str, str, str]:
         f"{typical['advise']:.2f} s, {typical['imports']:.2f} s; with pydantic loaded {typical['loaded']:.2f} s, "
         f"`--version` alone {typical['version']:.2f} s",
     )
+
+
+def checkpoint_rows(*, rounds: int) -> list[tuple[str, str, str, str]]:
+    from tests.bench.checkpointing import run
+
+    taken = run(rounds)
+    typical = {name: statistics.median(values) for name, values in taken.items()}
+    slower = typical["busy_step_s"] / typical["quiet_step_s"]
+    return [
+        (
+            "checkpoint: training blocked / plain save_checkpoint and a synchronous report",
+            f"{typical['ours_s'] / typical['plain_s']:.3f}",
+            "<= 0.10",
+            f"{1000 * typical['ours_s']:.0f} ms, {1000 * typical['plain_s']:.0f} ms; "
+            f"the first one, into fresh memory, {1000 * typical['first_s']:.0f} ms",
+        ),
+        (
+            "step while a checkpoint is written / undisturbed",
+            f"{slower:.2f}",
+            "",
+            f"{1000 * typical['busy_step_s']:.0f} ms, {1000 * typical['quiet_step_s']:.0f} ms, for "
+            f"{typical['writing_s']:.1f} s: two ranks and two writers on {os.cpu_count()} cores",
+        ),
+    ]
 
 
 def tokenising_row(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[str, str, str, str]:

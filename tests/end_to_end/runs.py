@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
+from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.launch import Listener
-from orchestrator.scheduling.train_run import Watcher
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
 from tests import specs

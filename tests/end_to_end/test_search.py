@@ -19,8 +19,8 @@ from orchestrator.errors import ClusterError, Interrupted
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.scheduling import launch as launching
+from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.launch import Listener, RunResult, launch
-from orchestrator.scheduling.train_run import Watcher
 from orchestrator.scheduling.trial import ending_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
@@ -234,7 +234,7 @@ def test_a_driver_killed_between_a_trials_end_and_its_closing_leaves_no_run_open
     first = launch(spec, runs.listener())
     base, mlflow = Path(first.run_folder), store.client(locations.default_tracking_uri(), create=False)
     (base / "result.json").unlink()
-    (base / "trials" / "00" / "closed").unlink()
+    (base / "trials" / "00" / "outbox" / "confirmed.json").unlink()
     before = children(first)
     mlflow.update_run(before["00"].info.run_id, status="RUNNING")
     after = children(launch(spec, runs.listener()))

@@ -1,0 +1,61 @@
+"""`flush` as a person meets it: what killed drivers and absent servers left on this machine's disks goes to MLflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator import console, locations
+from orchestrator.errors import SpecError
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.sync import Shipment
+
+
+def flush_command(folder: Path | None, *, everything: bool, as_json: bool) -> int:
+    """Ships a run, or all below a folder; shows what became of each and gives the exit code: 1 where something waits.
+
+    Raises SpecError for a folder without runs.
+    """
+    from orchestrator.tracking.desired import find_runs
+    from orchestrator.tracking.sync import flush
+
+    if folder is not None and everything:
+        raise SpecError("flush takes a folder or --all, not both", got=folder, do="leave out one of them")
+    root = locations.home() / "runs" if folder is None else folder.expanduser().absolute()
+    found = find_runs(root)
+    if not found and folder is not None:
+        raise SpecError(
+            "there is no tracked run in this folder",
+            got=root,
+            allowed="a run folder (`run --json` names it), or a folder that holds some",
+            do="`orchestrator flush` without a folder takes all runs of the default storage",
+        )
+    shipments = flush(found)
+    waiting = [shipment for shipment in shipments if shipment.why is not None]
+    if as_json:
+        console.print_json(
+            {
+                "status": "waiting" if waiting else "shipped",
+                "sent": sum(shipment.sent for shipment in shipments),
+                "waiting": sum(shipment.waiting for shipment in shipments),
+                "runs": [shipment.to_dict() for shipment in shipments],
+            }
+        )
+    else:
+        _show(shipments, root)
+    return 1 if waiting else 0
+
+
+def _show(shipments: Sequence[Shipment], root: Path) -> None:
+    for shipment in shipments:
+        if shipment.sent or shipment.why:
+            print(f"{shipment.name}  {shipment.status}  {shipment.sent} points sent, {shipment.waiting} wait")
+            print(f"  {shipment.folder}" + (f"  MLflow run {shipment.run_id}" if shipment.run_id else ""))
+        if shipment.why:
+            remedy = "; remove its folder to forget it" if shipment.is_final else ""
+            sys.stderr.write(f"{shipment.name}: {shipment.why}{remedy}\n")
+    waiting = sum(shipment.why is not None for shipment in shipments)
+    print(f"{len(shipments)} runs below {root}: {len(shipments) - waiting} are in MLflow, {waiting} wait")

@@ -1,0 +1,101 @@
+"""What a failed attempt died of: errors of workers as they arrive here -> the one error that explains them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+
+import ray.train
+from ray.exceptions import RayError, RayTaskError
+
+from orchestrator.errors import CapacityError, ClusterError, MemoryExhaustedError, OrchestratorError, TransientError
+from orchestrator.training.out_of_memory import is_out_of_memory
+
+_BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
+"""What gloo, NCCL and the rendezvous say when a peer is gone."""
+
+
+class WorkerError(Exception):
+    """What a worker raised that is none of ours, as text: Ray drops the traceback, and not every exception pickles."""
+
+    def __init__(self, kind: str, text: str, last_lines: str, is_broken_connection: bool) -> None:
+        super().__init__(kind, text, last_lines, is_broken_connection)  # all of them, so that it pickles
+        self.kind, self.text, self.last_lines = kind, text, last_lines
+        self.is_broken_connection = is_broken_connection
+
+    @classmethod
+    def of(cls, error: BaseException) -> WorkerError:
+        """The text of an error that was just caught."""
+        text = " ".join(str(error).split())
+        frames = traceback.extract_tb(error.__traceback__)[-2:]
+        last_lines = " | ".join(f"{frame.filename}:{frame.lineno} {frame.name}: {frame.line}" for frame in frames)
+        broken = isinstance(error, RuntimeError | ConnectionError) and any(sign in text.lower() for sign in _BROKEN)
+        return cls(type(error).__name__, text, last_lines, broken)
+
+
+def raised_by_worker(error: BaseException) -> Exception:
+    """The error that goes to the driver for one that a worker caught: ours unchanged, memory named, others as text."""
+    if isinstance(error, OrchestratorError):
+        return error
+    if is_out_of_memory(error):
+        return MemoryExhaustedError(
+            "a step needs more memory than its worker has", got=" ".join(str(error).split())[:300]
+        )
+    return WorkerError.of(error)
+
+
+def explain(error: BaseException) -> OrchestratorError:
+    """The error that a failed attempt of Ray Train is reported by."""
+    if isinstance(error, OrchestratorError):
+        return error
+    if isinstance(error, ray.train.WorkerGroupError):
+        return translate(error.worker_failures)
+    if isinstance(error, ray.train.TrainingFailedError | RayError):
+        return _never_trained(getattr(error, "controller_failure", error))
+    raise error
+
+
+def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:
+    """The one error that explains a failed worker group, given each rank's.
+
+    One of ours comes first; then a dead worker, whose peers fail with broken connections; then a foreign error, which
+    is named with its rank and last lines. What is neither ours nor a `WorkerError` is Ray speaking for a dead worker.
+    """
+    for error in failures.values():
+        if isinstance(error, OrchestratorError):
+            return error
+    raised = {rank: error for rank, error in failures.items() if isinstance(error, WorkerError)}
+    foreign = {rank: error for rank, error in raised.items() if not error.is_broken_connection}
+    dead = sorted(failures.keys() - raised.keys())
+    if dead or not foreign:
+        ranks = dead or sorted(failures)
+        kind = MemoryExhaustedError if is_out_of_memory(failures[ranks[0]]) else TransientError
+        return kind(
+            f"worker{'s' if len(ranks) > 1 else ''} of rank {', '.join(map(str, ranks))} died",
+            got=_last_words(failures[ranks[0]]),
+            do="the same command goes on from the newest checkpoint",
+        )
+    rank, cause = min(foreign.items())
+    return ClusterError(
+        f"training failed on rank {rank} with {cause.kind}",
+        got=cause.text[:400] or "no message",
+        do=f"this is none of the mistakes the project knows; it was raised at {cause.last_lines}",
+    )
+
+
+def _never_trained(cause: BaseException) -> OrchestratorError:
+    """What kept Ray Train from running the workers at all."""
+    got = " ".join(str(cause).split())[-400:]
+    if "worker group startup timed out" in str(cause):
+        return CapacityError("there is no room for the workers", got=got, do="`ray status` shows what is free")
+    if isinstance(cause, RayTaskError):
+        return ClusterError(
+            "the workers could not start", got=got, do="check that every node has this project and its dependencies"
+        )
+    return TransientError("Ray could not run the workers", got=got, do="the same command starts them again")
+
+
+def _last_words(error: BaseException) -> str:
+    """What Ray or the worker knows of a death, without Ray's preamble of ids."""
+    text = " ".join((error.text if isinstance(error, WorkerError) else str(error)).split())
+    return (text.partition("Worker exit detail: ")[2] or text)[:300]

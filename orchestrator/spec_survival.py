@@ -1,0 +1,129 @@
+"""Fields of a spec that say what a run is given and how it lives through faults: resources, checkpoints, bad steps.
+
+`spec` puts them into the `RunSpec`; rules between these and other fields stand there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+
+from orchestrator.quantities import parse_count
+
+Count = Annotated[PositiveInt, BeforeValidator(parse_count, json_schema_input_type=int | str)]
+"""A positive whole number; `2M`, `10B` and `1e6` are read as numbers."""
+
+Workers = PositiveInt | Literal["auto"] | tuple[PositiveInt, PositiveInt]
+"""A number, the planner's choice, or the least and the most of an elastic run."""
+Spikes = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
+"""YAML reads a bare `off` as false."""
+
+OBJECT_STORES = ("s3://", "gs://")
+"""What `checkpoint.storage` may begin with to name a bucket instead of a folder."""
+
+
+class Block(BaseModel):
+    """Frozen; unknown keys are refused; the sentence under a field is its description in the schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BadStepsSpec(Block):
+    """What to do about a step whose loss or gradient is not finite, or whose loss is far above its recent ones: go back
+    to the newest checkpoint and leave the step's samples out."""
+
+    spikes: Spikes = "auto"
+    """`auto` judges a loss by the spread of recent ones; `off` lets spikes pass, and only what is not finite counts."""
+    max_rewinds: Annotated[int, Field(ge=0)] = 3
+    """How often a run goes back within 1,000 steps before it gives up; with 0 the first bad step ends it."""
+
+
+class ResourcesSpec(Block):
+    """What each training gets from the cluster."""
+
+    workers: Workers = 1
+    """Ray Train workers of one training, each one rank. `[2, 8]` is elastic: the run shrinks when it loses workers and
+    grows when there is room, between sizes that split the batch. `auto` is the number that the planner finds cheapest.
+    """
+    gpus_per_worker: Literal["auto", 0, 1] = "auto"
+    """GPUs of a worker; `auto` takes one where the cluster has GPUs."""
+    cpus_per_worker: PositiveInt = 1
+    """CPU cores of a worker, and its threads."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often dead workers are replaced and the run goes on from its newest checkpoint."""
+    capacity_timeout_s: NonNegativeFloat = 1800.0
+    """Seconds that a run which has lost its room waits for more before it gives up: a guess, since a machine comes back
+    or is replaced within minutes, and what takes longer than half an hour is better started again by hand."""
+    hang_timeout_s: Literal["auto"] | PositiveFloat = "auto"
+    """Seconds that a rank may stand still in a step before the workers are taken to hang; `auto` is 60. Ten usual steps
+    are waited for in any case; start, first step, evaluation, saving and export are given multiples."""
+    usd_per_device_hour: NonNegativeFloat | None = None
+    """Price of one device for an hour; none given takes the catalogue's (`configs/devices.yaml`)."""
+
+    @field_validator("workers", mode="wrap")
+    @classmethod
+    def _one_size_or_a_range(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            workers = check(value)
+        except ValidationError as error:
+            raise ValueError(
+                f"resources.workers is a number, [LEAST, MOST] for a run that shrinks and grows, or auto; got {value!r}"
+            ) from error
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError(
+                f"resources.workers is [LEAST, MOST], and {workers[0]} is more than {workers[1]}: "
+                f"use [{workers[1]}, {workers[0]}]"
+            )
+        return workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the run may change its number of workers."""
+        return isinstance(self.workers, tuple)
+
+
+class CheckpointSpec(Block):
+    """When and where the run is saved."""
+
+    every_steps: Literal["auto"] | Count | None = None
+    """Save every so many steps; always also at the end and when stopped. `auto` weighs the measured cost of saving
+    against the work that failures are expected to undo."""
+    keep: PositiveInt = 3
+    """How many of the newest checkpoints stay."""
+    storage: str | None = None
+    """Where runs are kept: a folder that every node sees, or a bucket as `s3://BUCKET/PATH` or `gs://BUCKET/PATH`; none
+    given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`)."""
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_folder_or_a_bucket(cls, value: str | None) -> str | None:
+        if value is None or "://" not in value:
+            return value
+        if value.startswith("file://"):
+            raise ValueError(f"give the path, {value.removeprefix('file://') or '/'}; got {value}")
+        scheme = next((scheme for scheme in OBJECT_STORES if value.startswith(scheme)), None)
+        if scheme is None:
+            raise ValueError(
+                "checkpoint.storage must be a folder that every node sees, such as /mnt/shared/runs, or begin with "
+                f"{' or '.join(OBJECT_STORES)}; got {value}"
+            )
+        if not value.removeprefix(scheme).partition("/")[0].strip():
+            raise ValueError(f"checkpoint.storage names no bucket: use {scheme}BUCKET/PATH; got {value}")
+        return value
+
+    @property
+    def in_a_bucket(self) -> bool:
+        """Whether runs are kept in object storage."""
+        return self.storage is not None and self.storage.startswith(OBJECT_STORES)

@@ -1,0 +1,88 @@
+"""What a run says of itself in MLflow: tags, parameters and artifacts, from its spec and plan."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from orchestrator import __version__
+from orchestrator.tracking.mlflow_run import TAG
+
+if TYPE_CHECKING:
+    from orchestrator.planning.run_plan import RunPlan
+    from orchestrator.spec import RunSpec
+
+
+def described(spec: RunSpec, plan: RunPlan, *, data_fingerprint: str, run_folder: Path) -> dict[str, Any]:
+    """The arguments `tags`, `params` and `artifacts` of `tracker.open_run`.
+
+    The parameters are the spec and the plan, flattened so that MLflow can filter and compare by them. A resumed run
+    keeps its first ones; the artifact `plan.json` is the plan carried out last.
+    """
+    asked, planned = spec.model_dump(mode="json"), plan.to_dict()
+    figures = {key: value for key, value in planned.items() if key not in ("deepspeed", "reasons")}
+    return {
+        "tags": {**run_tags(spec, data_fingerprint=data_fingerprint), f"{TAG}run_folder": str(run_folder)},
+        "params": flatten(asked) | flatten({"plan": figures}),
+        "artifacts": {"spec.yaml": yaml.safe_dump(asked, sort_keys=False), "plan.json": json.dumps(planned, indent=2)},
+    }
+
+
+def run_tags(spec: RunSpec, *, data_fingerprint: str | None = None) -> dict[str, str]:
+    """The tags that every run carries and `compare` reads."""
+    values = {
+        "kind": spec.kind,
+        "method": spec.method,
+        "task": spec.task,
+        "name": spec.name,
+        "spec_fingerprint": spec.fingerprint(),
+        "data_fingerprint": data_fingerprint,
+        "quality_metric": spec.quality_metric,
+        "role": None if spec.search is None else "search",
+        "version": __version__,
+    }
+    return {f"{TAG}{key}": value for key, value in values.items() if value is not None}
+
+
+def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as `a.b.c: text`; lists as JSON; None left out."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, prefix=f"{path}.")
+        elif value is not None:
+            flat[path] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def source_tags(folder: Path) -> dict[str, str]:
+    """Who started the run and from which revision; the revision is left out when `folder` is no git checkout."""
+    tags = {"mlflow.source.name": "orchestrator"}
+    with suppress(KeyError, OSError):  # a container may run under a user id without a name
+        tags["mlflow.user"] = getpass.getuser()
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    changes = _git(folder, "status", "--porcelain")
+    if changes is not None:
+        tags[f"{TAG}git_dirty"] = "true" if changes else "false"
+    return tags
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    """A git command's output; None without git, outside a checkout, or when it takes over 5 s."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

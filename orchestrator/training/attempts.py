@@ -1,0 +1,180 @@
+"""The attempts of a run, numbered from 1, and the fence that keeps the workers of old ones out. No torch.
+
+    attempts/0002.json           by the driver before the attempt starts: how many workers, and why there is a new one
+    attempts/0002.resumed.json   by its rank 0: the step it went on from
+    attempts/kept.json           what all attempts of the run have in common
+
+A worker that was cut off or stopped may wake up when another attempt has long taken its place. Two rules keep it from
+doing harm, and neither needs a clock or a lock: it looks for a newer number before it writes (`Fence`), and what it
+managed to write for steps beyond the one that a later attempt went on from does not count (`Attempts.is_void`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import FencedError, StorageError
+from orchestrator.planning.run_plan import Kept
+
+_LOOK_EVERY_S = 0.25
+"""How long an answer of `Fence.holds` stays good: a folder is listed in 20 us on a local disk, not on a shared one."""
+_DIGITS = 4
+_KEPT = "kept.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a run's workers."""
+
+    number: int
+    """From 1."""
+    workers: int
+    cause: str
+    """Why it was started: `first start`, or what ended the one before."""
+    started_s: float
+    """Unix time."""
+    resumed_step: int | None = None
+    """Optimizer steps done when it began to train; None until it did."""
+
+
+class Attempts:
+    """The attempts of one run, in its folder. Raises StorageError when that cannot be read or written."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder / "attempts"
+
+    def open(self, *, workers: int, cause: str) -> int:
+        """A new attempt's number; from here on the workers of all earlier ones are fenced out."""
+        while True:
+            number = self.newest() + 1
+            attempt = Attempt(number=number, workers=workers, cause=cause, started_s=time.time())
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._write(self._file(number), asdict(attempt), exclusive=True)
+            except FileExistsError:  # another driver took this number
+                continue
+            except OSError as error:
+                raise self._unusable(error) from error
+            return number
+
+    def newest(self) -> int:
+        """Number of the newest attempt, 0 before the first."""
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise self._unusable(error) from error
+        return max((int(name[:_DIGITS]) for name in names if name[:_DIGITS].isdigit()), default=0)
+
+    def note_resumed(self, number: int, step: int) -> None:
+        """Rank 0 of an attempt says from which step it goes on."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(self._resumed_file(number), {"step": step}, exclusive=False)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def all(self) -> list[Attempt]:
+        """Oldest first."""
+        found = []
+        for number in range(1, self.newest() + 1):
+            value = self._read(self._file(number))
+            if value is not None:
+                found.append(Attempt(**{**value, "resumed_step": self.resumed_step(number)}))
+        return found
+
+    def resumed_step(self, number: int) -> int | None:
+        """The step that an attempt went on from; None while it has not begun to train."""
+        resumed = self._read(self._resumed_file(number))
+        return None if resumed is None else int(resumed["step"])
+
+    def keep(self, kept: Kept) -> None:
+        """From now on attempts have this in common."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write(self._folder / _KEPT, asdict(kept), exclusive=False)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def kept(self) -> Kept | None:
+        """What earlier attempts have settled; None before the first."""
+        value = self._read(self._folder / _KEPT)
+        return None if value is None else Kept(**value)
+
+    def is_void(self, number: int, step: int) -> bool:
+        """Whether what attempt `number` wrote for `step` does not count: a later one went on from a step before."""
+        later = map(self.resumed_step, range(number + 1, self.newest() + 1))
+        return any(resumed is not None and step > resumed for resumed in later)
+
+    def fence(self, number: int) -> Fence:
+        """What the workers of an attempt ask before they write."""
+        return Fence(number, newest=self.newest)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:0{_DIGITS}d}.json"
+
+    def _resumed_file(self, number: int) -> Path:
+        return self._folder / f"{number:0{_DIGITS}d}.resumed.json"
+
+    def _write(self, file: Path, value: dict[str, Any], *, exclusive: bool) -> None:
+        """Whole or not at all; with `exclusive` only where there is none yet."""
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(value))
+            if exclusive:
+                os.link(temporary, file)  # unlike a rename it fails when the name is taken
+            else:
+                temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _read(self, file: Path) -> dict[str, Any] | None:
+        try:
+            value: dict[str, Any] = json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+        return value
+
+    def _unusable(self, error: Exception) -> StorageError:
+        return StorageError(
+            "the attempts of this run cannot be kept",
+            got=f"{self._folder} ({error})",
+            do="free space, or set checkpoint.storage to a folder that every node can write",
+        )
+
+
+class Fence:
+    """Tells the workers of one attempt whether they may still write."""
+
+    def __init__(self, number: int, *, newest: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
+        self._number, self._newest, self._clock = number, newest, clock
+        self._looked_s = float("-inf")
+        self._holds = True
+
+    def holds(self, *, now: bool = False) -> bool:
+        """Whether no newer attempt has begun; `now` looks at once, else an answer may be 0.25 s old.
+
+        Once it does not hold it never will again.
+        """
+        if self._holds and (now or self._clock() - self._looked_s >= _LOOK_EVERY_S):
+            self._holds = self._newest() <= self._number
+            self._looked_s = self._clock()
+        return self._holds
+
+    def check(self) -> None:
+        """Raises FencedError when a newer attempt has begun."""
+        if not self.holds():
+            raise FencedError(
+                "another command has taken this run over",
+                got=f"attempt {self._number}, while attempt {self._newest()} has begun",
+                do="leave this run to the other command, or stop that one first",
+            )

@@ -1,0 +1,251 @@
+"""What a training keeps and goes back to, for one rank: checkpoints, the steps it undid, and its right to write.
+
+The loop says when; here is decided what to load, when the next checkpoint is due, and what is told on disk. All ranks
+call each method at the same step unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from orchestrator.errors import StorageError, TransientError
+from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, CheckpointCost, interval_steps
+from orchestrator.training import checkpoints
+from orchestrator.training.attempts import Attempts
+from orchestrator.training.batches import batch_number
+from orchestrator.training.checkpoints import Checkpoint
+from orchestrator.training.conversion import has_shape
+from orchestrator.training.engine import Engine, needed_by
+from orchestrator.training.guard import Rewind, Verdict, decide_rewind, diverged, skipped_batches
+from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
+from orchestrator.training.saving import Saver, SaveTimes
+from orchestrator.training.storage import open_storage
+
+_RECENT_SAVES = 5
+_SLOWDOWN = 0.1
+"""How much longer steps take while a checkpoint is written behind them (a guess until `make bench` says otherwise)."""
+_RESTART_S = 20.0
+"""From a death to the first new step: 18 to 19 s on two cores (measured); it only enters the stated overhead."""
+
+Agree = Callable[[Any], Any]
+"""Gives rank 0's value to every rank."""
+
+
+class Keeper:
+    """One rank's share of keeping a run, within one attempt."""
+
+    def __init__(self, job: TrainingJob, context: WorkerContext, *, agree: Agree) -> None:
+        self._job, self._rank, self._nodes, self._agree = job, context.rank, context.nodes, agree
+        self._attempts = Attempts(job.run_folder)
+        self._fence = self._attempts.fence(job.attempt)
+        self._scratch = tempfile.TemporaryDirectory(prefix="checkpoints-")
+        self._storage = open_storage(job.checkpoints, scratch=Path(self._scratch.name))
+        self._saver: Saver | None = None
+        self._loaded: str | None = None
+        self._saved_step = 0
+        self._interval: int | None = None
+        self._cost: CheckpointCost | None = None
+        self._rewinds_file = job.run_folder / "rewinds.json"
+        self._rewinds: tuple[Rewind, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        """What a user should know."""
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Numbers of the global batches that are left out."""
+        return skipped_batches(self._rewinds)
+
+    def attach(self, engine: Engine) -> None:
+        """From now on this engine's state is kept."""
+        plan = self._job.plan
+        if self._saver is not None:
+            self._saver.close()
+        self._engine = engine
+        self._saver = Saver(
+            engine,
+            self._storage,
+            rank=self._rank,
+            world_size=plan.workers,
+            zero_stage=plan.zero_stage,
+            attempt=self._job.attempt,
+            keep=self._job.spec.checkpoint.keep,
+            holds=lambda: self._fence.holds(now=True),
+        )
+
+    # -- going on and going back -------------------------------------------------------------------------------
+
+    def restore(self) -> LoopState:
+        """Loads the newest good checkpoint; the state of a run that begins where there is none.
+
+        Raises StorageError when there are checkpoints and none can be read.
+        """
+        self._rewinds = self._agree(self._read_rewinds() if self._leads else None)
+        state = self._load(self._agree(self._find() if self._leads else None))
+        if self._leads and self._job.attempt:
+            self._attempts.note_resumed(self._job.attempt, 0 if state is None else state.step)
+        if state is None and self.notes:
+            raise StorageError(
+                "no checkpoint of this run can be read", got="; ".join(self.notes), do="start over with --fresh"
+            )
+        return state or LoopState()
+
+    def rewind(self, verdict: Verdict, step: int, samples_of: Callable[[int], list[int]]) -> LoopState | None:
+        """Undoes everything since the checkpoint before a bad step and leaves out the batches that may be to blame.
+
+        `samples_of` gives the samples of a batch. None means back to the start: the engine must be built anew.
+        Raises DivergedError when going back has not helped.
+        """
+        self._written()
+        good = self._agree(self._good_steps() if self._leads else None)
+        most = self._job.spec.training.bad_steps.max_rewinds
+        decision = decide_rewind(verdict, step, earlier=self._rewinds, checkpoints=good, max_rewinds=most)
+        if not decision.rewind:
+            raise diverged(verdict, step, decision=decision, earlier=self._rewinds)
+        batches = tuple(batch_number(each, self.skipped) for each in range(verdict.first_step, step + 1))
+        rewind = Rewind(
+            step=step,
+            first_step=verdict.first_step,
+            to_step=decision.to_step,
+            skipped=batches,
+            samples=tuple(number for batch in batches for number in samples_of(batch)),
+            reason=verdict.reason,
+        )
+        self._rewinds = (*self._rewinds, rewind)
+        self.notes = (*self.notes, f"step {step + 1}: {verdict.reason}; {decision.reason}")
+        if self._leads:
+            checkpoints.discard_newer(self._storage, decision.to_step)
+            self._write_rewinds()
+        return self._load(self._agree(self._find() if self._leads else None))
+
+    # -- saving ------------------------------------------------------------------------------------------------
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be made after `step` steps."""
+        every = self._job.spec.checkpoint.every_steps
+        if every is None or step == 0:
+            return False
+        if every != "auto":
+            return step % every == 0
+        return step >= self._saved_step + (self._interval or FIRST_INTERVAL_STEPS)
+
+    def save(self, state: LoopState, *, step_s: float) -> None:
+        """Copies the state of a step that is not kept yet; it becomes a checkpoint while training goes on.
+
+        `step_s` is the time of a recent step, by which `every_steps: auto` sets the next one.
+        """
+        if state.step == self._saved_step:
+            return
+        assert self._saver is not None, "an engine is attached"
+        self._saver.save(state)
+        self._saved_step = state.step
+        if self._job.spec.checkpoint.every_steps == "auto":
+            self._interval = self._agree(self._best_interval(state, step_s) if self._leads else None)
+
+    def newest(self) -> str | None:
+        """Where the newest checkpoint is, once everything that was handed over is written; every rank's own view."""
+        return self._written() or self._loaded
+
+    def times(self) -> list[SaveTimes]:
+        """What this rank's checkpoints have cost, those finished since the last call."""
+        assert self._saver is not None, "an engine is attached"
+        return self._saver.finished()
+
+    # -- going on or not ---------------------------------------------------------------------------------------
+
+    def has_failed(self) -> bool:
+        """Whether this rank has met something that ends the attempt; cheap, asked at every step."""
+        return not self._fence.holds() or (self._saver is not None and self._saver.failure() is not None)
+
+    def raise_failure(self) -> None:
+        """Raises what any rank has met, on every rank."""
+        self.check_fence()
+        failure = None if self._saver is None else self._saver.failure()
+        if failure is not None:
+            raise failure
+        raise TransientError("another rank of this attempt could not go on", do="its own error says why")
+
+    def check_fence(self) -> None:
+        """Raises FencedError when a newer attempt has begun."""
+        self._fence.check()
+
+    def holds(self) -> bool:
+        """Whether this attempt may still write."""
+        return self._fence.holds()
+
+    def close(self) -> None:
+        """Gives up what is not complete yet."""
+        if self._saver is not None:
+            self._saver.close()
+        self._scratch.cleanup()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    @property
+    def _leads(self) -> bool:
+        return self._rank == 0
+
+    def _written(self) -> str | None:
+        return None if self._saver is None else self._saver.wait()
+
+    def _find(self) -> Checkpoint | None:
+        """Rank 0: the newest that counts; what lies behind it is in the way."""
+        found = checkpoints.newest_good(self._storage, void=self._attempts.is_void)
+        self.notes = (*self.notes, *found.rejected)
+        if found.checkpoint is not None:
+            checkpoints.discard_newer(self._storage, found.checkpoint.state.step)
+        return found.checkpoint
+
+    def _load(self, checkpoint: Checkpoint | None) -> LoopState | None:
+        self.notes = self._agree(self.notes)
+        self._saved_step = 0 if checkpoint is None else checkpoint.state.step
+        if checkpoint is None:
+            self._loaded = None
+            return None
+        plan = self._job.plan
+        same_shape = has_shape(checkpoint, world_size=plan.workers, zero_stage=plan.zero_stage)
+        path = checkpoints.fetch(
+            self._storage, checkpoint, needed=lambda name: not same_shape or needed_by(self._rank, name)
+        )
+        self._engine.load(replace(checkpoint, path=path))
+        self._loaded = str(checkpoint.path)
+        return checkpoint.state
+
+    def _good_steps(self) -> list[int]:
+        return checkpoints.steps(self._storage, void=self._attempts.is_void)
+
+    def _best_interval(self, state: LoopState, step_s: float) -> int:
+        recent = self.times()[-_RECENT_SAVES:]
+        if recent:
+            self._cost = CheckpointCost(
+                blocked_s=fmean(times.blocked_s for times in recent),
+                write_s=fmean(times.writing_s for times in recent),
+                slowdown=_SLOWDOWN,
+            )
+        decision = interval_steps(
+            step_s=step_s or None,
+            cost=self._cost,
+            restart_s=_RESTART_S,
+            nodes=self._nodes,
+            failures=max(0, self._job.attempt - 1),
+            node_hours=state.wall_seconds / 3600 * self._nodes,
+        )
+        return decision.steps
+
+    def _read_rewinds(self) -> tuple[Rewind, ...]:
+        try:
+            text = self._rewinds_file.read_text()
+        except FileNotFoundError:
+            return ()
+        return tuple(Rewind.from_dict(value) for value in json.loads(text))
+
+    def _write_rewinds(self) -> None:
+        temporary = self._rewinds_file.with_suffix(".tmp")
+        with checkpoints.storage_errors(self._job.run_folder):
+            temporary.write_text(json.dumps([rewind.to_dict() for rewind in self._rewinds], indent=1))
+            temporary.replace(self._rewinds_file)

@@ -1,0 +1,396 @@
+"""Where checkpoints are kept: a folder that every node sees, or an object store. One seam, two kinds.
+
+A checkpoint in progress is named by (step, attempt), so two attempts never write to the same place. Its ranks hand in
+files, each with a note; publishing makes it complete:
+
+    folder          step-00000100.a2.writing/ is renamed to step-00000100/
+    object store    step-00000100.a2/manifest.json is uploaded, last
+
+No torch, and plain OSErrors: `checkpoints` and `saving` translate them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.errors import StorageError
+
+MANIFEST = "manifest.json"
+_COMPLETE = re.compile(r"step-(\d{8})(?:\.a(\d+))?(\.replaced)?")
+_IN_PROGRESS = re.compile(r"step-\d{8}\.a(\d+)\.writing")
+_REMOVING = ".removing"
+_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A checkpoint by its name alone: published, but not looked into."""
+
+    name: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSum:
+    """What a file must be."""
+
+    bytes: int
+    crc32: int
+    rank: int = 0
+    """Who wrote it."""
+
+
+class Storage(Protocol):
+    """What a place for checkpoints can do. Everything raises OSError where the place cannot be read or written."""
+
+    def begin(self, step: int, attempt: int) -> Path:
+        """A folder on this machine for the files of this rank."""
+
+    def hand_in(self, step: int, attempt: int, names: Iterable[str]) -> None:
+        """Makes files below `begin`'s folder visible to all ranks."""
+
+    def write_note(self, step: int, attempt: int, name: str, text: str) -> None:
+        """A small file beside them, whole or not there at all."""
+
+    def notes(self, step: int, attempt: int) -> set[str]:
+        """The names of those that are there."""
+
+    def read_note(self, step: int, attempt: int, name: str) -> str:
+        """The text of one that is there."""
+
+    def publish(self, step: int, attempt: int, manifest: str) -> str:
+        """Makes the checkpoint complete, in one atomic act, and says where it is.
+
+        Raises StorageError when a newer attempt has published the same step.
+        """
+
+    def entries(self) -> list[Entry]:
+        """What has been published, newest first."""
+
+    def read_manifest(self, entry: Entry) -> str:
+        """The text that `publish` was given."""
+
+    def problem(self, entry: Entry, name: str, expected: FileSum) -> str | None:
+        """What is wrong with a file, as far as the place can tell without moving it."""
+
+    def fetch(self, entry: Entry, files: Mapping[str, FileSum]) -> Path:
+        """A folder on this machine that holds the files. Raises StorageError when one arrives damaged."""
+
+    def local(self, entry: Entry) -> Path:
+        """The folder that `fetch` gives."""
+
+    def remove(self, entry: Entry) -> None:
+        """Takes a checkpoint away; a kill in between leaves no half of it that looks complete."""
+
+    def sweep(self, attempt: int) -> None:
+        """Removes what earlier attempts and half-done removals left behind."""
+
+
+def open_storage(place: str | Path | Storage, *, scratch: Path | None = None) -> Storage:
+    """The storage at a path or URI; a storage passes unchanged.
+
+    An object store needs `scratch`, a folder on this machine that its owner removes in the end; processes may share it.
+    """
+    if isinstance(place, Path):
+        return FolderStorage(place)
+    if isinstance(place, str):
+        if "://" not in place:
+            return FolderStorage(Path(place))
+        assert scratch is not None, "an object store needs a scratch folder"
+        return ObjectStorage(place, scratch=scratch)
+    return place
+
+
+class FolderStorage:
+    """A folder on a disk or network file system that every node sees."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __str__(self) -> str:
+        return str(self._root)
+
+    def begin(self, step: int, attempt: int) -> Path:
+        """See `Storage`."""
+        folder = self._writing(step, attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def hand_in(self, step: int, attempt: int, names: Iterable[str]) -> None:
+        """See `Storage`: they are where everyone looks; their names must outlive a power cut too."""
+        folder = self._writing(step, attempt)
+        for parent in {(folder / name).parent for name in names}:
+            _sync_folder(parent)
+
+    def write_note(self, step: int, attempt: int, name: str, text: str) -> None:
+        """See `Storage`."""
+        file = self._writing(step, attempt) / name
+        draft = file.with_suffix(".draft")
+        _write_synced(draft, text)
+        draft.rename(file)
+
+    def notes(self, step: int, attempt: int) -> set[str]:
+        """See `Storage`. Listing makes an NFS client look again, where it remembers that a file was missing."""
+        return {name for name in os.listdir(self._writing(step, attempt)) if name.endswith(".json")}
+
+    def read_note(self, step: int, attempt: int, name: str) -> str:
+        """See `Storage`."""
+        return (self._writing(step, attempt) / name).read_text()
+
+    def publish(self, step: int, attempt: int, manifest: str) -> str:
+        """See `Storage`. An older attempt's checkpoint of this step is moved aside, and still found if we die there."""
+        writing, final = self._writing(step, attempt), self._root / _name(step)
+        _write_synced(writing / MANIFEST, manifest)
+        _sync_folder(writing)
+        aside = final.with_name(f"{final.name}.a{attempt}.replaced")
+        if final.exists():
+            self._refuse_newer(final, attempt)
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
+            try:
+                self._refuse_newer(aside, attempt)  # it may have been published since we looked
+            except StorageError:
+                aside.rename(final)
+                raise
+        writing.rename(final)
+        _sync_folder(self._root)
+        shutil.rmtree(aside, ignore_errors=True)
+        return str(final)
+
+    def entries(self) -> list[Entry]:
+        """See `Storage`."""
+        found = []
+        for path in self._root.glob("step-*"):
+            match = _COMPLETE.fullmatch(path.name)
+            if match is not None:
+                # One that was moved aside stands behind the one that takes its place.
+                found.append((int(match[1]), match[3] is None, path.name))
+        return [Entry(name=name, step=step) for step, _, name in sorted(found, reverse=True)]
+
+    def read_manifest(self, entry: Entry) -> str:
+        """See `Storage`."""
+        return (self._root / entry.name / MANIFEST).read_text()
+
+    def problem(self, entry: Entry, name: str, expected: FileSum) -> str | None:
+        """See `Storage`: the whole file is read."""
+        return file_problem(self._root / entry.name / name, name, expected)
+
+    def fetch(self, entry: Entry, files: Mapping[str, FileSum]) -> Path:
+        """See `Storage`: nothing moves, and `problem` has read them."""
+        return self.local(entry)
+
+    def local(self, entry: Entry) -> Path:
+        """See `Storage`."""
+        return self._root / entry.name
+
+    def remove(self, entry: Entry) -> None:
+        """See `Storage`."""
+        dying = self._root / f"{entry.name}{_REMOVING}"
+        with contextlib.suppress(OSError):  # another process removes it, or the disk is read-only: then it stays
+            (self._root / entry.name).rename(dying)
+        shutil.rmtree(dying, ignore_errors=True)
+
+    def sweep(self, attempt: int) -> None:
+        """See `Storage`."""
+        for path in self._root.glob("step-*"):
+            torn = _IN_PROGRESS.fullmatch(path.name)
+            replaced = path.name.endswith(".replaced") and (self._root / path.name[: len(_name(0))]).exists()
+            if (torn and int(torn[1]) < attempt) or path.name.endswith(_REMOVING) or replaced:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _writing(self, step: int, attempt: int) -> Path:
+        """Made by `begin` alone: what a newer attempt has swept must not come back half-empty."""
+        return self._root / f"{_name(step)}.a{attempt}.writing"
+
+    def _refuse_newer(self, path: Path, attempt: int) -> None:
+        try:
+            newer = json.loads((path / MANIFEST).read_text()).get("attempt", 0) > attempt
+        except (OSError, ValueError):
+            return  # damaged: nobody will miss it
+        if newer:
+            raise fenced_out(attempt)
+
+
+class ObjectStorage:
+    """A bucket or a prefix in one: any URI that `pyarrow.fs` takes. `AWS_ENDPOINT_URL` names another S3 server."""
+
+    def __init__(self, uri: str, *, scratch: Path) -> None:
+        """Opens it. Raises StorageError when the URI names nothing that can be opened."""
+        from pyarrow.fs import FileSystem
+
+        try:
+            self._files, self._prefix = FileSystem.from_uri(uri)
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                "the object store cannot be opened",
+                got=f"{uri} ({' '.join(str(error).split())[:200]})",
+                allowed="a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or another URI of pyarrow.fs",
+                do="check checkpoint.storage and the credentials of every node",
+            ) from error
+        self._uri = uri.rstrip("/")
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(dir=scratch))
+
+    def __str__(self) -> str:
+        return self._uri
+
+    def begin(self, step: int, attempt: int) -> Path:
+        """See `Storage`."""
+        folder = self._scratch / f"{_name(step)}.a{attempt}.writing"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def hand_in(self, step: int, attempt: int, names: Iterable[str]) -> None:
+        """See `Storage`: uploads them, each freeing its space here."""
+        folder = self.begin(step, attempt)
+        for name in names:
+            key = f"{self._prefix}/{_name(step)}.a{attempt}/{name}"
+            with (folder / name).open("rb") as source, self._files.open_output_stream(key) as target:
+                while chunk := source.read(_CHUNK_BYTES):
+                    target.write(chunk)
+            (folder / name).unlink()
+        shutil.rmtree(folder)
+
+    def write_note(self, step: int, attempt: int, name: str, text: str) -> None:
+        """See `Storage`."""
+        with self._files.open_output_stream(f"{self._prefix}/{_name(step)}.a{attempt}/{name}") as stream:
+            stream.write(text.encode())
+
+    def notes(self, step: int, attempt: int) -> set[str]:
+        """See `Storage`."""
+        return {name for name in self._list(f"{self._prefix}/{_name(step)}.a{attempt}") if name.endswith(".json")}
+
+    def read_note(self, step: int, attempt: int, name: str) -> str:
+        """See `Storage`."""
+        return self._read(f"{_name(step)}.a{attempt}/{name}")
+
+    def publish(self, step: int, attempt: int, manifest: str) -> str:
+        """See `Storage`. Attempts have keys of their own, so nothing of another's can be overwritten."""
+        self.write_note(step, attempt, MANIFEST, manifest)
+        return f"{self._uri}/{_name(step)}.a{attempt}"
+
+    def entries(self) -> list[Entry]:
+        """See `Storage`: those with a manifest."""
+        return [
+            Entry(name=name, step=step)
+            for step, _, name in sorted(self._all(), reverse=True)
+            if self._size(f"{name}/{MANIFEST}") is not None
+        ]
+
+    def read_manifest(self, entry: Entry) -> str:
+        """See `Storage`."""
+        return self._read(f"{entry.name}/{MANIFEST}")
+
+    def problem(self, entry: Entry, name: str, expected: FileSum) -> str | None:
+        """See `Storage`: by its size; its checksum is compared where it arrives."""
+        size = self._size(f"{entry.name}/{name}")
+        if size is None:
+            return f"{name} is missing"
+        return None if size == expected.bytes else f"{name} has {size} bytes instead of {expected.bytes}"
+
+    def fetch(self, entry: Entry, files: Mapping[str, FileSum]) -> Path:
+        """See `Storage`."""
+        folder = self.local(entry)
+        for name, expected in files.items():
+            file = folder / name
+            if file_problem(file, name, expected) is None:
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            source = self._files.open_input_stream(f"{self._prefix}/{entry.name}/{name}")
+            with source, file.open("wb") as target:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            problem = file_problem(file, name, expected)
+            if problem is not None:
+                raise StorageError(f"checkpoint {entry.name} arrived damaged: {problem}", got=self._uri)
+        return folder
+
+    def local(self, entry: Entry) -> Path:
+        """See `Storage`."""
+        return self._scratch / entry.name
+
+    def remove(self, entry: Entry) -> None:
+        """See `Storage`: the manifest goes first."""
+        self._files.delete_file(f"{self._prefix}/{entry.name}/{MANIFEST}")
+        self._files.delete_dir(f"{self._prefix}/{entry.name}")
+
+    def sweep(self, attempt: int) -> None:
+        """See `Storage`."""
+        for _, writer, name in self._all():
+            if writer < attempt and self._size(f"{name}/{MANIFEST}") is None:
+                self._files.delete_dir(f"{self._prefix}/{name}")
+
+    def _all(self) -> list[tuple[int, int, str]]:
+        """(step, attempt, name) of everything that was begun."""
+        matches = (_COMPLETE.fullmatch(name) for name in self._list(self._prefix))
+        return [(int(match[1]), int(match[2]), match[0]) for match in matches if match and match[2]]
+
+    def _list(self, prefix: str) -> list[str]:
+        """Names right below a prefix."""
+        from pyarrow.fs import FileSelector
+
+        return [info.base_name for info in self._files.get_file_info(FileSelector(prefix, allow_not_found=True))]
+
+    def _size(self, key: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+        size: int | None = self._files.get_file_info(f"{self._prefix}/{key}").size
+        return size
+
+    def _read(self, key: str) -> str:
+        with self._files.open_input_stream(f"{self._prefix}/{key}") as stream:
+            return bytes(stream.read()).decode()
+
+
+def fenced_out(attempt: int) -> StorageError:
+    """What stops a worker of an attempt that is over."""
+    return StorageError(f"a newer attempt of this run has started: attempt {attempt} writes no more checkpoints")
+
+
+def file_problem(file: Path, name: str, expected: FileSum) -> str | None:
+    """What is wrong with a file here, read as a whole; None when it is what it must be."""
+    try:
+        size = file.stat().st_size
+        if size != expected.bytes:
+            return f"{name} has {size} bytes instead of {expected.bytes}"
+        return None if file_crc32(file) == expected.crc32 else f"{name} has another checksum"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+
+
+def file_crc32(file: Path) -> int:
+    """Checksum of a file, in chunks; zlib lets other threads run meanwhile."""
+    checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _write_synced(file: Path, text: str) -> None:
+    with file.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,319 @@
+"""The faults of the suite as values: where, when, what, and how the training is to end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chaos import faults
+from tests.chaos.cluster import Layout
+from tests.chaos.faults import Fault, Moment, at_step, while_saving
+
+FINISHED = "finished"
+KILLED = "killed"
+STEPS = 60
+SAVE_EVERY = 10
+
+LAYOUTS = {
+    "nodes": Layout(nodes={"node-1": 1, "node-2": 1, "node-3": 1}),
+    "hosts": Layout(nodes={"host-1": 1, "host-2": 1}, on_hosts=True),
+}
+"""By name: two workers and room for a third, on this machine; two workers on two namespace hosts, nothing to spare."""
+_ELASTIC: Mapping[str, Any] = {"resources.workers": [1, 2]}
+_AT_ANOTHER_SIZE = 1e-5
+"""Largest relative difference of the losses where the number of workers has changed: the issue's figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strike:
+    """One fault at its moment."""
+
+    when: Moment
+    what: Fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Faults on one training."""
+
+    name: str
+    fault: str
+    """For the table."""
+    strikes: tuple[Strike, ...]
+    layout: str = "nodes"
+    """Key of `LAYOUTS`."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Spec fields that differ from the base spec."""
+    endings: tuple[str, ...] | None = (FINISHED,)
+    """How each command ends, in order: `finished`, `killed`, or a part of the error; None: any, then `finished`."""
+    tolerance: float = 0.0
+    """Largest relative difference of the losses; above 0 only where the world size changes."""
+    most_again: int = SAVE_EVERY
+    """Most steps that may be taken more than once."""
+    server: bool = False
+    """Metrics go through an MLflow server instead of straight to its database."""
+    flush: bool = False
+    """`orchestrator flush` ships afterwards what the server could not take."""
+    objects: bool = False
+    """Checkpoints go to an object store instead of a folder."""
+    small_disk: bool = False
+    """Checkpoints go to a disk of their own with little room."""
+    quick: bool = False
+    """Part of `make test`."""
+
+
+def _once(when: Moment, what: Fault) -> tuple[Strike, ...]:
+    return (Strike(when=when, what=what),)
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(name="leader", fault="kill -9 of rank 0", strikes=_once(at_step(37), faults.kill_leader)),
+    Scenario(name="worker", fault="kill -9 of another rank", strikes=_once(at_step(37), faults.kill_other)),
+    Scenario(
+        name="node",
+        fault="kill -9 of a node, one is spare",
+        strikes=_once(at_step(37), faults.kill_node_of_other),
+        quick=True,
+    ),
+    Scenario(
+        name="leader-node",
+        fault="kill -9 of rank 0's node, one is spare",
+        strikes=_once(at_step(37), faults.kill_node_of_leader),
+    ),
+    Scenario(
+        name="driver",
+        fault="kill -9 of the driver",
+        strikes=_once(at_step(37), faults.kill_driver),
+        endings=(KILLED, FINISHED),
+        quick=True,
+    ),
+    Scenario(
+        name="cluster",
+        fault="kill -9 of the whole cluster",
+        strikes=_once(at_step(37), faults.kill_cluster),
+        endings=(KILLED, FINISHED),
+    ),
+    Scenario(
+        name="server",
+        fault="kill -9 of the MLflow server, back after 15 s",
+        strikes=(
+            Strike(when=at_step(20), what=faults.kill_server),
+            Strike(when=faults.after(15), what=faults.start_server),
+        ),
+        server=True,
+    ),
+    Scenario(
+        name="server-absent",
+        fault="no MLflow server at the start, there after 40 s",
+        strikes=(
+            Strike(when=at_step(0), what=faults.kill_server),
+            Strike(when=faults.after(40), what=faults.start_server),
+        ),
+        server=True,
+    ),
+    Scenario(
+        name="server-gone",
+        fault="kill -9 of the MLflow server, back after the run; flush",
+        strikes=_once(at_step(20), faults.kill_server),
+        server=True,
+        flush=True,
+    ),
+    Scenario(
+        name="server-and-leader",
+        fault="kill -9 of the MLflow server, then of rank 0",
+        strikes=(
+            Strike(when=at_step(20), what=faults.kill_server),
+            Strike(when=at_step(37), what=faults.kill_leader),
+            Strike(when=faults.after(5), what=faults.start_server),
+        ),
+        server=True,
+        quick=True,
+    ),
+    Scenario(
+        name="saving-leader",
+        fault="kill -9 of rank 0 during a checkpoint",
+        strikes=_once(while_saving(30), faults.kill_leader),
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="saving-worker",
+        fault="kill -9 of another rank during a checkpoint",
+        strikes=_once(while_saving(30), faults.kill_other),
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="saving-cluster",
+        fault="kill -9 of the whole cluster during a checkpoint",
+        strikes=_once(while_saving(30), faults.kill_cluster),
+        endings=(KILLED, FINISHED),
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="uploading-leader",
+        fault="kill -9 of rank 0 during an upload",
+        strikes=_once(while_saving(30), faults.kill_leader),
+        objects=True,
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(name="hang", fault="SIGSTOP of a rank", strikes=_once(at_step(37), faults.stop_other)),
+    Scenario(name="hang-leader", fault="SIGSTOP of rank 0", strikes=_once(at_step(37), faults.stop_leader)),
+    Scenario(
+        name="hang-wakes",
+        fault="SIGSTOP of a rank, which wakes up in the next attempt",
+        strikes=(
+            Strike(when=at_step(37), what=faults.stop_leader),
+            Strike(when=at_step(45), what=faults.wake),
+        ),
+    ),
+    Scenario(
+        name="disk",
+        fault="the disk of the checkpoints fills up",
+        strikes=_once(at_step(25), faults.fill_disk),
+        endings=("no space is left", FINISHED),
+        small_disk=True,
+    ),
+    Scenario(
+        name="truncated",
+        fault="newest checkpoint truncated, kill -9 of rank 0",
+        strikes=_once(at_step(37), faults.both(faults.truncate_newest, faults.kill_leader)),
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="flipped",
+        fault="a bit of the newest checkpoint flipped, kill -9 of rank 0",
+        strikes=_once(at_step(37), faults.both(faults.flip_bit_of_newest, faults.kill_leader)),
+        quick=True,
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="missing",
+        fault="a file of the newest checkpoint missing, kill -9 of rank 0",
+        strikes=_once(at_step(37), faults.both(faults.remove_from_newest, faults.kill_leader)),
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="twice",
+        fault="kill -9 of rank 0, then of another rank",
+        strikes=(
+            Strike(when=at_step(37), what=faults.kill_leader),
+            Strike(when=at_step(48), what=faults.kill_other),
+        ),
+        most_again=2 * SAVE_EVERY,
+    ),
+    Scenario(
+        name="drained-driver",
+        fault="SIGTERM to the driver",
+        strikes=_once(at_step(37), faults.terminate_driver),
+        endings=("stopped at step", FINISHED),
+        most_again=0,
+    ),
+    Scenario(
+        name="drained-node",
+        fault="SIGTERM to a node (30 s of notice), one is spare",
+        strikes=_once(at_step(20), faults.drain_node_of_other),
+        most_again=0,
+    ),
+    Scenario(
+        name="restarting",
+        fault="kill -9 of rank 0, then of the driver while it restarts",
+        strikes=(
+            Strike(when=at_step(37), what=faults.kill_leader),
+            Strike(when=faults.after(3), what=faults.kill_driver),
+        ),
+        endings=(KILLED, FINISHED),
+    ),
+    Scenario(
+        name="host",
+        fault="power cut of a host, no spare: one worker goes on",
+        strikes=_once(at_step(27), faults.kill_node_of_other),
+        layout="hosts",
+        changes=_ELASTIC,
+        tolerance=_AT_ANOTHER_SIZE,
+    ),
+    Scenario(
+        name="leader-host",
+        fault="power cut of rank 0's host, no spare: one worker goes on",
+        strikes=_once(at_step(27), faults.kill_node_of_leader),
+        layout="hosts",
+        changes=_ELASTIC,
+        tolerance=_AT_ANOTHER_SIZE,
+    ),
+    Scenario(
+        name="host-returns",
+        fault="power cut of a host, back after 20 s: the run shrinks and grows",
+        strikes=(
+            Strike(when=at_step(17), what=faults.kill_node_of_other),
+            Strike(when=faults.after(20), what=faults.add_nodes),
+        ),
+        layout="hosts",
+        changes=_ELASTIC,
+        tolerance=_AT_ANOTHER_SIZE,
+    ),
+    Scenario(
+        name="host-awaited",
+        fault="power cut of a host, back after 20 s: a fixed size waits for it",
+        strikes=(
+            Strike(when=at_step(37), what=faults.kill_node_of_other),
+            Strike(when=faults.after(20), what=faults.add_nodes),
+        ),
+        layout="hosts",
+    ),
+    Scenario(
+        name="link",
+        fault="link of a host cut, healed after 60 s",
+        strikes=(
+            Strike(when=at_step(17), what=faults.cut_node_of_other),
+            Strike(when=faults.after(60), what=faults.heal_links),
+        ),
+        layout="hosts",
+        changes=_ELASTIC,
+        tolerance=_AT_ANOTHER_SIZE,
+    ),
+    Scenario(
+        name="leader-link",
+        fault="link of rank 0's host cut, healed after 60 s",
+        strikes=(
+            Strike(when=at_step(17), what=faults.cut_node_of_leader),
+            Strike(when=faults.after(60), what=faults.heal_links),
+        ),
+        layout="hosts",
+        changes=_ELASTIC,
+        tolerance=_AT_ANOTHER_SIZE,
+    ),
+)
+
+_KILLS: Mapping[str, Fault] = {
+    "rank 0 killed": faults.kill_leader,
+    "another rank killed": faults.kill_other,
+    "rank 0's node killed": faults.kill_node_of_leader,
+    "another node killed": faults.kill_node_of_other,
+    "driver killed": faults.kill_driver,
+    "cluster killed": faults.kill_cluster,
+    "rank 0 stopped": faults.stop_leader,
+    "another rank stopped": faults.stop_other,
+    "newest checkpoint truncated, rank 0 killed": faults.both(faults.truncate_newest, faults.kill_leader),
+    "newest checkpoint flipped, another rank killed": faults.both(faults.flip_bit_of_newest, faults.kill_other),
+}
+
+
+def random_scenario(seed: int) -> Scenario:
+    """One to three faults at random moments, the same for the same seed: at a step, during a checkpoint, soon after."""
+    draw = random.Random(seed)
+    strikes, said, step = [], [], 0
+    for number in range(draw.randint(1, 3)):
+        name = draw.choice(list(_KILLS))
+        step += draw.randint(11, 20)  # after the first checkpoint, before the last step
+        seconds = round(draw.uniform(0, 20), 1)
+        moments = {
+            f"at step {step}": at_step(step),
+            f"during checkpoint {step // SAVE_EVERY * SAVE_EVERY}": while_saving(step // SAVE_EVERY * SAVE_EVERY),
+            f"{seconds} s later": faults.after(seconds),
+        }
+        moment = draw.choice(list(moments)[: 2 if number == 0 else 3])
+        strikes.append(Strike(when=moments[moment], what=_KILLS[name]))
+        said.append(f"{name} {moment}")
+    fault = f"seed {seed}: {'; '.join(said)}"
+    again = 3 * SAVE_EVERY * len(strikes)  # a fault during a checkpoint, and the one before it damaged
+    return Scenario(name=f"random-{seed}", fault=fault, strikes=tuple(strikes), endings=None, most_again=again)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.planning.run_plan import NodeShape
+from orchestrator.scheduling.resize import NodeState, SizeDecision, cluster_for_run, decide_size, excludable
+
+USABLE = (1, 2, 4, 8)
+RESTART_S = 20.0
+
+
+def decided(**changes: Any) -> SizeDecision:
+    """A run of 2 workers that has had room for 4 for an hour, with an hour of steps to go."""
+    usual: dict[str, Any] = {
+        "running": 2,
+        "room": 4,
+        "since_last_resize_s": 3600.0,
+        "step_s": 1.0,
+        "restart_s": RESTART_S,
+        "steps_left": 3600,
+    }
+    return decide_size(USABLE, **{**usual, **changes})
+
+
+@pytest.mark.parametrize(("room", "workers"), [(1, 1), (3, 2), (7, 4), (8, 8), (50, 8)])
+def test_after_a_failure_the_largest_size_with_room_goes_on(room: int, workers: int) -> None:
+    decision = decide_size(USABLE, running=None, room=room)
+    assert (decision.workers, decision.act) == (workers, True)
+
+
+def test_without_room_for_the_smallest_size_the_run_waits_and_says_for_what() -> None:
+    decision = decide_size((2, 4), running=None, room=1)
+    assert (decision.workers, decision.act) == (None, False)
+    assert decision.reason == "there is room for 1 worker, and the run needs at least 2"
+
+
+def test_a_run_grows_when_that_pays() -> None:
+    decision = decided()
+    assert (decision.workers, decision.act) == (4, True)
+    assert "growing from 2 to 4 workers saves up to 30m00s of the 1h00m" in decision.reason
+
+
+def test_a_run_that_is_nearly_done_does_not_grow() -> None:
+    decision = decided(steps_left=60)
+    assert (decision.workers, decision.act) == (2, False)
+    assert "would not pay in the 1m00s that are left" in decision.reason
+
+
+def test_a_run_that_has_just_changed_its_size_does_not_grow() -> None:
+    decision = decided(since_last_resize_s=30.0)
+    assert (decision.workers, decision.act) == (2, False)
+    assert "waits until 1m20s after the last change" in decision.reason
+
+
+def test_a_run_that_has_timed_no_step_does_not_grow() -> None:
+    assert not decided(step_s=None).act
+
+
+def test_a_run_with_all_it_may_have_stays() -> None:
+    assert decided(running=8, room=20) == SizeDecision(
+        workers=8, act=False, reason="8 workers, the most that the run may have"
+    )
+
+
+def test_room_between_two_sizes_changes_nothing() -> None:
+    assert decided(running=4, room=7).act is False
+
+
+def test_a_node_that_leaves_shrinks_the_run_at_once() -> None:
+    decision = decided(running=4, room=3, since_last_resize_s=0.0)
+    assert (decision.workers, decision.act) == (2, True)
+
+
+def test_a_node_that_leaves_no_room_ends_the_attempt_with_a_checkpoint() -> None:
+    decision = decide_size((4, 8), running=4, room=3)
+    assert (decision.workers, decision.act) == (None, True)
+
+
+def test_a_node_that_comes_and_goes_costs_a_bounded_share_of_the_time() -> None:
+    """Every second the adversary offers a node, and takes it away as soon as the run has grown."""
+    now, changed_at, restarting_s, running = 0.0, 0.0, 0.0, 2
+    while now < 10_000:
+        room = 4 if running == 2 else 2
+        decision = decided(running=running, room=room, since_last_resize_s=now - changed_at, steps_left=10**6)
+        if decision.act and decision.workers is not None:
+            restarting_s += RESTART_S if decision.workers > running else 0.0
+            running, changed_at = decision.workers, now
+        now += 1.0
+    assert 0 < restarting_s / now < 0.25
+
+
+@given(
+    usable=st.sets(st.integers(1, 64), min_size=1, max_size=8),
+    index=st.integers(0, 7),
+    room=st.integers(0, 80),
+    since=st.floats(0, 1e6),
+    step=st.floats(1e-3, 100),
+    restart=st.floats(0, 1000),
+    left=st.integers(0, 10**7),
+)
+def test_a_decision_is_a_usable_size_with_room(
+    usable: set[int], index: int, room: int, since: float, step: float, restart: float, left: int
+) -> None:
+    sizes = sorted(usable)
+    running = sizes[index] if index < len(sizes) else None
+    decision = decide_size(
+        sizes,
+        running=running,
+        room=room,
+        since_last_resize_s=since,
+        step_s=step,
+        restart_s=restart,
+        steps_left=left,
+    )
+    assert decision.workers is None or (decision.workers in usable and decision.workers <= room)
+    assert (decision.workers is None) == (room < sizes[0])
+    assert decision.act or decision.workers == running
+    if running is not None and decision.act and decision.workers is not None:
+        assert decision.workers != running
+
+
+def node(host: str, cpus: int = 2, *, leaving: bool = False) -> NodeState:
+    return NodeState(host=host, shape=NodeShape(cpus=cpus, gpus=0, memory_gib=8.0), leaving=leaving)
+
+
+def test_nodes_that_leave_and_excluded_hosts_are_no_room() -> None:
+    nodes = [node("a"), node("b", leaving=True), node("c")]
+    assert cluster_for_run(nodes, device_name="cpu", excluded=["c"]).cpus == 2
+    assert cluster_for_run(nodes, device_name="cpu").cpus == 4
+
+
+def test_a_host_is_excluded_only_while_the_others_suffice() -> None:
+    nodes = [node("a"), node("b"), node("c")]
+
+    def done_without(excluded: list[str], least: int) -> tuple[str, ...]:
+        return excludable(nodes, excluded, least=least, gpus_per_worker=0, cpus_per_worker=1)
+
+    assert done_without(["a", "b"], 2) == ("a", "b")
+    assert done_without(["a", "b"], 4) == ("b",)
+    assert done_without(["a", "b"], 6) == ()
+    assert done_without(["a", "b"], 7) == ("a", "b")

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import SpecError, StorageError
+from orchestrator.tracking import store
+from tests.mlflow_runs import free_port, new_store
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns"])
+def test_a_file_store_is_refused_with_the_remedy(uri: str) -> None:
+    with pytest.raises(SpecError, match=r"folder of files[\s\S]*sqlite:///"):
+        store.check_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:///"])
+def test_a_store_in_memory_is_refused(uri: str) -> None:
+    with pytest.raises(SpecError, match="needs a file"):
+        store.check_store(uri)
+
+
+def test_an_unknown_kind_of_store_is_refused_without_showing_its_password() -> None:
+    with pytest.raises(SpecError) as caught:
+        store.check_store("redis://me:secret@host/0")
+    assert "secret" not in str(caught.value)
+    assert "postgresql" in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_refused_quickly() -> None:
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"does not answer[\s\S]*tracking.uri"):
+        store.check_store(f"http://127.0.0.1:{free_port()}")
+    assert time.monotonic() - started < 6
+
+
+def test_a_database_that_is_not_there_is_refused_without_showing_its_password() -> None:
+    with pytest.raises(StorageError, match="database") as caught:
+        store.check_store(f"postgresql://me:secret@127.0.0.1:{free_port()}/mlflow")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_sqlite_store_in_a_place_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        store.check_store(f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(StorageError, match="it is a folder"):
+        store.check_store(f"sqlite:///{tmp_path}")
+
+
+def test_a_relative_sqlite_path_becomes_absolute_and_keeps_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store.absolute("sqlite:///a.db?timeout=5") == f"sqlite:///{tmp_path}/a.db?timeout=5"
+    assert store.absolute("http://host:5000") == "http://host:5000"
+
+
+@pytest.mark.parametrize("check", [store.check_uri, store.check_store])
+@pytest.mark.parametrize("uri", ["./mlruns", "sqlite:///", "redis://host/0"])
+def test_what_can_never_work_is_refused_whether_or_not_it_is_to_answer_now(check: Any, uri: str) -> None:
+    with pytest.raises(SpecError):
+        check(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://", "http:///path", "https://host:port", "http://host:70000", "postgresql:///db"]
+)
+def test_an_address_without_a_host_is_refused(uri: str) -> None:
+    with pytest.raises(SpecError, match="names no host"):
+        store.check_uri(uri)
+
+
+def test_a_server_that_does_not_answer_yet_is_a_usable_address() -> None:
+    store.check_uri(f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_database_driver_that_is_not_installed_is_refused_with_the_remedy() -> None:
+    with pytest.raises(SpecError, match=r"driver pg8000 is not installed[\s\S]*pip install pg8000") as caught:
+        store.check_uri("postgresql+pg8000://me:secret@host/mlflow")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_dialect_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SpecError, match="not supported"):
+        store.check_uri("postgresql+nonsense://host/mlflow")
+
+
+@pytest.mark.slow
+def test_a_deleted_experiment_is_refused_with_the_way_back(tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    client = store.client(uri)
+    client.delete_experiment(store.experiment_id(client, uri, "exp"))
+    with pytest.raises(SpecError, match=r"was deleted[\s\S]*mlflow experiments restore -x"):
+        store.experiment_id(client, uri, "exp")
+
+
+@pytest.mark.slow
+def test_an_experiment_that_another_process_creates_first_is_found(tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    client = store.client(uri)
+
+    class LateClient:
+        """Another process creates the experiment right after this one has looked for it."""
+
+        def get_experiment_by_name(self, name: str) -> Any:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                client.create_experiment(name)
+            return found
+
+        def create_experiment(self, name: str, **options: Any) -> str:
+            return str(client.create_experiment(name, **options))
+
+    assert store.experiment_id(LateClient(), uri, "new") == client.get_experiment_by_name("new").experiment_id
+
+
+CREATE_AT_ONCE = """
+import sys, time
+from orchestrator.tracking import store
+import mlflow
+time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
+print(store.experiment_id(store.client(sys.argv[1]), sys.argv[1], "shared"))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_share_a_fresh_store_and_experiment_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    command = [sys.executable, "-c", CREATE_AT_ONCE, f"sqlite:///{tmp_path}/new/mlflow.db", str(time.time() + 8)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [error for _, error in results] == ["", "", ""]
+    assert len({output for output, _ in results}) == 1
