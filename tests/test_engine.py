@@ -198,7 +198,8 @@ def rewind(rank: int, folder: Path, port: int, jobs: list[TrainingJob]) -> None:
         dist.barrier()
         found = newest_good(job.checkpoints).checkpoint
         assert found is not None
-        engine.load(only_needed(fetch(job.checkpoints, found, needed=partial(needed_by, rank)), found, rank))
+        folder_here = fetch(job.checkpoints, found, needed=partial(needed_by, rank))
+        engine.load(replace(found, path=only_needed(folder_here, found, rank)))
         again = take_steps(engine, job, rank, range(3, 6))
         told.append({"first": first, "again": again})
         saver.close()
@@ -230,8 +231,9 @@ def take_steps(
             micro_batch=job.plan.micro_batch,
             accumulation=job.plan.accumulation,
         )
-        torch.manual_seed(10 * step + rank)
-        loss, norm = engine.step([{k: torch.from_numpy(v) for k, v in samples.batch(i).items()} for i in mine], rate)
+        micro_batches = [{k: torch.from_numpy(v) for k, v in samples.batch(i).items()} for i in mine]
+        seeds = [100 * step + 10 * index + rank for index in range(len(micro_batches))]
+        loss, norm = engine.step(micro_batches, rate, seeds=seeds)
         weights = {name: bytes(t.flatten().view(torch.uint8).numpy()) for name, t in engine.full_state().items()}
         taken.append((float(loss), norm, weights))
     return taken

@@ -43,7 +43,7 @@ def test_a_dead_worker_explains_broken_connections_and_what_its_peers_raised() -
 def test_broken_connections_alone_mean_that_a_worker_is_gone() -> None:
     error = translate({0: PEER_GONE, 2: PEER_GONE})
     assert isinstance(error, TransientError)
-    assert error.what == "workers of rank 0, 2 died"
+    assert error.what == "workers of rank 0, 2 lost the others"
 
 
 def test_a_foreign_error_is_named_with_rank_and_place_and_is_not_tried_again() -> None:

@@ -69,9 +69,10 @@ def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:
     dead = sorted(failures.keys() - raised.keys())
     if dead or not foreign:
         ranks = dead or sorted(failures)
+        fate = "died" if dead else "lost the others"
         kind = MemoryExhaustedError if is_out_of_memory(failures[ranks[0]]) else TransientError
         return kind(
-            f"worker{'s' if len(ranks) > 1 else ''} of rank {', '.join(map(str, ranks))} died",
+            f"worker{'s' if len(ranks) > 1 else ''} of rank {', '.join(map(str, ranks))} {fate}",
             got=_last_words(failures[ranks[0]]),
             do="the same command goes on from the newest checkpoint",
         )

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
-from ray import PlacementGroupID
+from ray import JobID, PlacementGroupID
+from ray._private import worker as ray_worker
 from ray._private.state import state as _state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -78,6 +79,9 @@ def expected_shape() -> ClusterShape | None:
 
 
 def _connect(address: str | None) -> None:
+    ray_worker._worker_logs_enabled = (
+        False  # Ray prints what it knows of a death on standard output; we say it ourselves
+    )
     if address:
         _probe(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -158,7 +162,8 @@ def draining_nodes() -> frozenset[str]:
 
 def nodes_of_workers() -> dict[str, int]:
     """How many Ray Train workers of this driver's job are on each node, by node id."""
-    actors = _state.actor_table(None, ray.get_runtime_context().job_id, "ALIVE").values()
+    job = JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    actors = _state.actor_table(None, job, "ALIVE").values()
     return Counter(actor["Address"]["NodeID"] for actor in actors if "RayTrainWorker" in actor["ActorClassName"])
 
 

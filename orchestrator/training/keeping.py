@@ -40,8 +40,12 @@ Agree = Callable[[Any], Any]
 class Keeper:
     """One rank's share of keeping a run, within one attempt."""
 
-    def __init__(self, job: TrainingJob, context: WorkerContext, *, agree: Agree) -> None:
+    def __init__(
+        self, job: TrainingJob, context: WorkerContext, *, agree: Agree, any_rank: Callable[[bool], bool]
+    ) -> None:
+        """`any_rank` says whether something holds on at least one rank."""
         self._job, self._rank, self._nodes, self._agree = job, context.rank, context.nodes, agree
+        self._any_rank = any_rank
         self._attempts = Attempts(job.run_folder)
         self._fence = self._attempts.fence(job.attempt)
         self._scratch = tempfile.TemporaryDirectory(prefix="checkpoints-")
@@ -86,7 +90,7 @@ class Keeper:
         Raises StorageError when there are checkpoints and none can be read.
         """
         self._rewinds = self._agree(self._read_rewinds() if self._leads else None)
-        state = self._load(self._agree(self._find() if self._leads else None))
+        state = self._load_newest()
         if self._leads and self._job.attempt:
             self._attempts.note_resumed(self._job.attempt, 0 if state is None else state.step)
         if state is None and self.notes:
@@ -121,7 +125,7 @@ class Keeper:
         if self._leads:
             checkpoints.discard_newer(self._storage, decision.to_step)
             self._write_rewinds()
-        return self._load(self._agree(self._find() if self._leads else None))
+        return self._load_newest()
 
     # -- saving ------------------------------------------------------------------------------------------------
 
@@ -193,28 +197,41 @@ class Keeper:
     def _written(self) -> str | None:
         return None if self._saver is None else self._saver.wait()
 
-    def _find(self) -> Checkpoint | None:
-        """Rank 0: the newest that counts; what lies behind it is in the way."""
-        found = checkpoints.newest_good(self._storage, void=self._attempts.is_void)
-        self.notes = (*self.notes, *found.rejected)
-        if found.checkpoint is not None:
-            checkpoints.discard_newer(self._storage, found.checkpoint.state.step)
+    def _load_newest(self) -> LoopState | None:
+        """Puts the newest checkpoint that counts, and that arrives whole on every rank, into the engine."""
+        damaged: set[Path] = set()
+        while True:
+            checkpoint: Checkpoint | None = self._agree(self._find(damaged) if self._leads else None)
+            self.notes = self._agree(self.notes)
+            if checkpoint is None:
+                self._saved_step, self._loaded = 0, None
+                return None
+            path = self._fetched(checkpoint)
+            if not self._any_rank(path is None):
+                break
+            damaged.add(checkpoint.path)
+        assert path is not None, "no rank failed to fetch it"
+        if self._leads:  # what lies behind it would be in the way of what is written again
+            checkpoints.discard_newer(self._storage, checkpoint.state.step)
+        self._engine.load(replace(checkpoint, path=path))
+        self._saved_step, self._loaded = checkpoint.state.step, str(checkpoint.path)
+        return checkpoint.state
+
+    def _find(self, damaged: set[Path]) -> Checkpoint | None:
+        found = checkpoints.newest_good(self._storage, void=self._attempts.is_void, without=damaged)
+        self.notes = (*self.notes, *(note for note in found.rejected if note not in self.notes))
         return found.checkpoint
 
-    def _load(self, checkpoint: Checkpoint | None) -> LoopState | None:
-        self.notes = self._agree(self.notes)
-        self._saved_step = 0 if checkpoint is None else checkpoint.state.step
-        if checkpoint is None:
-            self._loaded = None
-            return None
+    def _fetched(self, checkpoint: Checkpoint) -> Path | None:
+        """A folder here with what this rank needs of it; None where that is damaged."""
         plan = self._job.plan
         same_shape = has_shape(checkpoint, world_size=plan.workers, zero_stage=plan.zero_stage)
-        path = checkpoints.fetch(
-            self._storage, checkpoint, needed=lambda name: not same_shape or needed_by(self._rank, name)
-        )
-        self._engine.load(replace(checkpoint, path=path))
-        self._loaded = str(checkpoint.path)
-        return checkpoint.state
+        try:
+            return checkpoints.fetch(
+                self._storage, checkpoint, needed=lambda name: not same_shape or needed_by(self._rank, name)
+            )
+        except StorageError:
+            return None
 
     def _good_steps(self) -> list[int]:
         return checkpoints.steps(self._storage, void=self._attempts.is_void)

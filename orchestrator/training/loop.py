@@ -71,7 +71,7 @@ class _Loop:
             open_split(job.data.path, "train"), plan=job.plan, seed=job.spec.training.seed, rank=context.rank
         )
         self._engine = self._build()
-        self._keeper = Keeper(job, context, agree=self._from_leader)
+        self._keeper = Keeper(job, context, agree=self._from_leader, any_rank=self._on_any_rank)
         self._keeper.attach(self._engine)
         self._agreement = Agreement(self._sum, rank=context.rank, world_size=job.plan.workers)
         self._guard = Guard(
@@ -97,6 +97,9 @@ class _Loop:
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self._engine.sum_over_ranks(values)
+
+    def _on_any_rank(self, holds: bool) -> bool:
+        return bool(self._sum(torch.tensor(float(holds))))
 
     @property
     def _leads(self) -> bool:

@@ -79,7 +79,7 @@ def _cannot_play(scenario: Scenario) -> str:
     if (LAYOUTS[scenario.layout].on_hosts or scenario.small_disk) and not hosts.inside():
         return "it needs namespaces and mounts: be root"
     if scenario.objects and not can_store_objects():
-        return "it needs an S3 server: pip install moto[server]"
+        return "it needs an S3 server: pip install moto[s3]"
     return ""
 
 

@@ -87,7 +87,6 @@ SCENARIOS: tuple[Scenario, ...] = (
         fault="kill -9 of the driver",
         strikes=_once(at_step(37), faults.kill_driver),
         endings=(KILLED, FINISHED),
-        quick=True,
     ),
     Scenario(
         name="cluster",

@@ -82,6 +82,7 @@ def test_the_mlflow_run_says_what_was_run_on_what(finished: RunResult) -> None:
 def test_nothing_of_a_run_is_left_in_the_cluster_or_of_ray_in_its_folder(finished: RunResult) -> None:
     assert runs.leftovers() == {}
     assert sorted(path.name for path in Path(finished.run_folder).iterdir()) == [
+        "attempts",
         "checkpoints",
         "mlflow.json",
         "model",
