@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -114,6 +115,8 @@ class Events:
     """Step at which a stop is requested."""
     kill_at: int | None = None
     """Step at which rank 0's process dies by SIGKILL."""
+    spoil_at: int | None = None
+    """Step after which a weight of rank 0 turns into a NaN, once."""
     exit_at_report: int | None = None
     """Step at which `context.report` raises SystemExit, as Ray Tune does."""
 
@@ -194,7 +197,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
 
 
 def _context(job: TrainingJob, events: Events, rank: int, world_size: int) -> WorkerContext:
-    here = {"step": 0}
+    here = {"step": 0, "spoilt": 0}
 
     def progress(news: Progress) -> None:
         here["step"] = news.step
@@ -202,6 +205,9 @@ def _context(job: TrainingJob, events: Events, rank: int, world_size: int) -> Wo
             stream.write(json.dumps(news.to_dict()) + "\n")
         if events.kill_at == news.step and news.phase == "training":
             os.kill(os.getpid(), signal.SIGKILL)
+        if events.spoil_at == news.step and news.phase == "training" and not here["spoilt"]:
+            here["spoilt"] = 1
+            _spoil_a_weight()
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
         if step == events.exit_at_report:
@@ -214,6 +220,14 @@ def _context(job: TrainingJob, events: Events, rank: int, world_size: int) -> Wo
         report=report,
         stop_requested=lambda: events.stop_at is not None and here["step"] + 1 >= events.stop_at,
     )
+
+
+def _spoil_a_weight() -> None:
+    """What a flipped bit of the exponent does, in the model that this process trains."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    engine = next(thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine) and thing.training)
+    next(iter(engine.module.parameters())).data.view(-1)[0] = float("nan")
 
 
 # -- what they left --------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ class Pause:
 
     kind: Literal["resize", "preemption"]
     reason: str
+    workers: int | None = None
+    """How many the next attempt should have; None where that depends on the room there will be."""
 
 
 Lookout = Callable[[Mapping[str, Any]], Pause | None]
@@ -133,9 +135,9 @@ class _Watch:
                 return
             self._check_health()
             if self._watcher.stop.is_set():
-                self._press(must_have_begun=True)
+                self._press()
             elif self.pause is not None:
-                self._press(must_have_begun=False)
+                self._board.ask_to_stop()  # one that does not listen ends as a hang, or with its node
             else:
                 self._alive_s = time.monotonic()
                 self._look_out()
@@ -180,13 +182,12 @@ class _Watch:
             return error
         return HangError("the workers hang", got=self.hang.reason, do=self._stacks)
 
-    def _press(self, *, must_have_begun: bool) -> None:
+    def _press(self) -> None:
         """Asks the workers to save and end, and gives them up when they show no sign of it."""
-        if self.last is None and must_have_begun:
+        if self.last is None:
             raise Interrupted("stopped while its workers were starting", do="the same command starts them again")
         self._board.ask_to_stop()
-        saving = self.last is not None and self.last["phase"] == "saving"
-        if not saving and time.monotonic() - self._alive_s > _ABANDON_S:
+        if self.last["phase"] != "saving" and time.monotonic() - self._alive_s > _ABANDON_S:
             raise ClusterError(
                 f"the run was asked to stop, gave no sign for {_ABANDON_S:.0f} s and was ended",
                 do="the same command goes on from its newest checkpoint",

@@ -157,7 +157,7 @@ class _Run:
             assert end.pause is not None, "an attempt is interrupted by its user or for a reason"
             counted = "preemptions" if end.pause.kind == "preemption" else "resizes"
             self._count(counted)
-            return end.pause.reason, self._with_room(plan)
+            return end.pause.reason, self._with_room(plan, wanted=end.pause.workers)
         kind = kind_of(end.error)
         saved = self._saved_step()
         started_from = self._attempts.resumed_step(number)
@@ -193,10 +193,14 @@ class _Run:
             f"{error.what}; {reason} (attempt {attempts})", got=error.got, allowed=error.allowed, do=kept
         )
 
-    def _with_room(self, plan: RunPlan) -> RunPlan:
-        """The plan for the next attempt, once there is room for it."""
+    def _with_room(self, plan: RunPlan, *, wanted: int | None = None) -> RunPlan:
+        """The plan for the next attempt, once there is room for it.
+
+        What the last one held takes a while to be free: a smaller size than `wanted` is taken only after that.
+        """
         if self._planner is None:
             return plan
+        wanted = wanted or plan.workers
         timeout_s = self._job.spec.resources.capacity_timeout_s
         began_s = time.monotonic()
         said = False
@@ -204,7 +208,7 @@ class _Run:
             waited_s = time.monotonic() - began_s
             try:
                 found = self._planner(free_shape(held={}, without=self._bad_nodes), plan.kept)
-                if found.workers >= plan.workers or waited_s > _SETTLE_S:
+                if found.workers >= wanted or waited_s > _SETTLE_S:
                     return found
             except CapacityError as error:
                 if self._bad_nodes and waited_s > _SETTLE_S:
@@ -237,17 +241,23 @@ class _Run:
             return None
         own = resources_of_worker(plan)
         held = {node: {kind: amount * count for kind, amount in own.items()} for node, count in places.items()}
+        try:
+            room = self._planner(free_shape(held=held, without=self._bad_nodes), plan.kept).workers
+        except CapacityError:  # a node is going: what becomes of the workers there will be seen
+            return None
         steps_left = int(progress["steps"]) - int(progress["step"])
         decision = decide_size(
             plan.usable_workers,
             running=plan.workers,
-            room=self._planner(free_shape(held=held), plan.kept).workers,
+            room=room,
             since_last_resize_s=self._clock.trained_s,
             step_s=float(progress["eta_s"]) / steps_left if progress["eta_s"] and steps_left else None,
             restart_s=self._clock.start_s,
             steps_left=steps_left,
         )
-        return Pause(kind="resize", reason=decision.reason) if decision.act else None
+        if not decision.act or room <= plan.workers:
+            return None
+        return Pause(kind="resize", reason=decision.reason, workers=decision.workers)
 
     def _counting_lost_steps(self) -> Callable[[Mapping[str, Any]], None]:
         """Passes progress on; the first of an attempt says how many steps have to be done again."""
