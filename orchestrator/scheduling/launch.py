@@ -309,7 +309,7 @@ def finished_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResu
         listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
     for note in filter(None, (shipment.note() for shipment in flush(find_runs(folder)))):
         listener.say(note)
-    return replace(result, mlflow_run_id=remembered_run_id(folder))
+    return with_run_ids(result)
 
 
 def is_spent(budget: Budget | None, spent: Budget) -> bool:
@@ -339,7 +339,13 @@ def shipped(result: RunResult, tracker: Tracker) -> RunResult:
     """The result with what MLflow calls its run, or how MLflow will get to know it."""
     shipment = tracker.ship()
     note = None if shipment is None else shipment.note()
-    return replace(result, mlflow_run_id=tracker.run_id, notes=(*result.notes, *([note] if note else [])))
+    return with_run_ids(replace(result, notes=(*result.notes, *([note] if note else []))))
+
+
+def with_run_ids(result: RunResult) -> RunResult:
+    """The result with what MLflow calls its run, and a search's best trial, by now."""
+    best = result.best and {**result.best, "mlflow_run_id": remembered_run_id(Path(result.best["run_folder"]))}
+    return replace(result, mlflow_run_id=remembered_run_id(Path(result.run_folder)), best=best)
 
 
 def tracking_uri(spec: RunSpec) -> str:

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
@@ -90,14 +89,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
         end_run(tracker, result, trials=[task.folder for task in tasks])
         if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
             keep_result(result, spec)  # else the same command tries the failed trials again
-    return _with_best_run_id(shipped(result, tracker))
-
-
-def _with_best_run_id(result: RunResult) -> RunResult:
-    """A result whose best trial may have become known to MLflow at last."""
-    assert result.best is not None
-    run_id = remembered_run_id(Path(result.best["run_folder"]))
-    return replace(result, best={**result.best, "mlflow_run_id": run_id})
+    return shipped(result, tracker)
 
 
 def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _Desk, stop: threading.Event) -> None:

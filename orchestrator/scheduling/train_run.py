@@ -24,6 +24,8 @@ from orchestrator.training.out_of_memory import smaller_micro_batch
 
 _ROOM_EVERY_S = 1.0
 """How often the cluster is asked for room while a training waits for it."""
+_LONGEST_CAUSE = 300
+"""Characters of what is told about a failure on MLflow's tag of its attempt."""
 _SETTLE_S = 5.0
 """What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
 
@@ -78,7 +80,7 @@ def _ending(end: AttemptEnd) -> str:
     """How an attempt ended, in a few words."""
     at = "before its first step" if end.last_step is None else f"at step {end.last_step}"
     if end.error is not None:
-        return f"ended {at}: {end.error.what}"
+        return f"ended {at}: {end.error.what}" + (f" ({end.error.got[:_LONGEST_CAUSE]})" if end.error.got else "")
     assert end.outcome is not None, "an attempt ends in an outcome or an error"
     why = end.outcome.status.replace("_", " ") if end.pause is None else end.pause.reason
     return f"ended at step {end.outcome.step}: {why}"

@@ -149,10 +149,9 @@ def test_doctor_names_who_has_rays_ports_and_what_to_do(place: Place) -> None:
     ("changes", "environment", "code", "expected"),
     [
         ({"resources__workers": 512, "training__global_batch": 512}, {}, 1, ("512", "got:", "do:")),
-        ({"tracking__uri": "http://127.0.0.1:9"}, {}, 1, ("MLflow server does not answer", "got:", "do:")),
         ({}, {"RAY_ADDRESS": "127.0.0.1:1"}, 1, ("cluster at 127.0.0.1:1 does not answer", "check RAY_ADDRESS")),
     ],
-    ids=["more workers than cores", "a dead MLflow server", "a dead Ray cluster"],
+    ids=["more workers than cores", "a dead Ray cluster"],
 )
 def test_what_is_missing_is_named_within_seconds(
     place: Place, changes: dict[str, object], environment: dict[str, str], code: int, expected: tuple[str, ...]
@@ -165,6 +164,17 @@ def test_what_is_missing_is_named_within_seconds(
     assert done.seconds < 40
     assert place.left_over() == []
     assert not list(place.home.glob("runs/*"))
+
+
+def test_a_run_without_its_mlflow_server_ends_and_says_how_its_results_get_there(place: Place) -> None:
+    done = place.run("run", str(place.write(tracking__uri="http://127.0.0.1:9")), "--json")
+    assert_clean(done, code=0)
+    assert "MLflow server does not answer" in done.err
+    assert (done.answer["status"], done.answer["mlflow_run_id"]) == ("finished", None)
+    assert any("orchestrator flush" in note for note in done.answer["notes"])
+    flushed = place.run("flush", "--json")
+    assert flushed.code == 1, "the server is still away"
+    assert flushed.answer["runs"][0]["waiting"] > 0
 
 
 # -- stopping ------------------------------------------------------------------------------------------------------
