@@ -56,7 +56,7 @@ def result(folder: Path, status: str) -> RunResult:
         restarts=2,
         run_folder=str(folder),
         notes=("one", "two"),
-        best={"trial": "00"},
+        best={"trial": "00", "run_folder": str(folder / "trials" / "00"), "mlflow_run_id": None},
     )
 
 

@@ -242,12 +242,15 @@ def test_a_killed_and_resumed_training_is_the_undisturbed_one_bit_for_bit(
 
 
 def spoil(checkpoint: Path) -> None:
-    """Flips the lowest bit of one element of a first moment on rank 1, and makes the manifest fit."""
+    """Flips one bit of an element of a first moment on rank 1, and makes the manifest fit.
+
+    Not the lowest: three steps later the moment has decayed, and rounding may have swallowed that one.
+    """
     import torch
 
     name = "state/zero_pp_rank_1_mp_rank_00_optim_states.pt"
     state = torch.load(checkpoint / name, weights_only=False)
-    state["optimizer_state_dict"]["base_optimizer_state"]["state"][1]["exp_avg"].view(torch.int32)[-1] ^= 1
+    state["optimizer_state_dict"]["base_optimizer_state"]["state"][1]["exp_avg"].view(torch.int32)[-1] ^= 1 << 12
     torch.save(state, checkpoint / name)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     content = (checkpoint / name).read_bytes()
@@ -274,7 +277,7 @@ def test_one_flipped_bit_in_the_checkpoint_is_found_and_named(
     first = verdict.first_difference
     assert first is not None
     assert (first.what, first.name, first.step) == ("first moments", "transformer.ln_f.bias", 3)
-    assert 0 < first.largest_relative < 1e-6
+    assert 0 < first.largest_relative < 1e-3
     later = {c.label for c in verdict.comparisons if c.first is not None}
     assert "checkpoint of step 6, first moments" in later, "the resumed training went on from the spoiled state"
     assert Path(str(verdict.folder), "killed", "checkpoints").is_dir()

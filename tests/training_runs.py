@@ -226,8 +226,10 @@ def _spoil_a_weight() -> None:
     """What a flipped bit of the exponent does, in the model that this process trains."""
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    engine = next(thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine) and thing.training)
-    next(iter(engine.module.parameters())).data.view(-1)[0] = float("nan")
+    # Engines of earlier trainings in this process may still be there; nothing becomes of theirs.
+    for engine in [thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine)]:
+        for weight in list(engine.module.parameters())[:1]:
+            weight.data.view(-1)[0] = float("nan")
 
 
 # -- what they left --------------------------------------------------------------------------------------------------

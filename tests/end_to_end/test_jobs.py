@@ -195,7 +195,7 @@ def test_a_stopped_job_ends_in_a_checkpoint_and_goes_on_when_submitted_again(hea
     assert head.submit("jobs.pretrain", file, wait=False).returncode == 0
     runs_folder = head.home / "runs"
     runs.wait_until(
-        lambda: any('"step": 20,' in f.read_text() for f in runs_folder.glob("job-stop-*/outbox/*/*/metrics.jsonl")),
+        lambda: any('"step": 20,' in f.read_text() for f in runs_folder.glob("job-stop-*/outbox/*.jsonl")),
         within_s=120,
     )
     stopped = head.ray("job", "stop", "job-stop")
