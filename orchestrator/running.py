@@ -7,14 +7,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import console
 from orchestrator.errors import OrchestratorError, SpecError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
+
+if TYPE_CHECKING:
+    from orchestrator.scheduling.launch import Listener
 
 _NO_ANSWER: Mapping[str, Any] = {
     "mlflow_run_id": None,
@@ -63,22 +67,13 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
     What is known before the end, the run's folder and its MLflow run, is put into `known`.
     """
     line = console.ProgressLine()
-    stop = threading.Event()
-    with signals_stop(stop, line) as install_handlers:
-        # Only now: a mistake in the spec should not wait for Ray's import.
-        from orchestrator.scheduling.attempt import Watcher
-        from orchestrator.scheduling.launch import Listener, launch
+    with listening(line) as listener:
+        from orchestrator.scheduling.launch import launch
 
         def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
             known.update(run_folder=str(run_folder), mlflow_run_id=mlflow_run_id)
 
-        watcher = Watcher(on_progress=line.show, on_retry=line.say, stop=stop)
-        listener = Listener(watcher=watcher, say=line.say, connected=install_handlers, opened=opened)
-        try:
-            with redirect_stdout(sys.stderr):  # where Ray writes what it knows of a death; ours is for the answer
-                result = launch(spec, listener, fresh=fresh)
-        finally:
-            line.close()
+        result = launch(spec, replace(listener, opened=opened), fresh=fresh)
     if as_json:
         console.print_json(result.to_dict())
         return
@@ -95,6 +90,23 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
     ):
         if value:
             line.say(f"{label + ':':<12}{value}")
+
+
+@contextmanager
+def listening(line: console.ProgressLine) -> Iterator[Listener]:
+    """Shows what happens on a line, which is closed at the end; Ctrl-C and SIGTERM are a wish to stop."""
+    stop = threading.Event()
+    with signals_stop(stop, line) as install_handlers:
+        # Only now: a mistake in the spec should not wait for Ray's import.
+        from orchestrator.scheduling.attempt import Watcher
+        from orchestrator.scheduling.launch import Listener
+
+        watcher = Watcher(on_progress=line.show, on_retry=line.say, stop=stop)
+        try:
+            with redirect_stdout(sys.stderr):  # where Ray writes what it knows of a death; ours is for the answer
+                yield Listener(watcher=watcher, say=line.say, connected=install_handlers)
+        finally:
+            line.close()
 
 
 @contextmanager

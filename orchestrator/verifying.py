@@ -12,9 +12,7 @@ import math
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import console
 from orchestrator.errors import ClusterError, SpecError
-from orchestrator.running import signals_stop
+from orchestrator.running import listening
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
@@ -96,20 +94,8 @@ def verify_command(path: str, overrides: Sequence[str] = (), *, steps: int = DEF
     """Verifies a spec file and shows the verdict; the exit code: 0 identical, 1 different. Raises as `verify` does."""
     spec = load_spec(path, overrides)
     check_request(spec, steps)
-    line = console.ProgressLine()
-    stop = threading.Event()
-    with signals_stop(stop, line) as install_handlers:
-        # Only now: a mistake in the spec should not wait for Ray's import.
-        from orchestrator.scheduling.attempt import Watcher
-        from orchestrator.scheduling.launch import Listener
-
-        watcher = Watcher(on_progress=line.show, on_retry=line.say, stop=stop)
-        listener = Listener(watcher=watcher, say=line.say, connected=install_handlers)
-        try:
-            with redirect_stdout(sys.stderr):  # where Ray writes what it knows of a death; ours is for the answer
-                verdict = verify(spec, listener, steps=steps)
-        finally:
-            line.close()
+    with listening(console.ProgressLine()) as listener:
+        verdict = verify(spec, listener, steps=steps)
     if as_json:
         console.print_json(verdict.to_dict())
     else:

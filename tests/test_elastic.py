@@ -12,21 +12,9 @@ from orchestrator.planning.hardware import find_device
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import Site
 from orchestrator.planning.run_plan import Kept
+from tests.estimates import NO_MEMORY
 from tests.specs import PRETRAIN, spec
 
-EMPTY = MemoryEstimate(
-    weights_gib=0,
-    gradients_gib=0,
-    optimizer_gib=0,
-    activations_gib=0,
-    logits_gib=0,
-    step_gib=0,
-    gathered_gib=0,
-    buffers_gib=0,
-    reserve_gib=0,
-    load_gib=0,
-    host_gib=0,
-)
 LONG = {"data__sequence_length": 8192}
 """With so many tokens a pass is busy, whatever the micro-batch."""
 KEPT = Kept(
@@ -58,8 +46,8 @@ def memory(layout: Layout) -> MemoryEstimate:
     states = 64.0 * (1 - sharded + sharded / layout.workers)
     if layout.offload != "none":
         states, host = 1.0, 50.0
-        return replace(EMPTY, weights_gib=states, activations_gib=1.0 * layout.micro_batch, host_gib=host)
-    return replace(EMPTY, weights_gib=states, activations_gib=1.0 * layout.micro_batch)
+        return replace(NO_MEMORY, weights_gib=states, activations_gib=1.0 * layout.micro_batch, host_gib=host)
+    return replace(NO_MEMORY, weights_gib=states, activations_gib=1.0 * layout.micro_batch)
 
 
 def hours(site: Site, layout: Layout) -> float:

@@ -10,6 +10,7 @@ from orchestrator.planning.hardware import find_device
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import Site
 from orchestrator.spec import RunSpec
+from tests.estimates import NO_MEMORY
 from tests.specs import PRETRAIN, spec
 
 SITE = Site(
@@ -22,19 +23,6 @@ SITE = Site(
     usd_per_device_hour=None,
     reason="",
 )
-EMPTY = MemoryEstimate(
-    weights_gib=0,
-    gradients_gib=0,
-    optimizer_gib=0,
-    activations_gib=0,
-    logits_gib=0,
-    step_gib=0,
-    gathered_gib=0,
-    buffers_gib=0,
-    reserve_gib=0,
-    load_gib=0,
-    host_gib=0,
-)
 STATES_GIB = {(0, "none"): 160.0, (1, "none"): 50.0, (2, "none"): 40.0, (3, "none"): 20.0}
 
 
@@ -43,7 +31,7 @@ def memory(layout: Layout) -> MemoryEstimate:
     states = STATES_GIB.get((layout.zero_stage, layout.offload), 1.0)
     each = 1.0 if layout.activation_checkpointing else 5.0
     host = 50.0 if layout.offload != "none" else 0.0
-    return replace(EMPTY, weights_gib=states, activations_gib=each * layout.micro_batch, host_gib=host)
+    return replace(NO_MEMORY, weights_gib=states, activations_gib=each * layout.micro_batch, host_gib=host)
 
 
 def hours(layout: Layout) -> float:

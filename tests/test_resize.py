@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planning.run_plan import NodeShape
-from orchestrator.scheduling.resize import NodeState, SizeDecision, cluster_for_run, decide_size, excludable
+from orchestrator.scheduling.resize import SizeDecision, decide_size
 
 USABLE = (1, 2, 4, 8)
 RESTART_S = 20.0
@@ -121,25 +120,3 @@ def test_a_decision_is_a_usable_size_with_room(
     assert decision.act or decision.workers == running
     if running is not None and decision.act and decision.workers is not None:
         assert decision.workers != running
-
-
-def node(host: str, cpus: int = 2, *, leaving: bool = False) -> NodeState:
-    return NodeState(host=host, shape=NodeShape(cpus=cpus, gpus=0, memory_gib=8.0), leaving=leaving)
-
-
-def test_nodes_that_leave_and_excluded_hosts_are_no_room() -> None:
-    nodes = [node("a"), node("b", leaving=True), node("c")]
-    assert cluster_for_run(nodes, device_name="cpu", excluded=["c"]).cpus == 2
-    assert cluster_for_run(nodes, device_name="cpu").cpus == 4
-
-
-def test_a_host_is_excluded_only_while_the_others_suffice() -> None:
-    nodes = [node("a"), node("b"), node("c")]
-
-    def done_without(excluded: list[str], least: int) -> tuple[str, ...]:
-        return excludable(nodes, excluded, least=least, gpus_per_worker=0, cpus_per_worker=1)
-
-    assert done_without(["a", "b"], 2) == ("a", "b")
-    assert done_without(["a", "b"], 4) == ("b",)
-    assert done_without(["a", "b"], 6) == ()
-    assert done_without(["a", "b"], 7) == ("a", "b")

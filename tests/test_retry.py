@@ -38,7 +38,7 @@ def test_a_step_that_did_not_fit_is_tried_in_halves_while_it_can_be_halved() -> 
 
 
 def test_missing_room_is_waited_for() -> None:
-    assert decide_retry(CapacityError("x"), failures=9, max_failures=0).await_capacity
+    assert decide_retry(CapacityError("x"), failures=9, max_failures=0).retry
 
 
 def test_hangs_have_a_budget_of_their_own() -> None:

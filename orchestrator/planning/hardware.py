@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.planning.run_plan import ClusterShape, Interval, NodeShape
 from orchestrator.planning.utilization import Utilization
@@ -210,6 +208,8 @@ def _usable_cores() -> int:
 
 def _usable_memory_gib() -> float:
     """Memory of the machine, or the control group's limit where that is less."""
+    import psutil  # 20 ms, which only this machine's own shape needs
+
     limits = [psutil.virtual_memory().total]
     for file in map(Path, _CGROUP_MEMORY_LIMITS):
         text = file.read_text().strip() if file.is_file() else "max"

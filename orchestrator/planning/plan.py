@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
+from orchestrator.errors import DataError, ModelError, SpecError
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
@@ -142,20 +142,6 @@ def make_plan(
         sizes=sizes,
         reasons=reasons,
     )
-
-
-def elastic_sizes(
-    spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None, kept: Kept | None = None
-) -> tuple[int, ...]:
-    """The sizes of an elastic run that there is room for now, the smallest first; empty where there is none.
-
-    For other specs, the number of workers that the plan takes. Raises what `make_plan` raises but CapacityError.
-    """
-    try:
-        plan = make_plan(spec, cluster, counts=counts, kept=kept)
-    except CapacityError:
-        return ()
-    return tuple(size.workers for size in plan.sizes if size.has_room) or (plan.workers,)
 
 
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> tuple[_Job, str]:

@@ -37,6 +37,7 @@ from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.ledger import Ledger, with_ledger
 from orchestrator.training.prepare import EncodeMany, PreparedData, find_prepared, prepare
 from orchestrator.training.tokenization import Chunk
+from orchestrator.whole_file import write_json
 
 T = TypeVar("T")
 
@@ -319,10 +320,7 @@ def is_spent(budget: Budget | None, spent: Budget) -> bool:
 
 def keep_result(result: RunResult, spec: RunSpec) -> None:
     """Remembers the result of a training or search in its folder."""
-    file = Path(result.run_folder) / _RESULT
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"result": result.to_dict(), "budget": spec.budget}, indent=1))
-    temporary.rename(file)
+    write_json(Path(result.run_folder) / _RESULT, {"result": result.to_dict(), "budget": spec.budget})
 
 
 def end_run(tracker: Tracker, result: RunResult, *, trials: Sequence[Path] = ()) -> None:

@@ -7,27 +7,13 @@ the time: like renting until the rent would have bought the house, it never cost
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.planning.placement import room_for_workers
-from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from orchestrator.quantities import human_duration
 
 PAYBACK = 2.0
 """Growing must gain so many restarts: steps get faster by less than workers are added, and restarts vary (a guess)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeState:
-    """A node, as far as it could belong to this run."""
-
-    host: str
-    """Its address, by which a node is excluded."""
-    shape: NodeShape
-    """What the run has there already and what is free."""
-    leaving: bool = False
-    """Whether it is being drained or will be preempted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +25,6 @@ class SizeDecision:
     act: bool
     """Whether to start an attempt of that size, ending the present one with a checkpoint first."""
     reason: str
-
-
-def cluster_for_run(nodes: Iterable[NodeState], *, device_name: str, excluded: Collection[str] = ()) -> ClusterShape:
-    """The cluster as a run may use it: without nodes that leave, and without hosts that hung or held others up."""
-    staying = tuple(node.shape for node in nodes if not node.leaving and node.host not in excluded)
-    return ClusterShape(nodes=staying, device_name=device_name)
-
-
-def excludable(
-    nodes: Sequence[NodeState], excluded: Sequence[str], *, least: int, gpus_per_worker: int, cpus_per_worker: int
-) -> tuple[str, ...]:
-    """The hosts that can be done without: those excluded last, as long as there is room for `least` workers.
-
-    All of them where even with every host there is not: the run waits for others.
-    """
-    for skipped in range(len(excluded) + 1):
-        kept_out = tuple(excluded[skipped:])
-        cluster = cluster_for_run(nodes, device_name="", excluded=kept_out)
-        if room_for_workers(cluster, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker) >= least:
-            return kept_out
-    return tuple(excluded)
 
 
 def decide_size(

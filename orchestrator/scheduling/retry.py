@@ -26,8 +26,6 @@ class RetryDecision:
     reason: str
     smaller_steps: bool = False
     """The next attempt takes half the micro-batch."""
-    await_capacity: bool = False
-    """The next attempt begins when there is room."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +62,7 @@ def decide_retry(
     if kind is None:
         return RetryDecision(retry=False, reason="the same attempt would fail again")
     if kind == "capacity":
-        return RetryDecision(retry=True, reason="waiting for room", await_capacity=True)
+        return RetryDecision(retry=True, reason="waiting for room")
     if kind == "memory":
         if not can_split:
             return RetryDecision(retry=False, reason="its micro-batch is one sample already")

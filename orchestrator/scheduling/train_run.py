@@ -214,7 +214,7 @@ class _Run:
                     return found
             except CapacityError as error:
                 if self._bad_nodes and waited_s > _SETTLE_S:
-                    self._bad_nodes = ()  # better a node that hung once than none
+                    self._bad_nodes = self._bad_nodes[1:]  # better a node that hung once than none
                     continue
                 if waited_s > timeout_s:
                     raise CapacityError(

@@ -29,6 +29,7 @@ from orchestrator.scheduling.train_run import run_training
 from orchestrator.search_space import Trial
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
+from orchestrator.whole_file import write_json
 
 STEP = "training_step"
 """Name of the optimizer step in what Tune is told."""
@@ -92,10 +93,8 @@ class Ending:
     """Of a failed one."""
 
     def write(self, folder: Path) -> None:
-        """Keeps it; appears complete or not at all."""
-        temporary = folder / "ending.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.rename(_ending_file(folder))
+        """Keeps it."""
+        write_json(_ending_file(folder), asdict(self))
 
 
 def _ending_file(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import ClusterError, StorageError
+from orchestrator.whole_file import write_json
 
 Status = Literal["running", "finished", "failed", "killed"]
 
@@ -298,26 +299,13 @@ def write_private(path: Path, value: Mapping[str, Any]) -> None:
     database may hold a password. Raises StorageError when it cannot be written."""
     try:
         try:
-            _replace(path, value)
+            write_json(path, value, durable=True, private=True)
         except OSError as error:
             # How a run ended on a full disk must still be said: the room for that was taken when it began.
             reserve = path.parent / _RESERVE
             if error.errno != errno.ENOSPC or not reserve.exists():
                 raise
             reserve.unlink(missing_ok=True)
-            _replace(path, value)
+            write_json(path, value, durable=True, private=True)
     except OSError as error:
         raise StorageError("the run's folder cannot be written", got=f"{path.parent}: {error.strerror}") from error
-
-
-def _replace(path: Path, value: Mapping[str, Any]) -> None:
-    new = path.with_suffix(f".{uuid.uuid4().hex[:8]}.new")
-    try:
-        file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "w") as stream:
-            json.dump(value, stream)
-            stream.flush()
-            os.fsync(file)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

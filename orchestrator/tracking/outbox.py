@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StorageError
+from orchestrator.whole_file import write_json
 
 BATCH_POINTS = 1000
 """Points of one batch: the most that MLflow's `log_batch` takes (mlflow.utils.validation, 3.17)."""
@@ -294,12 +295,8 @@ def _append(file: int, folder: Path, metrics: Mapping[str, float], *, step: int,
 
 
 def _write_shipped(folder: Path, shipped: _Shipped) -> None:
-    """Atomic, so that a reader or a crash finds the old note or the new one."""
-    path = folder / _SHIPPED_FILE
-    new = path.with_suffix(".new")
     with _storage_errors(folder, do="free space on that disk; the metrics stay in the folder"):
-        new.write_text(json.dumps(asdict(shipped)))
-        os.replace(new, path)
+        write_json(folder / _SHIPPED_FILE, asdict(shipped))
 
 
 def _ends_torn(file: int) -> bool:

@@ -15,32 +15,18 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import FencedError, StorageError
 from orchestrator.planning.run_plan import Kept
+from orchestrator.whole_file import write_json
 
 _LOOK_EVERY_S = 0.25
 """How long an answer of `Fence.holds` stays good: a folder is listed in 20 us on a local disk, not on a shared one."""
 _DIGITS = 4
 _KEPT = "kept.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One start of a run's workers."""
-
-    number: int
-    """From 1."""
-    workers: int
-    cause: str
-    """Why it was started: `first start`, or what ended the one before."""
-    started_s: float
-    """Unix time."""
-    resumed_step: int | None = None
-    """Optimizer steps done when it began to train; None until it did."""
 
 
 class Attempts:
@@ -50,17 +36,20 @@ class Attempts:
         self._folder = run_folder / "attempts"
 
     def open(self, *, workers: int, cause: str) -> int:
-        """A new attempt's number; from here on the workers of all earlier ones are fenced out."""
+        """A new attempt's number; from here on the workers of all earlier ones are fenced out.
+
+        `cause` is `first start`, or what ended the attempt before.
+        """
         while True:
             number = self.newest() + 1
-            attempt = Attempt(number=number, workers=workers, cause=cause, started_s=time.time())
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._write(self._file(number), asdict(attempt), exclusive=True)
+                self._write(
+                    f"{number:0{_DIGITS}d}.json",
+                    {"number": number, "workers": workers, "cause": cause, "started_s": time.time()},
+                    new=True,
+                )
             except FileExistsError:  # another driver took this number
                 continue
-            except OSError as error:
-                raise self._unusable(error) from error
             return number
 
     def newest(self) -> int:
@@ -75,37 +64,20 @@ class Attempts:
 
     def note_resumed(self, number: int, step: int) -> None:
         """Rank 0 of an attempt says from which step it goes on."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._resumed_file(number), {"step": step}, exclusive=False)
-        except OSError as error:
-            raise self._unusable(error) from error
-
-    def all(self) -> list[Attempt]:
-        """Oldest first."""
-        found = []
-        for number in range(1, self.newest() + 1):
-            value = self._read(self._file(number))
-            if value is not None:
-                found.append(Attempt(**{**value, "resumed_step": self.resumed_step(number)}))
-        return found
+        self._write(_resumed_name(number), {"step": step})
 
     def resumed_step(self, number: int) -> int | None:
         """The step that an attempt went on from; None while it has not begun to train."""
-        resumed = self._read(self._resumed_file(number))
+        resumed = self._read(_resumed_name(number))
         return None if resumed is None else int(resumed["step"])
 
     def keep(self, kept: Kept) -> None:
         """From now on attempts have this in common."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(self._folder / _KEPT, asdict(kept), exclusive=False)
-        except OSError as error:
-            raise self._unusable(error) from error
+        self._write(_KEPT, asdict(kept))
 
     def kept(self) -> Kept | None:
         """What earlier attempts have settled; None before the first."""
-        value = self._read(self._folder / _KEPT)
+        value = self._read(_KEPT)
         return None if value is None else Kept(**value)
 
     def is_void(self, number: int, step: int) -> bool:
@@ -117,27 +89,19 @@ class Attempts:
         """What the workers of an attempt ask before they write."""
         return Fence(number, newest=self.newest)
 
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number:0{_DIGITS}d}.json"
-
-    def _resumed_file(self, number: int) -> Path:
-        return self._folder / f"{number:0{_DIGITS}d}.resumed.json"
-
-    def _write(self, file: Path, value: dict[str, Any], *, exclusive: bool) -> None:
-        """Whole or not at all; with `exclusive` only where there is none yet."""
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    def _write(self, name: str, value: dict[str, Any], *, new: bool = False) -> None:
+        """Raises FileExistsError when `new` finds the name taken."""
         try:
-            temporary.write_text(json.dumps(value))
-            if exclusive:
-                os.link(temporary, file)  # unlike a rename it fails when the name is taken
-            else:
-                temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._folder / name, value, new=new)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise self._unusable(error) from error
 
-    def _read(self, file: Path) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            value: dict[str, Any] = json.loads(file.read_text())
+            value: dict[str, Any] = json.loads((self._folder / name).read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -150,6 +114,10 @@ class Attempts:
             got=f"{self._folder} ({error})",
             do="free space, or set checkpoint.storage to a folder that every node can write",
         )
+
+
+def _resumed_name(number: int) -> str:
+    return f"{number:0{_DIGITS}d}.resumed.json"
 
 
 class Fence:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from orchestrator.training.guard import Rewind, Verdict, decide_rewind, diverged
 from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
 from orchestrator.training.saving import Saver, SaveTimes
 from orchestrator.training.storage import open_storage
+from orchestrator.whole_file import write_json
 
 _RECENT_SAVES = 5
 _SLOWDOWN = 0.1
@@ -41,20 +43,26 @@ class Keeper:
     """One rank's share of keeping a run, within one attempt."""
 
     def __init__(
-        self, job: TrainingJob, context: WorkerContext, *, agree: Agree, any_rank: Callable[[bool], bool]
+        self,
+        engine: Engine,
+        job: TrainingJob,
+        context: WorkerContext,
+        *,
+        agree: Agree,
+        any_rank: Callable[[bool], bool],
     ) -> None:
         """`any_rank` says whether something holds on at least one rank."""
-        self._job, self._rank, self._nodes, self._agree = job, context.rank, context.nodes, agree
+        self._engine, self._job, self._rank, self._nodes, self._agree = engine, job, context.rank, context.nodes, agree
         self._any_rank = any_rank
         self._attempts = Attempts(job.run_folder)
         self._fence = self._attempts.fence(job.attempt)
         self._scratch = tempfile.TemporaryDirectory(prefix="checkpoints-")
         self._storage = open_storage(job.checkpoints, scratch=Path(self._scratch.name))
-        self._saver: Saver | None = None
+        self._saver = self._new_saver()
         self._loaded: str | None = None
         self._saved_step = 0
         self._interval: int | None = None
-        self._cost: CheckpointCost | None = None
+        self._recent: deque[SaveTimes] = deque(maxlen=_RECENT_SAVES)
         self._rewinds_file = job.run_folder / "rewinds.json"
         self._rewinds: tuple[Rewind, ...] = ()
         self.notes: tuple[str, ...] = ()
@@ -66,13 +74,15 @@ class Keeper:
         return skipped_batches(self._rewinds)
 
     def attach(self, engine: Engine) -> None:
-        """From now on this engine's state is kept."""
-        plan = self._job.plan
-        if self._saver is not None:
-            self._saver.close()
+        """From now on this engine's state is kept, not that of the one before."""
+        self._saver.close()
         self._engine = engine
-        self._saver = Saver(
-            engine,
+        self._saver = self._new_saver()
+
+    def _new_saver(self) -> Saver:
+        plan = self._job.plan
+        return Saver(
+            self._engine,
             self._storage,
             rank=self._rank,
             world_size=plan.workers,
@@ -105,7 +115,7 @@ class Keeper:
         `samples_of` gives the samples of a batch. None means back to the start: the engine must be built anew.
         Raises DivergedError when going back has not helped.
         """
-        self._written()
+        self._saver.wait()
         good = self._agree(self._good_steps() if self._leads else None)
         most = self._job.spec.training.bad_steps.max_rewinds
         decision = decide_rewind(verdict, step, earlier=self._rewinds, checkpoints=good, max_rewinds=most)
@@ -145,7 +155,6 @@ class Keeper:
         """
         if state.step == self._saved_step:
             return
-        assert self._saver is not None, "an engine is attached"
         self._saver.save(state)
         self._saved_step = state.step
         if self._job.spec.checkpoint.every_steps == "auto":
@@ -153,23 +162,18 @@ class Keeper:
 
     def newest(self) -> str | None:
         """Where the newest checkpoint is, once everything that was handed over is written; every rank's own view."""
-        return self._written() or self._loaded
-
-    def times(self) -> list[SaveTimes]:
-        """What this rank's checkpoints have cost, those finished since the last call."""
-        assert self._saver is not None, "an engine is attached"
-        return self._saver.finished()
+        return self._saver.wait() or self._loaded
 
     # -- going on or not ---------------------------------------------------------------------------------------
 
     def has_failed(self) -> bool:
         """Whether this rank has met something that ends the attempt; cheap, asked at every step."""
-        return not self._fence.holds() or (self._saver is not None and self._saver.failure() is not None)
+        return not self._fence.holds() or self._saver.failure() is not None
 
     def raise_failure(self) -> None:
         """Raises what any rank has met, on every rank."""
         self.check_fence()
-        failure = None if self._saver is None else self._saver.failure()
+        failure = self._saver.failure()
         if failure is not None:
             raise failure
         raise TransientError("another rank of this attempt could not go on", do="its own error says why")
@@ -184,8 +188,7 @@ class Keeper:
 
     def close(self) -> None:
         """Gives up what is not complete yet."""
-        if self._saver is not None:
-            self._saver.close()
+        self._saver.close()
         self._scratch.cleanup()
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -193,9 +196,6 @@ class Keeper:
     @property
     def _leads(self) -> bool:
         return self._rank == 0
-
-    def _written(self) -> str | None:
-        return None if self._saver is None else self._saver.wait()
 
     def _load_newest(self) -> LoopState | None:
         """Puts the newest checkpoint that counts, and that arrives whole on every rank, into the engine."""
@@ -237,16 +237,17 @@ class Keeper:
         return checkpoints.steps(self._storage, void=self._attempts.is_void)
 
     def _best_interval(self, state: LoopState, step_s: float) -> int:
-        recent = self.times()[-_RECENT_SAVES:]
-        if recent:
-            self._cost = CheckpointCost(
-                blocked_s=fmean(times.blocked_s for times in recent),
-                write_s=fmean(times.writing_s for times in recent),
+        self._recent.extend(self._saver.finished())
+        cost = None
+        if self._recent:
+            cost = CheckpointCost(
+                blocked_s=fmean(times.blocked_s for times in self._recent),
+                write_s=fmean(times.writing_s for times in self._recent),
                 slowdown=_SLOWDOWN,
             )
         decision = interval_steps(
             step_s=step_s or None,
-            cost=self._cost,
+            cost=cost,
             restart_s=_RESTART_S,
             nodes=self._nodes,
             failures=max(0, self._job.attempt - 1),
@@ -262,7 +263,5 @@ class Keeper:
         return tuple(Rewind.from_dict(value) for value in json.loads(text))
 
     def _write_rewinds(self) -> None:
-        temporary = self._rewinds_file.with_suffix(".tmp")
         with checkpoints.storage_errors(self._job.run_folder):
-            temporary.write_text(json.dumps([rewind.to_dict() for rewind in self._rewinds], indent=1))
-            temporary.replace(self._rewinds_file)
+            write_json(self._rewinds_file, [rewind.to_dict() for rewind in self._rewinds])

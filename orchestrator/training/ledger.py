@@ -21,6 +21,7 @@ from orchestrator.errors import StorageError
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.spec import RunSpec
+from orchestrator.whole_file import write_json
 
 _ENTRY, _CLOCK = ".entry", "search.clock"
 """Files of a ledger, in JSON."""
@@ -269,12 +270,9 @@ class Ledger:
         self._write_file(f"{member}{_ENTRY}", asdict(entry))
 
     def _write_file(self, name: str, value: Mapping[str, Any]) -> None:
-        """Appears whole or not at all."""
-        temporary = self._folder / f"{name}.{os.getpid()}.tmp"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(value))
-            temporary.replace(self._folder / name)
+            write_json(self._folder / name, value)
         except OSError as error:
             raise self._unusable(error) from error
 

@@ -31,6 +31,7 @@ from orchestrator.training.objectives import objective_for
 from orchestrator.training.pulse import Phase, collectives_begun
 from orchestrator.training.schedule import learning_rate
 from orchestrator.training.step_data import StepData
+from orchestrator.whole_file import write_json
 
 _HOLD_POLL_S = 0.05
 
@@ -71,8 +72,7 @@ class _Loop:
             open_split(job.data.path, "train"), plan=job.plan, seed=job.spec.training.seed, rank=context.rank
         )
         self._engine = self._build()
-        self._keeper = Keeper(job, context, agree=self._from_leader, any_rank=self._on_any_rank)
-        self._keeper.attach(self._engine)
+        self._keeper = Keeper(self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank)
         self._agreement = Agreement(self._sum, rank=context.rank, world_size=job.plan.workers)
         self._guard = Guard(
             samples_per_step=job.plan.global_batch,
@@ -162,7 +162,8 @@ class _Loop:
         outcome = self._outcome(status)
         if self._leads:
             file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
-            file.write_text(json.dumps(outcome.to_dict(), indent=1))
+            with checkpoints.storage_errors(self._job.run_folder):
+                write_json(file, outcome.to_dict())
         return outcome
 
     def close(self) -> None:

@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all, whatever ends the writer: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any, *, new: bool = False, durable: bool = False, private: bool = False) -> None:
+    """Puts JSON into a file, in place of what is there.
+
+    `new` refuses to replace a file, `durable` also outlasts a crash of the machine, `private` lets only the owner read
+    it. Raises FileExistsError when `new` finds the name taken, OSError when it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(json.dumps(value, indent=1))
+            if durable:
+                stream.flush()
+                os.fsync(descriptor)
+        if new:
+            os.link(draft, path)  # unlike a rename it fails when the name is taken
+        else:
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
