@@ -126,7 +126,7 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     Raises what `launch` raises before a training starts and what a training raises, Interrupted when asked to stop,
     and ClusterError when the killed training did not go on from its checkpoint.
     """
-    from orchestrator.planning.plan import make_plan
+    from orchestrator.planning.plan import plan_to_run
     from orchestrator.scheduling.launch import check_stop, look_ahead, prepare_run
     from orchestrator.scheduling.rehearsal import Rehearsal
     from orchestrator.scheduling.run_folder import check_storage, make_folder
@@ -138,7 +138,7 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     check_storage(spec)
     data, shape = look_ahead(spec), expected_shape()
     if shape is not None:
-        _check_length(make_plan(spec, shape, counts=None if data is None else data.counts), steps)
+        _check_length(plan_to_run(spec, shape, counts=None if data is None else data.counts), steps)
     with ray_session() as cluster, placement_groups_given_back():
         listener.connected()
         check_stop(listener)

@@ -114,4 +114,4 @@ def test_the_remedy_is_the_first_setting_that_fits() -> None:
 
 
 def _needs_both(layout: Layout) -> MemoryEstimate:
-    return replace(memory(layout), weights_gib=60.0 if layout.activation_checkpointing else 90.0)
+    return replace(memory(layout), weights_gib=45.0 if layout.activation_checkpointing else 90.0)

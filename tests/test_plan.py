@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.placement import place_workers
-from orchestrator.planning.plan import make_plan, warmup_steps
+from orchestrator.planning.plan import make_plan, plan_to_run, warmup_steps
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape
 from orchestrator.spec import RunSpec
 from tests.specs import CLASSIFY, PRETRAIN, spec
@@ -240,6 +240,20 @@ def test_plan_that_does_not_fit_names_a_change_that_does() -> None:
     assert "training.activation_checkpointing=true" in plan.reasons[-1]
     changed = {**LARGE, "training__activation_checkpointing": True}
     assert make_plan(spec(PRETRAIN, resources__workers=8, **changed), requested_cluster("T4", 8)).fits
+
+
+def test_a_training_whose_states_alone_exceed_the_memory_is_not_started() -> None:
+    alone = spec(PRETRAIN, resources__workers=1, deepspeed={"zero_stage": 0}, **LARGE)
+    plan = make_plan(alone, requested_cluster("A100-80GB", 1))
+    assert plan.states_gib > plan.device_memory_gib
+    with pytest.raises(CapacityError, match="weights, gradients and optimizer states alone") as error:
+        plan_to_run(alone, requested_cluster("A100-80GB", 1))
+    assert error.value.do == plan.reasons[-1]
+
+
+def test_a_training_that_may_not_fit_is_started_all_the_same() -> None:
+    tight = spec(PRETRAIN, resources__workers=8, training__activation_checkpointing=False, **LARGE)
+    assert not plan_to_run(tight, requested_cluster("T4", 8)).fits
 
 
 def test_stage_and_micro_batch_of_the_spec_are_kept() -> None:

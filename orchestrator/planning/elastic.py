@@ -195,7 +195,7 @@ def _why_sizes(spec: RunSpec, sites: Mapping[int, Site], chosen: _Candidate, est
     left_out = []
     for size in (n for n in sorted(sites) if n not in chosen.sizes):
         here = replace(layout, workers=size)
-        if batch % (size * layout.micro_batch) == 0 and not fits(estimate(here), sites[size], surely=True):
+        if batch % (size * layout.micro_batch) == 0 and not fits(estimate(here), sites[size]):
             left_out.append(f"{size} is left out, since {needs(here, sites[size], estimate)}")
         else:
             left_out.append(

@@ -98,7 +98,7 @@ def largest_micro_batch(spec: RunSpec, site: Site, option: Layout, estimate: Est
     if spec.training.micro_batch == "auto":
         sizes = [size for size in range(micro_batch_limit(option, share), 0, -1) if share % size == 0]
     layouts = (replace(option, micro_batch=size) for size in sizes)
-    return next((layout for layout in layouts if fits(estimate(layout), site, surely=True)), None)
+    return next((layout for layout in layouts if fits(estimate(layout), site)), None)
 
 
 def micro_batch_limit(layout: Layout, share: int) -> int:
@@ -215,24 +215,25 @@ def _zero_options(spec: RunSpec, site: Site) -> list[tuple[int, Offload]]:
     ]
 
 
-def fits(memory: MemoryEstimate, site: Site, *, surely: bool = False) -> bool:
-    """Whether the peak fits: its middle, or `surely` the upper end of its interval."""
-    peak = memory.peak_gib.high if surely else memory.peak_gib.mid
-    return peak <= site.capacity_gib and memory.host_gib <= site.host_gib
+def fits(memory: MemoryEstimate, site: Site) -> bool:
+    """Whether the peak surely fits, which is to say the upper end of its interval."""
+    return memory.peak_gib.high <= site.capacity_gib and memory.host_gib <= site.host_gib
 
 
 def remedy(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> str:
-    """The smallest change that would make a layout fit, as a sentence with the setting to make."""
+    """The smallest change that would make a layout surely fit, as a sentence with the setting to make."""
     for setting, changed in _changes(spec, site, layout):
         if fits(estimate(changed), site):
-            return f"it does not fit; smallest change that would: {setting} ({_gib(estimate(changed).peak_gib)})"
-    needed = estimate(layout).peak_gib.mid
+            return f"it does not surely fit; smallest change that would: {setting} ({_gib(estimate(changed).peak_gib)})"
+    needed = estimate(layout).peak_gib.high
     larger = [d for d in catalogue().values() if d.kind == "gpu" and d.memory_gib * USABLE_DEVICE_MEMORY >= needed]
     if larger and site.gpus_per_worker:
         least = min(larger, key=lambda d: d.memory_gib)
-        return f"it does not fit; no single setting helps, a device with {least.memory_gib:g} GiB ({least.name}) would"
+        device = f"a device with {least.memory_gib:g} GiB ({least.name})"
+        return f"it does not surely fit; no single setting helps, {device} would"
     return (
-        "it does not fit, and no single setting helps: use a smaller model, method: lora, or machines with more memory"
+        "it does not surely fit, and no single setting helps: use a smaller model, method: lora, or machines with more "
+        "memory"
     )
 
 

@@ -99,9 +99,14 @@ class MemoryEstimate:
     """The 90 % interval as multiples of the middle."""
 
     @property
+    def states_gib(self) -> float:
+        """What is there from the first step to the last; it follows from the number of weights, without an interval."""
+        return self.weights_gib + self.gradients_gib + self.optimizer_gib
+
+    @property
     def peak_gib(self) -> Interval:
         """The most memory in use at a time."""
-        kept = self.weights_gib + self.gradients_gib + self.optimizer_gib + self.gathered_gib + self.buffers_gib
+        kept = self.states_gib + self.gathered_gib + self.buffers_gib
         working = max(self.activations_gib + self.logits_gib + self.reserve_gib, self.step_gib)
         return self.spread.scaled(max(kept + working, self.load_gib))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import DataError, ModelError, SpecError
+from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
@@ -84,7 +84,7 @@ class _Way:
     site: Site
     layout: Layout
     reasons: tuple[str, ...]
-    surely_fits: bool
+    fits: bool
     peak_gib: float
     gpu_hours: float
 
@@ -102,8 +102,8 @@ def make_plan(
     Without `counts` a length in epochs stays open: `steps`, hours and money are None. `workers` overrides the spec's
     number; of a range, the largest size with room is taken when it is None. `kept` is what an earlier attempt of the
     same run settled, `RunPlan.kept`. Raises SpecError or ModelError for settings that cannot work, DataError for too
-    little data, and CapacityError for more workers than there is room for. What needs more memory than there is comes
-    back with `fits=False`.
+    little data, and CapacityError for more workers than there is room for. What may need more memory than there is
+    comes back with `fits=False`.
     """
     if kept is not None:
         spec = settle(spec, kept)
@@ -134,7 +134,9 @@ def make_plan(
         trainable_parameters=job.trainable,
         flops_per_step=job.flops_per_step,
         usd_per_device_hour=site.usd_per_device_hour or 0.0,
+        states_gib=memory.states_gib,
         peak_gib=memory.peak_gib,
+        device_memory_gib=site.capacity_gib,
         fits=fits(memory, site),
         deepspeed=deepspeed_config(
             layout, training=training, accumulation=accumulation, trainable=job.trainable, raw=spec.deepspeed.raw
@@ -142,6 +144,25 @@ def make_plan(
         sizes=sizes,
         reasons=reasons,
     )
+
+
+def plan_to_run(
+    spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None, kept: Kept | None = None
+) -> RunPlan:
+    """`make_plan` for a training that is about to start.
+
+    Raises CapacityError, too, when the states alone need more memory than there is: whatever else the estimate may get
+    wrong, that cannot run.
+    """
+    plan = make_plan(spec, cluster, counts=counts, kept=kept)
+    if plan.states_gib > plan.device_memory_gib:
+        raise CapacityError(
+            "the training cannot fit: weights, gradients and optimizer states alone need more memory than there is",
+            got=f"{plan.states_gib:.3g} GiB on each of {plan.workers} x {plan.device_name}",
+            allowed=f"up to {plan.device_memory_gib:.3g} GiB",
+            do=plan.reasons[-1],
+        )
+    return plan
 
 
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> tuple[_Job, str]:
@@ -191,7 +212,7 @@ def _elastic_way(job: _Job, cluster: ClusterShape, workers: int | None) -> tuple
         site=sites[chosen],
         layout=common.at(chosen),
         reasons=(why_precision, *common.reasons),
-        surely_fits=fits(job.memory(common.at(chosen)), sites[chosen], surely=True),
+        fits=fits(job.memory(common.at(chosen)), sites[chosen]),
         peak_gib=job.memory(common.at(chosen)).peak_gib.mid,
         gpu_hours=job.cost(sites[chosen], common.at(chosen)).gpu_hours.mid,
     )
@@ -226,7 +247,7 @@ def _way(job: _Job, cluster: ClusterShape, workers: int) -> _Way:
         site=site,
         layout=layout,
         reasons=(why_precision, *why),
-        surely_fits=fits(memory, site, surely=True),
+        fits=fits(memory, site),
         peak_gib=memory.peak_gib.mid,
         gpu_hours=job.cost(site, layout).gpu_hours.mid,
     )
@@ -236,7 +257,7 @@ def _cheapest(ways: list[_Way]) -> tuple[_Way, str]:
     """Of the numbers of workers that surely fit, the largest that costs little more than the cheapest; and why."""
     if len(ways) == 1:
         return ways[0], ""
-    fitting = [way for way in ways if way.surely_fits]
+    fitting = [way for way in ways if way.fits]
     if not fitting:
         return min(ways, key=lambda way: way.peak_gib), f"; none of {len(ways)} numbers of workers surely fits"
     least = min(fitting, key=lambda way: way.gpu_hours)

@@ -128,13 +128,18 @@ class RunPlan:
     """Model FLOPs of one optimizer step, attention included, recomputation not."""
     usd_per_device_hour: float
     """Price of one device; on a CPU of one worker with its cores. 0 where none is known, and then `usd` is None."""
+    states_gib: float
+    """Weights, gradients and optimizer states per device: the part of the peak that is certain."""
     peak_gib: Interval
     """Peak memory per device (on a CPU: per worker process)."""
+    device_memory_gib: float
+    """What a training may use of a device."""
     gpu_hours: Interval | None
     """Device hours; None while `steps` is None."""
     wall_hours: Interval | None
     usd: Interval | None
     fits: bool
+    """Whether the upper end of the peak is within the device's memory, and what is offloaded within the host's."""
     deepspeed: dict[str, Any]
     """The whole DeepSpeed configuration."""
     sizes: tuple[SizePlan, ...] = field(default=())

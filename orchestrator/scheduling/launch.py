@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from orchestrator import locations
 from orchestrator.errors import Interrupted, OrchestratorError, StorageError
-from orchestrator.planning.plan import check_samples, make_plan
+from orchestrator.planning.plan import check_samples, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
 from orchestrator.scheduling.attempt import Watcher
@@ -115,7 +115,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
             from orchestrator.scheduling.search import run_search
 
             return run_search(spec, cluster, listener, fresh=fresh)
-        make_plan(spec, cluster)  # refuses what the cluster cannot do before any data is read
+        plan_to_run(spec, cluster)  # refuses what the cluster cannot do before any data is read
         prepared = prepare_run(spec, cluster, listener)
         if fresh:
             forget(prepared.run_folder)
@@ -126,7 +126,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
 def look_ahead(spec: RunSpec) -> PreparedData | None:
     """Refuses plans and data that cannot work, those of a search's trials too; gives the data if it is encoded already.
 
-    Raises what `make_plan` and `prepare` raise.
+    Raises what `plan_to_run` and `prepare` raise.
     """
     cluster, cache = expected_shape(), locations.home() / "cache" / "data"
     found: dict[str, PreparedData | None] = {}
@@ -134,7 +134,7 @@ def look_ahead(spec: RunSpec) -> PreparedData | None:
         if cluster is None:
             check_samples(one)
         else:
-            make_plan(one, cluster)
+            plan_to_run(one, cluster)
         key = one.model_dump_json(include={"data": True, "model": True, "task": True, "training": {"seed"}})
         if key not in found:
             found[key] = find_prepared(one, cache=cache)
@@ -152,7 +152,7 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
     listener.say("preparing data")
     cache = locations.home() / "cache" / "data"
     data = prepare(spec, cache=cache, encode=_until_stopped(listener))
-    plan = make_plan(spec, cluster, counts=data.counts)
+    plan = plan_to_run(spec, cluster, counts=data.counts)
     return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
 
 
@@ -203,7 +203,7 @@ def _trained(job: TrainingJob, listener: Listener) -> TrainingResult:
     )
     try:
         result = run_training(
-            job, watcher, planner=lambda room, kept: make_plan(job.spec, room, counts=job.data.counts, kept=kept)
+            job, watcher, planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept)
         )
         flops = result.outcome.metrics.get("cost/flops", 0.0)
     finally:

@@ -22,6 +22,7 @@ from tests.chaos.scene import Answer, RunFiles, Scene
 from tests.chaos.servers import BUCKET, Bucket, object_store, s3_environment, tracking_server
 
 EXPERIMENT = "chaos"
+_ATTEMPT_TAG = ".attempt."
 _POLL_S = 0.02
 _COMMAND_S = 600.0
 """Longest life of one command; a guess: a training takes 30 s, and each recovery half a minute on a busy machine."""
@@ -107,7 +108,7 @@ class Stage:
         return replace(row, seconds=time.monotonic() - started)
 
     def _played(self, scenario: Scenario) -> Row:
-        reference = self._reference(scenario.layout)
+        reference = self._reference(scenario)
         with self._scene(scenario) as scene:
             answers = _act(scene, list(scenario.strikes))
             if scenario.endings is not None and len(scene.struck_at) < len(scenario.strikes):
@@ -125,15 +126,19 @@ class Stage:
             self._cluster.close()
             self._cluster, self._layout = None, ""
 
-    def _reference(self, layout: str) -> Tracked:
-        if layout not in self._references:
-            undisturbed = Scenario(name=f"undisturbed-{layout}", fault="none", strikes=(), layout=layout)
+    def _reference(self, scenario: Scenario) -> Tracked:
+        """What the same training comes to when nobody disturbs it; runs that learn the same share one."""
+        layout = scenario.layout
+        shaping = {key: value for key, value in scenario.changes.items() if key.startswith(("training.", "model."))}
+        name = "-".join(["undisturbed", layout, *(str(value) for value in shaping.values())])
+        if name not in self._references:
+            undisturbed = Scenario(name=name, fault="none", strikes=(), layout=layout, changes=shaping)
             with self._scene(undisturbed) as scene:
                 answers = _act(scene, [])
             if [answer.ending for answer in answers] != [FINISHED]:
                 raise RuntimeError(f"the undisturbed run did not finish: {answers[-1].ending}\n{answers[-1].log}")
-            self._references[layout] = tracked(self._store, EXPERIMENT, undisturbed.name)
-        return self._references[layout]
+            self._references[name] = tracked(self._store, EXPERIMENT, name)
+        return self._references[name]
 
     @contextmanager
     def _scene(self, scenario: Scenario) -> Iterator[Scene]:
@@ -232,6 +237,7 @@ def _judge(
     again = len(steps) - len(set(steps))
     problems = [
         *_ending_problems(scenario, endings),
+        *size_problems(scenario, run.tags),
         *([f"curves differ by {apart.largest:.1e} ({apart.where})"] if not apart.largest <= scenario.tolerance else []),
         *([f"{apart.missing} points are missing"] if apart.missing else []),
         *([f"{apart.twice} points are there twice"] if apart.twice else []),
@@ -252,7 +258,7 @@ def _judge(
         apart=apart.largest,
         metrics_lost=apart.missing,
         problems=tuple(problems),
-        notes=(*scene.notes, *(f"{key}: {run.tags[key]}" for key in sorted(run.tags) if ".attempt." in key)),
+        notes=(*scene.notes, *(f"{key}: {run.tags[key]}" for key in sorted(run.tags) if _ATTEMPT_TAG in key)),
     )
 
 
@@ -264,6 +270,15 @@ def _ending_problems(scenario: Scenario, endings: list[str]) -> list[str]:
         part in ending for part, ending in zip(wanted, endings, strict=True)
     )
     return [] if as_wanted else [f"it was to end with {', then '.join(wanted)}"]
+
+
+def size_problems(scenario: Scenario, tags: Mapping[str, str]) -> list[str]:
+    """Attempts' tags begin with their number of workers."""
+    attempts = sorted((int(key.rpartition(".")[2]), text) for key, text in tags.items() if _ATTEMPT_TAG in key)
+    sizes = tuple(int(text.split(maxsplit=1)[0]) for _, text in attempts)
+    if scenario.sizes is None or sizes == scenario.sizes:
+        return []
+    return [f"its attempts had {sizes} workers, and were to have {scenario.sizes}"]
 
 
 def _write_spec(scenario: Scenario, *, folder: Path, corpus: Path, uri: str, storage: str | Path | None) -> Path:

@@ -22,6 +22,8 @@ LAYOUTS = {
 }
 """By name: two workers and room for a third, on this machine; two workers on two namespace hosts, nothing to spare."""
 _ELASTIC: Mapping[str, Any] = {"resources.workers": [1, 2]}
+_LONG: Mapping[str, Any] = {"training.steps": 800}
+"""With so many steps, of 0.2 to 0.3 s, a restart of 20 s to grow pays."""
 _AT_ANOTHER_SIZE = 1e-5
 """Largest relative difference of the losses where the number of workers has changed: the issue's figure."""
 
@@ -45,9 +47,11 @@ class Scenario:
     layout: str = "nodes"
     """Key of `LAYOUTS`."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Spec fields that differ from the base spec."""
+    """Spec fields that differ from the base spec; those of `training` and `model` differ in the undisturbed run too."""
     endings: tuple[str, ...] | None = (FINISHED,)
     """How each command ends, in order: `finished`, `killed`, or a part of the error; None: any, then `finished`."""
+    sizes: tuple[int, ...] | None = None
+    """Number of workers of each attempt; None: of no interest."""
     tolerance: float = 0.0
     """Largest relative difference of the losses; above 0 only where the world size changes."""
     most_again: int = SAVE_EVERY
@@ -229,6 +233,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         strikes=_once(at_step(27), faults.kill_node_of_other),
         layout="hosts",
         changes=_ELASTIC,
+        sizes=(2, 1),
         tolerance=_AT_ANOTHER_SIZE,
     ),
     Scenario(
@@ -237,6 +242,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         strikes=_once(at_step(27), faults.kill_node_of_leader),
         layout="hosts",
         changes=_ELASTIC,
+        sizes=(2, 1),
         tolerance=_AT_ANOTHER_SIZE,
     ),
     Scenario(
@@ -247,7 +253,8 @@ SCENARIOS: tuple[Scenario, ...] = (
             Strike(when=faults.after(20), what=faults.add_nodes),
         ),
         layout="hosts",
-        changes=_ELASTIC,
+        changes={**_ELASTIC, **_LONG},
+        sizes=(2, 1, 2),
         tolerance=_AT_ANOTHER_SIZE,
     ),
     Scenario(
@@ -268,6 +275,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         ),
         layout="hosts",
         changes=_ELASTIC,
+        sizes=(2, 1),
         tolerance=_AT_ANOTHER_SIZE,
     ),
     Scenario(
@@ -279,6 +287,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         ),
         layout="hosts",
         changes=_ELASTIC,
+        sizes=(2, 1),
         tolerance=_AT_ANOTHER_SIZE,
     ),
 )

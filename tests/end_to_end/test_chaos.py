@@ -14,7 +14,7 @@ import pytest
 from tests.chaos import table
 from tests.chaos.curves import LOSSES, Point, Tracked, difference, longest_pause_s, out_of_order
 from tests.chaos.processes import ROOT
-from tests.chaos.runner import Row
+from tests.chaos.runner import Row, size_problems
 from tests.chaos.scenarios import LAYOUTS, SCENARIOS, STEPS, random_scenario
 from tests.chaos.scene import RunFiles
 
@@ -129,6 +129,13 @@ def test_a_random_schedule_is_the_same_for_the_same_seed() -> None:
 def test_names_of_scenarios_are_unique_and_their_layouts_known() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
     assert {scenario.layout for scenario in SCENARIOS} <= LAYOUTS.keys()
+
+
+def test_a_run_that_should_have_grown_and_did_not_is_a_problem() -> None:
+    grows = next(scenario for scenario in SCENARIOS if scenario.sizes == (2, 1, 2))
+    tags = {f"orchestrator.attempt.{number}": f"{size} workers: why" for number, size in ((1, 2), (2, 1), (10, 2))}
+    assert size_problems(grows, tags) == []
+    assert "(2, 1) workers" in size_problems(grows, dict(list(tags.items())[:2]))[0]
 
 
 def test_a_row_of_the_table_says_what_went_wrong() -> None:
