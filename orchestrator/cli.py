@@ -7,6 +7,7 @@ to standard output, everything else to standard error.
 from __future__ import annotations
 
 import sys
+from copy import copy
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 def main() -> None:
     """Entry point of the `orchestrator` command."""
-    app()
+    # Typer builds the options of all commands, 30 ms, before it looks which one was asked for.
+    asked = [command for command in app.registered_commands if _name_of(command) in sys.argv[1:2]]
+    own = copy(app)
+    own.registered_commands = asked or app.registered_commands
+    own()
+
+
+def _name_of(command: typer.models.CommandInfo) -> str:
+    assert command.callback is not None, "every command is a function"
+    return command.name or command.callback.__name__
 
 
 @app.callback(invoke_without_command=True)
