@@ -22,8 +22,10 @@ LAYOUTS = {
 }
 """By name: two workers and room for a third, on this machine; two workers on two namespace hosts, nothing to spare."""
 _ELASTIC: Mapping[str, Any] = {"resources.workers": [1, 2]}
+_LASTING: Mapping[str, Any] = {"training.steps": 300}
+"""So many steps, of 0.2 s and more, go on for longer than a server that comes back takes to start."""
 _LONG: Mapping[str, Any] = {"training.steps": 800}
-"""With so many steps, of 0.2 to 0.3 s, a restart of 20 s to grow pays."""
+"""With so many steps a restart of 20 s to grow pays."""
 _AT_ANOTHER_SIZE = 1e-5
 """Largest relative difference of the losses where the number of workers has changed: the issue's figure."""
 
@@ -105,6 +107,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             Strike(when=at_step(20), what=faults.kill_server),
             Strike(when=faults.after(15), what=faults.start_server),
         ),
+        changes=_LASTING,
         server=True,
     ),
     Scenario(
@@ -114,6 +117,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             Strike(when=at_step(0), what=faults.kill_server),
             Strike(when=faults.after(40), what=faults.start_server),
         ),
+        changes=_LASTING,
         server=True,
     ),
     Scenario(
