@@ -23,6 +23,7 @@ from orchestrator.training.batches import (
     open_split,
     rank_slice,
 )
+from orchestrator.training.splitmix import mix
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(41, 3000))
 SEEDS = st.integers(0, 2**40)
@@ -95,7 +96,7 @@ def test_order_of_a_trillion_samples_needs_no_array() -> None:
 def test_hash_is_splitmix64() -> None:
     # First outputs of Vigna's reference implementation at seed 0.
     state = np.array([0, 0x9E3779B97F4A7C15], dtype=np.uint64)
-    assert [hex(value) for value in batches._mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
+    assert [hex(value) for value in mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
 
 
 def test_order_stays_the_same_between_versions() -> None:

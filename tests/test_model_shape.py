@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ModelError
-from orchestrator.planning.model_shape import (
-    DEFAULT_LORA_TARGETS,
-    FAMILY_DEFAULTS,
-    HEAD_MODULES,
-    model_config,
-    model_shape,
-    trainable_parameters,
-)
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_config, model_shape
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES, trainable_parameters
 from orchestrator.spec import ModelSpec, RunSpec, Task
 
 BERT = {

@@ -16,7 +16,7 @@ from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.model_shape import ModelShape, model_config, model_shape, trainable_parameters
+from orchestrator.planning.model_shape import ModelShape, model_config, model_shape
 from orchestrator.planning.placement import (
     Site,
     check_room,
@@ -27,6 +27,7 @@ from orchestrator.planning.placement import (
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
+from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.quantities import human_count
 
 if TYPE_CHECKING:
@@ -50,7 +51,13 @@ class _Job:
     steps: int | None
 
     def memory(self, layout: Layout) -> MemoryEstimate:
-        return peak_memory(layout, shape=self.shape, method=self.spec.method, trainable=self.trainable)
+        return peak_memory(
+            layout,
+            shape=self.shape,
+            method=self.spec.method,
+            trainable=self.trainable,
+            predicted_share=self.spec.training.masking_rate if self.spec.task == "masked-lm" else 1.0,
+        )
 
     def cost(self, site: Site, layout: Layout) -> RunCost:
         batch = self.spec.training.global_batch

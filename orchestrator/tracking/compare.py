@@ -85,8 +85,12 @@ class RunRow:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Runs are ranked against each other within a kind and quality metric: others do not compare."""
-        return (self.kind or "other", self.quality_metric or "no result")
+        """Runs are ranked against each other within a kind and quality metric: others do not compare.
+
+        Nor do losses on hidden tokens and on the next token, so masked language models are a kind of their own.
+        """
+        kind = self.kind or "other"
+        return (f"{kind} masked-lm" if self.task == "masked-lm" else kind, self.quality_metric or "no result")
 
 
 def collect(uri: str, experiment: str) -> list[RunRow]:
