@@ -13,7 +13,7 @@ from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.placement import place_workers
 from orchestrator.planning.plan import make_plan, warmup_steps
-from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape
+from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape, RunPlan
 from orchestrator.spec import RunSpec
 from tests.specs import CLASSIFY, PRETRAIN, spec
 
@@ -54,6 +54,25 @@ def with_memory(cluster: ClusterShape, gib: float) -> ClusterShape:
 def base(tmp_path: Path) -> str:
     (tmp_path / "config.json").write_text(json.dumps(BERT))
     return str(tmp_path)
+
+
+def test_masked_language_model_is_planned_with_logits_of_all_tokens_and_a_loss_on_the_predicted(base: str) -> None:
+    def planned(rate: float) -> RunPlan:
+        masked = {"model": {"base": base}, "task": "masked-lm", "training__masking_rate": rate}
+        return make_plan(spec(PRETRAIN, **masked), cpus(), counts=COUNTS)
+
+    usual, more = planned(0.15), planned(0.4)
+    assert usual.parameters == usual.trainable_parameters
+    assert usual.flops_per_step == more.flops_per_step
+    assert usual.peak_gib.mid < more.peak_gib.mid
+    assert usual.tokens_per_step == 8 * 32
+
+
+def test_decoders_and_encoders_are_refused_each_others_task(base: str) -> None:
+    with pytest.raises(ModelError, match="cannot fill a gap"):
+        make_plan(spec(PRETRAIN, task="masked-lm"), cpus())
+    with pytest.raises(ModelError, match="cannot learn to continue it"):
+        make_plan(spec(PRETRAIN, model={"base": base}), cpus())
 
 
 def test_plan_of_a_small_spec_on_a_cpu_is_complete() -> None:

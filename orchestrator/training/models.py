@@ -30,7 +30,7 @@ from orchestrator.spec import RunSpec, Task
 from orchestrator.training.prepare import PreparedData
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_AUTO_CLASSES: dict[Task, Any] = {
+AUTO_CLASSES: dict[Task, Any] = {
     "causal-lm": AutoModelForCausalLM,
     "masked-lm": AutoModelForMaskedLM,
     "text-classification": AutoModelForSequenceClassification,
@@ -101,7 +101,7 @@ def _sharded_construction(plan: RunPlan) -> Iterator[None]:
 
 
 def _auto_class(spec: RunSpec) -> Any:
-    return _AUTO_CLASSES[spec.task]
+    return AUTO_CLASSES[spec.task]
 
 
 def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
