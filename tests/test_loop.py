@@ -134,10 +134,13 @@ def test_without_a_good_checkpoint_the_run_is_refused_and_nothing_is_removed(tmp
     assert sorted(job.checkpoints.iterdir()) == before
 
 
-def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_masks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [pretrain, fill_gaps])
+def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_masks(
+    tmp_path: Path, make: MakeJob
+) -> None:
     def job(name: str, workers: int) -> TrainingJob:
         changes = {"training__micro_batch": 2, "deepspeed__zero_stage": 2}
-        return pretrain(tmp_path / name, resources__workers=workers, **changes)
+        return make(tmp_path / name, resources__workers=workers, **changes)
 
     training_runs.run(job("fixed", 2))
     training_runs.run(job("resized", 1), stop_at=2)

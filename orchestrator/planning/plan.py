@@ -27,7 +27,7 @@ from orchestrator.planning.placement import (
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
-from orchestrator.planning.trainable import trainable_parameters
+from orchestrator.planning.trainable import lacks_masked_lm_head, trainable_parameters
 from orchestrator.quantities import human_count
 
 if TYPE_CHECKING:
@@ -315,6 +315,9 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
     )
     if spec.task == "text-classification" and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
+    base = spec.model.base
+    if spec.task == "masked-lm" and base is not None and spec.method != "scratch" and lacks_masked_lm_head(base):
+        yield f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
     if kept is not None:
         micro_batch = spec.training.micro_batch
         same = (

@@ -1,14 +1,18 @@
 """Which weights a method trains, by architecture: adapters and heads by the names of their modules, and their number.
 
-The training code picks the modules from the same tables; `plan` counts. Nothing here loads torch or transformers.
+The training code picks the modules from the same tables; `plan` counts, and looks whether a base brings its head.
+Nothing here loads torch or transformers.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ModelError
+from orchestrator.locations import resolve
 from orchestrator.planning.model_shape import BERT_LIKE, DECODERS, LLAMA_LIKE, ModelShape, transform_parameters
 
 if TYPE_CHECKING:
@@ -44,6 +48,10 @@ MASKED_LM_TRANSFORMS: dict[str, tuple[str, ...]] = {
 
 `method: lora` trains them besides the adapters, because a sentence encoder comes without them.
 """
+_LONGEST_HEADER = 100_000_000
+"""Bytes: what safetensors allows."""
+_MASKED_LM_HEADS = ("cls.", "lm_head.", "vocab_transform.", "predictions.", "generator_predictions.", "head.")
+"""How the names of a masked-LM head's weights begin: those above, ALBERT, ELECTRA and ModernBERT."""
 
 
 def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
@@ -67,6 +75,25 @@ def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
     if spec.task == "masked-lm" and shape.model_type in MASKED_LM_TRANSFORMS:
         whole = transform_parameters(shape.hidden)
     return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + whole
+
+
+def lacks_masked_lm_head(base: str) -> bool:
+    """Whether a base model's folder surely holds no masked-LM head, by the names of its weights.
+
+    Reads the head of its safetensors file, or the index of many; False for any other kind of base.
+    """
+    folder = Path(resolve(base))
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    try:
+        if index.is_file():
+            names = json.loads(index.read_bytes())["weight_map"]
+        else:
+            with whole.open("rb") as stream:  # safetensors' format: 8 bytes of length, then JSON by name
+                length = int.from_bytes(stream.read(8), "little")
+                names = json.loads(stream.read(min(length, _LONGEST_HEADER)))
+    except (OSError, ValueError, KeyError):
+        return False
+    return not any(name.startswith(_MASKED_LM_HEADS) for name in names)
 
 
 def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:
