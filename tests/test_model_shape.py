@@ -275,7 +275,9 @@ CASES: list[tuple[dict[str, Any], Task]] = [
     (BERT, "masked-lm"),
     ({**BERT, "tie_word_embeddings": False}, "masked-lm"),
     (ROBERTA, "masked-lm"),
+    ({**ROBERTA, "tie_word_embeddings": False}, "masked-lm"),
     (DISTILBERT, "masked-lm"),
+    ({**DISTILBERT, "tie_word_embeddings": False}, "masked-lm"),
 ]
 
 

@@ -130,7 +130,7 @@ def test_an_encoder_without_a_masked_lm_head_gets_a_new_one_and_says_so(tmp_path
     assert [note for note in said if f"{where} comes without a masked-LM head" in note]
     counts = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert sum(counts.values()) == job.plan.trainable_parameters
-    assert any("predictions.transform.dense" in name for name in counts), "the new head is trained"
+    assert any("predictions.transform" in name for name in counts), "the new head is trained"
     if method == "full":
         assert sum(counts.values()) == job.plan.parameters
 

@@ -334,9 +334,11 @@ def _count_bert(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple
     embeddings = (s["vocab"] + (config.get("max_position_embeddings") or 512) + segments) * h
     layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
     body = embeddings + 2 * h + s["layers"] * layer
-    if not labels:  # the output layer of a masked language model has a bias, and is tied to the token table
-        output = s["vocab"] * (1 if s["tied"] else 1 + h)
-        return body + transform_parameters(h) + output, embeddings, 0
+    if (
+        not labels
+    ):  # a bias beside the token table; untied, BERT's and RoBERTa's output layer has one of its own besides
+        own_output = 0 if s["tied"] else h + (kind != "distilbert")
+        return body + transform_parameters(h) + s["vocab"] * (1 + own_output), embeddings, 0
     head = (h * h + h) + (h * labels + labels)
     return body + head, embeddings, head
 
