@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator import console
-from orchestrator.errors import ModelError, SpecError, StorageError
+from orchestrator.errors import SpecError, StorageError
 from orchestrator.policy.advise import Recommendation, advise
-from orchestrator.policy.question import DOMAINS, GOALS, TASKS, Base, Domain, Given, Question, ask
+from orchestrator.policy.question import DOMAINS, GOALS, TASKS, Base, Domain, Given, Question, ask, raw_text_task
 from orchestrator.policy.show import advice_answer, advice_table
 from orchestrator.quantities import Budget, human_count, parse_budget, parse_count
 from orchestrator.tracking.finished_model import found_base
@@ -173,7 +173,7 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
         notes.append(f"domain {distance.kind}, by {distance.method}: {distance.reason}")
     filled = replace(
         given,
-        task=given.task or ("text-classification" if labelled else "causal-lm"),
+        task=given.task or ("text-classification" if labelled else raw_text_task(given.base)),
         examples=max(1, round(facts.labelled_examples.mid)) if labelled else None,
         classes=len(facts.classes) if labelled else given.classes,
         tokens=tokens.mid if labelled else tokens.mid * (1 - _exact_duplicates(facts)),
@@ -211,15 +211,14 @@ def _base(options: Options) -> Base | None:
         return Base(parameters=parameters, tokens=0.0)
     if options.base_model is None:
         return None
-    from orchestrator.planning.model_shape import model_config, model_shape
+    from orchestrator.planning.model_shape import ENCODERS, model_config, model_shape
     from orchestrator.spec import ModelSpec
 
     config = model_config(ModelSpec(base=found_base(options.base_model)))
-    try:
-        shape = model_shape(config, task="causal-lm")
-    except ModelError:  # an encoder: it is asked for its size, not for what it can learn
-        shape = model_shape(config, task="text-classification")
-    return Base(parameters=shape.parameters - shape.head_parameters, tokens=0.0, name=options.base_model)
+    is_encoder = config["model_type"] in ENCODERS
+    shape = model_shape(config, task="text-classification" if is_encoder else "causal-lm")
+    parameters = shape.parameters - shape.head_parameters
+    return Base(parameters=parameters, tokens=0.0, name=options.base_model, is_encoder=is_encoder)
 
 
 def _count(text: str | None, option: str, *, least: int = 1) -> int | None:
@@ -272,12 +271,12 @@ def _write_spec(path: Path, advice: Recommendation, question: Question, source: 
     """Writes the spec and reads it back, so that what is printed next runs."""
     import yaml
 
-    from orchestrator.policy.first_spec import first_spec
+    from orchestrator.policy.first_spec import first_spec, remarks
     from orchestrator.spec_file import load_spec
 
     name = path.stem.replace("_", "-").lower()
     spec = first_spec(advice, question, source, name=name)
-    lines = [f"# {reason}" for reason in advice.reasons]
+    lines = [f"# {reason}" for reason in (*advice.reasons, *remarks(spec, question))]
     text = "\n".join([*lines, f"#   orchestrator run {path}", yaml.safe_dump(spec, sort_keys=False)])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

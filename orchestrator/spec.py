@@ -17,14 +17,14 @@ from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, Coun
 
 Kind = Literal["pretrain", "finetune"]
 Method = Literal["full", "head", "lora", "scratch"]
-Task = Literal["causal-lm", "text-classification"]
+Task = Literal["causal-lm", "masked-lm", "text-classification"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Offload = Literal["auto", "none", "optimizer", "all"]
 DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
 
-MODEL_FAMILIES = ("gpt2", "llama")
-"""Architectures that `model.config` can build from scratch by name; any `config.json` works by path."""
+MASKING_RATE = 0.15
+"""Share of the tokens that a masked language model predicts: Devlin et al. 2019, and nearly everyone since."""
 
 PLANNED_DEEPSPEED_KEYS = (
     "train_batch_size",
@@ -43,7 +43,8 @@ class ModelSpec(Block):
     """Which model: new weights from an architecture (`config`), or pretrained ones (`base`)."""
 
     config: str | None = None
-    """Architecture for new weights: `gpt2`, `llama`, or the path of a Hugging Face `config.json` or its folder."""
+    """Architecture for new weights: `gpt2`, `llama`, `bert`, `roberta`, or the path of a Hugging Face `config.json`
+    or its folder."""
     overrides: dict[str, int | float | bool | str] = Field(default_factory=dict)
     """Values that replace those of the architecture, by their Hugging Face names (`n_layer: 4`)."""
     base: str | None = None
@@ -139,7 +140,9 @@ class TrainingSpec(Block):
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; `auto` where nothing else fits."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds initial weights, dropout, data order and splits."""
+    """Seeds initial weights, dropout, data order, masks and splits."""
+    masking_rate: Annotated[float, Field(gt=0, lt=1)] = MASKING_RATE
+    """Share of the tokens of each block that `task: masked-lm` predicts."""
     eval_every_steps: Count | None = None
     """Evaluate on the held-out data every so many steps; always also at the end."""
     bad_steps: BadStepsSpec = BadStepsSpec()
@@ -261,7 +264,8 @@ class RunSpec(Block):
     lora: LoraSpec = LoraSpec()
     """Adapter settings for `method: lora`."""
     task: Task = "causal-lm"
-    """What is learnt."""
+    """What is learnt: the next token (`causal-lm`), tokens that are hidden from an encoder (`masked-lm`), or the class
+    of a text (`text-classification`)."""
     data: DataSpec
     """Which examples."""
     training: TrainingSpec
@@ -290,18 +294,35 @@ class RunSpec(Block):
 
     @model_validator(mode="after")
     def _kind_task_and_method_agree(self) -> Self:
-        if self.kind == "pretrain" and self.task != "causal-lm":
-            raise ValueError(f"kind: pretrain learns task: causal-lm; for task: {self.task} use kind: finetune")
+        if self.kind == "pretrain" and not self.models_language:
+            raise ValueError(
+                f"kind: pretrain learns task: causal-lm or masked-lm; for task: {self.task} use kind: finetune"
+            )
         if self.kind == "pretrain" and self.method not in ("full", "scratch"):
             raise ValueError(f"method: {self.method} adapts a base model: use kind: finetune, or remove method")
         if self.kind == "finetune" and self.model.base is None:
             raise ValueError("kind: finetune needs model.base; to compare with new weights use method: scratch")
         if self.task == "text-classification" and self.data.label_column is None:
             raise ValueError("task: text-classification needs data.label_column, the column that holds the class")
-        if self.task == "causal-lm" and self.data.label_column is not None:
+        if self.models_language and self.data.label_column is not None:
             raise ValueError("data.label_column is for task: text-classification; remove it, or set that task")
-        if self.task == "causal-lm" and self.method == "head":
-            raise ValueError("method: head trains a new classification head; for task: causal-lm use full or lora")
+        if self.models_language and self.method == "head":
+            raise ValueError(f"method: head trains a new classification head; for task: {self.task} use full or lora")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_can_be_drawn(self) -> Self:
+        if self.task != "masked-lm":
+            if self.training.masking_rate != MASKING_RATE:
+                raise ValueError(
+                    f"training.masking_rate is for task: masked-lm, and this is task: {self.task}: remove it, or set "
+                    "that task"
+                )
+        elif self.data.sequence_length < 3:
+            raise ValueError(
+                "task: masked-lm needs data.sequence_length of at least 3: each block begins and ends with a special "
+                "token"
+            )
         return self
 
     @model_validator(mode="after")
@@ -346,6 +367,11 @@ class RunSpec(Block):
         return self
 
     @property
+    def models_language(self) -> bool:
+        """Whether the examples are raw text, whose own tokens are predicted."""
+        return self.task in ("causal-lm", "masked-lm")
+
+    @property
     def parsed_budget(self) -> Budget | None:
         """The budget as a value, or None."""
         return None if self.budget is None else parse_budget(self.budget)
@@ -358,10 +384,12 @@ class RunSpec(Block):
     def fingerprint(self) -> str:
         """Eight hex digits over everything that shapes the result: equal for a run and its resumption.
 
-        Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget.
+        Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget; and
+        what the task does not use, so that runs keep the fingerprint they had before there was such a field.
         """
         left_out: dict[str, Any] = dict.fromkeys(
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
-        kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps"}})
+        unused = set() if self.task == "masked-lm" else {"masking_rate"}
+        kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]

@@ -19,7 +19,7 @@ def labelled(examples: int = 1000, *, base: Base | None = ROBERTA, budget: str |
 
 def raw(tokens: float = 1e9, *, base: Base | None = LLAMA, budget: str | None = None, **given: Any) -> Question:
     """Raw text to learn."""
-    return _asked(task="causal-lm", tokens=tokens, base=base, budget=budget, **given)
+    return _asked(tokens=tokens, base=base, budget=budget, **{"task": "causal-lm", **given})
 
 
 def _asked(*, base: Base | None, budget: str | None, **given: Any) -> Question:

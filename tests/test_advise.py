@@ -49,6 +49,14 @@ def test_more_memory_never_makes_a_strategy_infeasible(name: str) -> None:
     assert fitting <= {one.strategy for one in candidates(large) if one.feasible}
 
 
+def test_an_encoder_is_not_prompted() -> None:
+    encoder = replace(MINILM, is_encoder=True)
+    for question in (labelled(2000, base=encoder), raw(4e5, base=encoder, task="masked-lm")):
+        (prompt,) = [one for one in candidates(question) if one.strategy == "prompt"]
+        assert not prompt.feasible
+        assert "follows no prompt" in prompt.why
+
+
 def test_every_interval_contains_its_middle() -> None:
     for question in QUESTIONS.values():
         for one in advise(question).candidates:

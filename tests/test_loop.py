@@ -14,7 +14,7 @@ from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import Outcome, TrainingJob
 from tests import training_runs
-from tests.training_runs import WorkerDied, classify, curve, history, pretrain
+from tests.training_runs import ROBERTA, WorkerDied, classify, continued, curve, fill_gaps, history, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +42,8 @@ CASES: list[tuple[MakeJob, dict[str, Any]]] = [
     (classify, {"method": "full"}),
     (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 3}),
     (classify, {"method": "head", "deepspeed__zero_stage": 2}),
+    (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 2}),
+    (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 3, "training__micro_batch": 2}),
 ]
 
 
@@ -132,10 +134,13 @@ def test_without_a_good_checkpoint_the_run_is_refused_and_nothing_is_removed(tmp
     assert sorted(job.checkpoints.iterdir()) == before
 
 
-def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_masks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [pretrain, fill_gaps])
+def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_masks(
+    tmp_path: Path, make: MakeJob
+) -> None:
     def job(name: str, workers: int) -> TrainingJob:
         changes = {"training__micro_batch": 2, "deepspeed__zero_stage": 2}
-        return pretrain(tmp_path / name, resources__workers=workers, **changes)
+        return make(tmp_path / name, resources__workers=workers, **changes)
 
     training_runs.run(job("fixed", 2))
     training_runs.run(job("resized", 1), stop_at=2)
@@ -144,6 +149,44 @@ def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_mask
     resized, fixed = curve(job("resized", 1)), curve(job("fixed", 2))
     assert len(fixed) == 6
     assert resized == pytest.approx(fixed, abs=1e-5)
+
+
+def test_hidden_tokens_are_the_same_at_any_number_of_workers_and_any_micro_batch(tmp_path: Path) -> None:
+    """Without dropout, whose draws follow micro-batches, the losses are equal then: each of them predicts as many."""
+    steady = {"model__overrides": ROBERTA | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+    curves = []
+    for workers, micro_batch in ((1, 8), (1, 2), (2, 4), (2, 1)):
+        split = {"resources__workers": workers, "training__micro_batch": micro_batch}
+        job = fill_gaps(tmp_path / f"{workers}-{micro_batch}", **steady, **split, **EVERY)
+        training_runs.run(job)
+        curves.append(curve(job))
+    assert len(curves[0]) == 6
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_held_out_tokens_are_hidden_alike_at_every_evaluation_and_for_every_seed(tmp_path: Path) -> None:
+    still = {"task": "masked-lm", "training__learning_rate": 1e-12}
+    base = fill_gaps(tmp_path / "base", **EVERY)
+    training_runs.run(base)
+    found = []
+    for seed in (0, 5):
+        changes = {**still, "training__seed": seed, "data__validation": str(training_runs.corpus())}
+        job = continued(tmp_path / str(seed), base.model_folder, **changes, **EVERY)
+        found.append(training_runs.run(job).metrics["eval/loss"])
+        news = [json.loads(line)["metrics"] for line in (job.run_folder / "history.jsonl").read_text().splitlines()]
+        found += [metrics["eval/loss"] for metrics in news if "eval/loss" in metrics]
+    assert found == pytest.approx([found[0]] * len(found), abs=1e-6)
+
+
+def test_a_base_without_a_masked_lm_head_gets_a_new_one_and_the_run_says_so(tmp_path: Path) -> None:
+    rows = {"data__train": str(training_runs.rows()), "data__sequence_length": 16}
+    job = continued(tmp_path, training_runs.bert(), task="masked-lm", training__learning_rate=1e-2, **rows)
+    training_runs.run(job, stop_at=3)
+    outcome = training_runs.run(job)
+    assert [note for note in outcome.notes if "comes without a masked-LM head" in note]
+    losses = curve(job)
+    assert losses[-1] < losses[0] - 0.1, "it is trained"
 
 
 # -- bad steps -----------------------------------------------------------------------------------------------------
@@ -247,13 +290,12 @@ def test_a_budget_that_just_suffices_finishes_the_run(tmp_path: Path) -> None:
 def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     """The held-out figures of the exported model: sample by sample, without padding, in numpy's float64."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from orchestrator.training.batches import open_split
+    from orchestrator.training.models import AUTO_CLASSES
 
     classifies = job.spec.task == "text-classification"
-    kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    model = kind.from_pretrained(job.model_folder).eval()
+    model = AUTO_CLASSES[job.spec.task].from_pretrained(job.model_folder).eval()
     samples = open_split(job.data.path, "validation")
     losses: list[float] = []
     correct = []
@@ -262,6 +304,8 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(batch["input_ids"])).logits[0].double().numpy()
         logits, labels = np.atleast_2d(logits), batch["labels"].reshape(-1)
+        if "positions" in batch:
+            logits = logits[batch["positions"][0]]
         losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels])
         correct += list(logits.argmax(-1) == labels)
     mean = float(np.mean(losses))
@@ -270,7 +314,7 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     )
 
 
-@pytest.mark.parametrize("make", [pretrain, classify])
+@pytest.mark.parametrize("make", [pretrain, classify, fill_gaps])
 def test_evaluation_is_exact_and_does_not_depend_on_workers_or_micro_batch(tmp_path: Path, make: MakeJob) -> None:
     rate = {"training__learning_rate": 1e-12}  # steps round differently; what is compared is the evaluation
     found = []

@@ -188,6 +188,12 @@ def test_a_loss_in_pieces_keeps_a_piece_of_the_logits() -> None:
     assert lora(GPU, loss_chunks=8).logits_gib == pytest.approx(lora(GPU).logits_gib / 8)
 
 
+def test_a_loss_on_some_tokens_keeps_the_logits_of_all_and_the_rest_of_some() -> None:
+    whole = lora(GPU).logits_gib
+    few = lora(GPU, predicted_share=0.15).logits_gib
+    assert few / whole == pytest.approx((2 + 0.15 * 12) / (2 + 12))
+
+
 def test_zero_3_gathers_no_more_weights_than_deepspeeds_limit() -> None:
     memory = lora(replace(GPU, zero_stage=3))
     assert memory.gathered_gib * GIB == pytest.approx(2 * LIVE_ELEMENTS)

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ModelError
-from orchestrator.planning.model_shape import (
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_config, model_shape
+from orchestrator.planning.trainable import (
     DEFAULT_LORA_TARGETS,
-    FAMILY_DEFAULTS,
     HEAD_MODULES,
-    model_config,
-    model_shape,
+    MASKED_LM_TRANSFORMS,
     trainable_parameters,
 )
 from orchestrator.spec import ModelSpec, RunSpec, Task
@@ -45,7 +44,7 @@ def spec(method: str = "full", task: Task = "causal-lm", **changes: Any) -> RunS
         "model": {"base": "./base"},
         "method": method,
         "task": task,
-        "data": {"train": "x", "label_column": None if task == "causal-lm" else "label"},
+        "data": {"train": "x", "label_column": "label" if task == "text-classification" else None},
         "training": {"steps": 1, "global_batch": 1, "learning_rate": 1e-3},
     }
     return RunSpec.model_validate({**raw, **changes})
@@ -184,6 +183,43 @@ def test_encoder_cannot_learn_language_modelling() -> None:
         model_shape(BERT, task="causal-lm")
 
 
+@pytest.mark.parametrize("config", [GPT2, LLAMA, QWEN | {"model_type": "qwen3"}])
+def test_decoder_cannot_learn_to_fill_gaps(config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="cannot fill a gap") as error:
+        model_shape(config, task="masked-lm")
+    assert "causal-lm" in str(error.value.do)
+
+
+def test_encoder_that_is_not_like_bert_is_counted_as_a_usual_one_that_sees_both_sides() -> None:
+    shape = model_shape({**BERT, "model_type": "mpnet"}, task="masked-lm")
+    assert not shape.exact
+    assert not shape.causal
+    assert shape.parameters == pytest.approx(model_shape(BERT, task="masked-lm").parameters, rel=0.03)
+    with pytest.raises(ModelError, match="task: masked-lm"):
+        model_shape({**BERT, "model_type": "mpnet"}, task="causal-lm")
+
+
+def test_bert_base_has_its_published_number_of_parameters() -> None:
+    # That has a pooler (768^2 + 768), which a masked language model lacks; its head is the transform and a bias.
+    shape = model_shape(FAMILY_DEFAULTS["bert"], task="masked-lm")
+    assert shape.parameters == 109_482_240 - (768**2 + 768) + (768**2 + 768 + 2 * 768) + 30522
+    assert shape.head_parameters == 0
+
+
+def test_new_encoder_has_room_for_its_sequences() -> None:
+    roberta = ModelSpec(config="roberta")
+    config = model_config(roberta, sequence_length=1024)
+    assert config["max_position_embeddings"] == 1026
+    assert model_shape(config, task="masked-lm").context == 1024
+    assert model_config(ModelSpec(config="bert"), sequence_length=1024)["max_position_embeddings"] == 1024
+
+
+def test_lora_trains_the_adapters_and_what_lies_before_the_output_layer_of_an_encoder() -> None:
+    shape = model_shape(BERT, task="masked-lm")
+    transform = 384 * 384 + 384 + 2 * 384
+    assert trainable_parameters(spec("lora", "masked-lm"), shape) == 6 * 2 * 8 * 768 + transform
+
+
 def test_missing_size_is_named() -> None:
     with pytest.raises(ModelError, match="num_hidden_layers"):
         model_shape({k: v for k, v in BERT.items() if k != "num_hidden_layers"}, task="text-classification")
@@ -236,18 +272,25 @@ CASES: list[tuple[dict[str, Any], Task]] = [
     (BERT, "text-classification"),
     (ROBERTA, "text-classification"),
     (DISTILBERT, "text-classification"),
+    (BERT, "masked-lm"),
+    ({**BERT, "tie_word_embeddings": False}, "masked-lm"),
+    (ROBERTA, "masked-lm"),
+    ({**ROBERTA, "tie_word_embeddings": False}, "masked-lm"),
+    (DISTILBERT, "masked-lm"),
+    ({**DISTILBERT, "tie_word_embeddings": False}, "masked-lm"),
 ]
 
 
 def _meta_model(config: dict[str, Any], task: Task) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig
+
+    from orchestrator.training.models import AUTO_CLASSES
 
     rest = {key: value for key, value in config.items() if key != "model_type"}
     built = AutoConfig.for_model(config["model_type"], **rest, num_labels=3)
-    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     with torch.device("meta"):
-        return kind.from_config(built)
+        return AUTO_CLASSES[task].from_config(built)
 
 
 @pytest.mark.slow
@@ -271,7 +314,8 @@ def test_lora_count_equals_that_of_peft(config: dict[str, Any], task: Task) -> N
     from peft import LoraConfig, get_peft_model
 
     kind = str(config["model_type"])
-    heads = list(HEAD_MODULES[kind]) if task == "text-classification" else None
+    whole = {"text-classification": HEAD_MODULES.get(kind), "masked-lm": MASKED_LM_TRANSFORMS.get(kind)}.get(task)
+    heads = None if whole is None else list(whole)
     adapters = LoraConfig(r=4, target_modules=list(DEFAULT_LORA_TARGETS[kind]), modules_to_save=heads)
     model = get_peft_model(_meta_model(config, task), adapters)
     expected = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orchestrator.errors import ModelError
-from orchestrator.planning.model_shape import DEFAULT_LORA_TARGETS, HEAD_MODULES
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES
 from orchestrator.training import models
 from orchestrator.training.batches import open_split
 from orchestrator.training.job import TrainingJob
 from tests import training_runs
-from tests.training_runs import LLAMA, classify, continued, pretrain
+from tests.training_runs import LLAMA, classify, continued, fill_gaps, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +33,11 @@ for folder, batch_file, kind in json.load(sys.stdin):
     model, report = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     batch = {name: torch.from_numpy(array) for name, array in np.load(batch_file).items()}
-    labels = batch.pop("labels").flatten()
+    labels, positions = batch.pop("labels").flatten(), batch.pop("positions", None)
     with torch.no_grad():
         logits = model.eval()(**batch).logits.float()
+    if positions is not None:
+        logits = logits[torch.arange(len(positions))[:, None], positions]
     loss = torch.nn.functional.cross_entropy(logits.view(len(labels), -1), labels).item()
     text = transformers.AutoTokenizer.from_pretrained(folder)("the film was fine")["input_ids"]
     names = getattr(model.config, "id2label", None)
@@ -118,6 +120,44 @@ def test_a_base_without_a_head_or_pooler_is_accepted(tmp_path: Path) -> None:
     assert sum(trainable(job).values()) == job.plan.parameters
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("base", ["tiny", MINILM])
+def test_an_encoder_without_a_masked_lm_head_gets_a_new_one_and_says_so(tmp_path: Path, method: str, base: str) -> None:
+    where = str(training_runs.bert()) if base == "tiny" else base
+    job = continued(tmp_path, Path(where), model={"base": where}, task="masked-lm", method=method)
+    said: list[str] = []
+    model = models.build_model(job.spec, job.plan, job.data, say=said.append)
+    assert [note for note in said if f"{where} comes without a masked-LM head" in note]
+    counts = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(counts.values()) == job.plan.trainable_parameters
+    assert any("predictions.transform" in name for name in counts), "the new head is trained"
+    if method == "full":
+        assert sum(counts.values()) == job.plan.parameters
+
+
+def test_a_base_with_its_masked_lm_head_is_taken_as_it_is(tmp_path: Path) -> None:
+    first = fill_gaps(tmp_path / "first")
+    weights = models.build_model(first.spec, first.plan, first.data).state_dict()
+    models.export(dict(weights), first.spec, first.plan, first.data, first.model_folder)
+    job = continued(tmp_path / "next", first.model_folder, task="masked-lm")
+    said: list[str] = []
+    loaded = models.build_model(job.spec, job.plan, job.data, say=said.append).state_dict()
+    assert said == []
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+    assert loaded["lm_head.decoder.weight"].data_ptr() == loaded["roberta.embeddings.word_embeddings.weight"].data_ptr()
+
+
+def test_a_base_without_some_of_its_layers_is_refused_for_masked_language_modelling_too(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(training_runs.bert(), broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    job = continued(tmp_path / "run", broken, task="masked-lm")
+    with pytest.raises(ModelError, match="lacks weights"):
+        models.build_model(job.spec, job.plan, job.data)
+
+
 # -- what comes out --------------------------------------------------------------------------------------------------
 
 
@@ -146,12 +186,30 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "bert-head-3": classify(root / "bert-head-3", **stage(3), method="head"),
         "bert-lora-0": classify(root / "bert-lora-0", **stage(0), method="lora"),
         "bert-lora-3": classify(root / "bert-lora-3", **stage(3), method="lora"),
+        "roberta-0": fill_gaps(root / "roberta-0", **stage(0)),
+        "roberta-3": fill_gaps(root / "roberta-3", **stage(3)),
+        "bert-masked": continued(
+            root / "bert-masked",
+            training_runs.bert(),
+            **stage(2),
+            task="masked-lm",
+            data__train=str(training_runs.rows()),
+            data__sequence_length=16,
+        ),
     }
     for job in jobs.values():
         training_runs.run(job)
     for name, base, number in (("gpt2-lora-3", "gpt2-2", 3), ("llama-lora-1", "llama-3", 1)):
         jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), method="lora")
         training_runs.run(jobs[name])
+    masked = {"method": "lora", "task": "masked-lm"}
+    jobs["roberta-lora-2"] = continued(root / "roberta-lora-2", jobs["roberta-3"].model_folder, **stage(2), **masked)
+    training_runs.run(jobs["roberta-lora-2"])
+    for name in ("roberta-3", "bert-masked"):
+        jobs[f"{name}-classifier"] = classify(
+            root / f"{name}-classifier", model__base=str(jobs[name].model_folder), **stage(0)
+        )
+        training_runs.run(jobs[f"{name}-classifier"])
     return jobs
 
 
@@ -168,9 +226,8 @@ def elsewhere(exports: dict[str, TrainingJob], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("elsewhere")
     requests = []
     for name, job in exports.items():
-        kind = "SequenceClassification" if job.spec.task == "text-classification" else "CausalLM"
         file = held_out(job, folder / f"{name}.npz")
-        requests.append([str(job.model_folder), str(file), f"AutoModelFor{kind}"])
+        requests.append([str(job.model_folder), str(file), models.AUTO_CLASSES[job.spec.task].__name__])
     done = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE],
         cwd=folder,
@@ -224,6 +281,10 @@ def test_lora_changes_only_its_targets_and_the_head(exports: dict[str, TrainingJ
         assert changed(exports[name], training_runs.bert()) == expected, name
     base = exports["gpt2-2"].model_folder
     assert changed(exports["gpt2-lora-3"], base) == {f"transformer.h.{n}.attn.c_attn.weight" for n in range(2)}
+    base = exports["roberta-3"].model_folder
+    expected = {f"roberta.{name}" for name in targets}
+    head = {f"lm_head.{module}.{kind}" for module in ("dense", "layer_norm") for kind in ("weight", "bias")}
+    assert changed(exports["roberta-lora-2"], base) == expected | head
     base = exports["llama-3"].model_folder
     expected = {f"model.layers.{n}.self_attn.{part}.weight" for n in range(2) for part in ("q_proj", "v_proj")}
     assert changed(exports["llama-lora-1"], base) == expected
@@ -237,7 +298,11 @@ def test_full_and_scratch_change_every_weight_that_is_looked_at(exports: dict[st
 
 
 def test_every_zero_stage_trains_the_same_heads_and_adapters(exports: dict[str, TrainingJob]) -> None:
-    for one, other in (("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3"), ("gpt2-0", "gpt2-2")):
+    pairs = (
+        *(("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3")),
+        *(("gpt2-0", "gpt2-2"), ("roberta-0", "roberta-3")),
+    )
+    for one, other in pairs:
         assert final_loss(exports[one]) == pytest.approx(final_loss(exports[other]), abs=1e-5), (one, other)
 
 

@@ -146,6 +146,60 @@ def test_language_modelling_needs_an_end_of_text_token(tmp_path: Path) -> None:
         run(pretrain(corpus, model__tokenizer=MINILM), tmp_path / "cache")
 
 
+MASKED: dict[str, Any] = {"task": "masked-lm"}
+
+
+def test_masked_language_modelling_separates_documents_and_knows_which_ids_are_special(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+    data = run(pretrain(corpus, **MASKED, model__tokenizer=MINILM), tmp_path / "cache")
+    meta = json.loads((data.path / "meta.json").read_text())
+    assert (meta["mask_id"], meta["cls_id"], meta["sep_id"]) == (103, 101, 102)
+    assert meta["special_ids"] == [0, 100, 101, 102, 103]
+    assert data.cls_id == 101
+    ids = np.fromfile(data.path / "train.bin", dtype=np.uint16)
+    train = open_split(data.path, "train")
+    assert (ids == 102).sum() == 8, "one separator for each of the documents"
+    assert data.counts.train_samples == len(train) == len(ids) // 30
+    assert data.counts.train_tokens == train.token_count == 32 * len(train)
+
+
+def test_a_new_encoder_gets_a_tokenizer_with_a_mask(tmp_path: Path) -> None:
+    data = run(pretrain(specs.write_corpus(tmp_path / "corpus"), **MASKED), tmp_path / "cache")
+    parsed = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json"))
+    meta = json.loads((data.path / "meta.json").read_text())
+    assert parsed.token_to_id("<mask>") == meta["mask_id"]
+    assert meta["special_ids"] == [0, 1, 2, 3, 4]
+    assert (data.cls_id, data.eos_id) == (0, 2)
+
+
+def test_causal_and_masked_data_have_folders_of_their_own_and_the_masking_rate_shares_one(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+    causal, masked, more = (
+        run(pretrain(corpus, **changes), tmp_path / "cache")
+        for changes in ({}, MASKED, {**MASKED, "training__masking_rate": 0.4})
+    )
+    assert causal.fingerprint != masked.fingerprint == more.fingerprint
+    assert not {"mask_id", "special_ids"} & json.loads((causal.path / "meta.json").read_text()).keys()
+
+
+def test_data_of_earlier_versions_is_found_again(tmp_path: Path) -> None:
+    data = run(pretrain(specs.write_corpus(tmp_path / "corpus", documents=10)), tmp_path / "cache")
+    assert data.fingerprint == "7cb4ce44c5626884"
+
+
+def test_a_base_without_a_mask_token_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+    decoder = run(pretrain(corpus), tmp_path / "cache").tokenizer_folder
+    with pytest.raises(ModelError, match=r"no mask_token and no cls_token[\s\S]*task: causal-lm for a decoder"):
+        module.find_prepared(pretrain(corpus, **MASKED, model__tokenizer=str(decoder)), cache=tmp_path / "other")
+
+
+def test_masked_data_shorter_than_a_block_is_refused(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"at least 99998: data\.sequence_length less a first and a last"):
+        run(pretrain(corpus, **MASKED, data__sequence_length=100_000), tmp_path / "cache")
+
+
 def test_rows_are_split_by_class_and_batches_carry_their_labels(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", ["yes", "no", "no", "maybe"] * 20)
     data = run(classify(file), tmp_path / "cache")

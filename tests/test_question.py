@@ -34,6 +34,11 @@ def test_labels_per_class_count_for_all_classes() -> None:
     assert ask(Given(labels_per_class=8, classes=5)).examples == 40
 
 
+def test_raw_text_is_for_what_the_base_can_learn_from_it() -> None:
+    tasks = [ask(Given(tokens=5e6, base=Base(parameters=1, tokens=1, is_encoder=one))).task for one in (False, True)]
+    assert tasks == ["causal-lm", "masked-lm"]
+
+
 def test_a_budget_alone_asks_what_to_pretrain() -> None:
     question = ask(Given(budget=parse_budget("500usd")))
     assert question.base is None
@@ -45,6 +50,10 @@ def test_a_budget_alone_asks_what_to_pretrain() -> None:
     [
         (Given(), "nothing to advise on"),
         (Given(examples=5, no_base=True, base=Base(parameters=1, tokens=1)), "--no-base-model"),
+        (
+            Given(tokens=5, task="masked-lm", base=Base(parameters=1, tokens=1, name="gpt2")),
+            "cannot learn to fill gaps",
+        ),
         (Given(examples=5, base_tokens=5.0), "--base-tokens"),
         (Given(examples=5, gpu="L4", gpus=0), "at least one device"),
         (Given(examples=10, labels_per_class=8, classes=5), "more labels than examples"),

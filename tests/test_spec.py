@@ -37,6 +37,13 @@ def test_every_field_has_a_sentence(block: type[BaseModel]) -> None:
         (PRETRAIN, {"data__label_column": "y"}, "text-classification"),
         (CLASSIFY, {"data__label_column": None}, "data.label_column"),
         (CLASSIFY, {"task": "causal-lm", "data__label_column": None, "method": "head"}, "full or lora"),
+        (CLASSIFY, {"task": "masked-lm", "data__label_column": None, "method": "head"}, "task: masked-lm use full"),
+        (CLASSIFY, {"task": "masked-lm"}, "data.label_column is for task: text-classification"),
+        (PRETRAIN, {"task": "masked-lm", "method": "lora"}, "kind: finetune"),
+        (PRETRAIN, {"task": "masked-lm", "data__sequence_length": 2}, "at least 3"),
+        (PRETRAIN, {"task": "masked-lm", "training__masking_rate": 0}, "training.masking_rate"),
+        (PRETRAIN, {"training__masking_rate": 0.3}, "training.masking_rate is for task: masked-lm"),
+        (CLASSIFY, {"training__masking_rate": 0.3}, "remove it, or set that task"),
         (PRETRAIN, {"resources__workers": 3}, "cannot be split over 3 workers: use 6 or 9"),
         (PRETRAIN, {"training__micro_batch": 3}, "does not divide the 8 samples"),
         (PRETRAIN, {"budget": "5 bananas"}, "usd, gpu-hours, flops, hours"),
@@ -118,6 +125,12 @@ def test_a_run_goes_on_as_itself_however_it_is_to_live_through_faults(changes: d
 
 def test_runs_of_earlier_versions_are_found_again() -> None:
     assert (spec(PRETRAIN).fingerprint(), spec(CLASSIFY).fingerprint()) == ("3cc1725f", "111892c4")
+
+
+def test_the_masking_rate_shapes_a_masked_language_model_and_nothing_else() -> None:
+    masked = [spec(PRETRAIN, task="masked-lm", training__masking_rate=rate).fingerprint() for rate in (0.15, 0.15, 0.4)]
+    assert masked[0] == masked[1] != masked[2]
+    assert spec(PRETRAIN, training__masking_rate=0.15).fingerprint() == spec(PRETRAIN).fingerprint()
 
 
 def test_a_range_of_workers_is_elastic_and_needs_only_one_size_that_splits_the_batch() -> None:

@@ -4,19 +4,28 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.plan import make_plan
-from orchestrator.training.batches import PackedSamples
+from orchestrator.training.batches import MaskedSamples, PackedSamples, Samples
+from orchestrator.training.masking import Masking, Vocabulary
 from orchestrator.training.step_data import Share, StepData
 from tests import specs, training_runs
 
 SAMPLES = PackedSamples(np.arange(1, 4 * 64 + 2), length=4)
 BATCH = 12
+HIDING = MaskedSamples(
+    np.arange(5, 5 + 20 * 14, dtype=np.uint16),  # 20 blocks, so that a step in two sees some for the first time
+    length=16,
+    vocabulary=Vocabulary(size=300, mask_id=4, cls_id=0, sep_id=2, special_ids=(0, 1, 2, 3, 4)),
+    masking=Masking(),
+)
 PLAN = make_plan(specs.spec(specs.PRETRAIN), training_runs.CLUSTER)
 
 
-def shares(*, workers: int, micro_batch: int, step: int = 3, skipped: tuple[int, ...] = ()) -> list[Share]:
+def shares(
+    *, workers: int, micro_batch: int, step: int = 3, skipped: tuple[int, ...] = (), samples: Samples = SAMPLES
+) -> list[Share]:
     accumulation = BATCH // workers // micro_batch
     plan = replace(PLAN, workers=workers, micro_batch=micro_batch, accumulation=accumulation, global_batch=BATCH)
-    return [StepData(SAMPLES, plan=plan, seed=0, rank=rank).share(step, skipped=skipped) for rank in range(workers)]
+    return [StepData(samples, plan=plan, seed=0, rank=rank).share(step, skipped=skipped) for rank in range(workers)]
 
 
 def masks(found: list[Share]) -> set[tuple[int, tuple[int, ...]]]:
@@ -31,6 +40,29 @@ def masks(found: list[Share]) -> set[tuple[int, tuple[int, ...]]]:
 @pytest.mark.parametrize("workers", [2, 3, 6])
 def test_any_number_of_workers_draws_the_same_masks_for_the_same_samples(workers: int) -> None:
     assert masks(shares(workers=workers, micro_batch=2)) == masks(shares(workers=1, micro_batch=2))
+
+
+def hidden(found: list[Share]) -> set[tuple[bytes, bytes]]:
+    """(what is seen, what is to be predicted) of every sample of a step."""
+    return {
+        (ids.numpy().tobytes(), positions.numpy().tobytes() + labels.numpy().tobytes())
+        for share in found
+        for batch in share.micro_batches
+        for ids, positions, labels in zip(batch["input_ids"], batch["positions"], batch["labels"], strict=True)
+    }
+
+
+@pytest.mark.parametrize(("workers", "micro_batch"), [(1, 1), (1, 4), (2, 3), (3, 2), (6, 1), (12, 1)])
+def test_any_number_of_workers_and_any_micro_batch_hides_the_same_tokens(workers: int, micro_batch: int) -> None:
+    for step in range(4):
+        expected = hidden(shares(workers=1, micro_batch=12, step=step, samples=HIDING))
+        assert len(expected) == BATCH
+        assert hidden(shares(workers=workers, micro_batch=micro_batch, step=step, samples=HIDING)) == expected
+
+
+def test_a_sample_is_masked_anew_every_time_that_it_is_seen() -> None:
+    steps = [hidden(shares(workers=1, micro_batch=12, step=step, samples=HIDING)) for step in range(50)]
+    assert len(set().union(*steps)) > 0.9 * 50 * BATCH, "two positions of 14 are 91 pairs, which come again by chance"
 
 
 def test_every_micro_batch_and_every_step_has_its_own_seed() -> None:

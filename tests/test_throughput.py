@@ -34,6 +34,16 @@ def cost_of(parameters: float, tokens: float, *, gpu: str = "A100", workers: int
 GPT2 = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
 
 
+def test_masked_language_model_costs_its_output_layer_and_transform_at_every_position() -> None:
+    shape = model_shape(FAMILY_DEFAULTS["bert"], task="masked-lm")
+    per_layer = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+    transform, output = 768 * 768 + 3 * 768, 30522 * 768 + 30522
+    weights = 12 * per_layer + 2 * 768 + transform + output
+    attention = 12 * 12 * 768 * 512  # every token sees every other
+    flops = flops_per_token(shape, method="full", trainable=shape.parameters, sequence_length=512)
+    assert flops == pytest.approx(6 * weights + attention)
+
+
 def test_full_training_takes_6_flops_a_weight_and_causal_attention() -> None:
     weights = LLAMA_7B.parameters - 32000 * 4096
     expected = 6 * weights + 6 * 32 * 4096 * 2048

@@ -60,6 +60,26 @@ def test_trained_tokenizer_has_the_size_asked_for_and_ends_documents(bpe: TextTo
     assert Tokenizer.from_str(bpe.json).id_to_token(bpe.eos_id) == "<|endoftext|>"
 
 
+def test_tokenizer_for_an_encoder_has_a_mask_and_puts_texts_between_special_tokens() -> None:
+    encoder = train_tokenizer(LINES, vocab_size=400, sequence_length=64, for_encoder=True)
+    parsed = Tokenizer.from_str(encoder.json)
+    ids = (encoder.cls_id, encoder.pad_id, encoder.sep_id, encoder.mask_id)
+    assert [parsed.id_to_token(i) for i in ids if i is not None] == ["<s>", "<pad>", "</s>", "<mask>"]
+    assert encoder.eos_id == encoder.sep_id
+    assert encoder.special_ids == (0, 1, 2, 3, 4)
+    assert encoder.vocab_size == 400
+    text = parsed.encode("a text", "another").tokens
+    assert [text[0], text[-1], text.count("</s>")] == ["<s>", "</s>", 3]
+
+
+def test_tokenizers_of_encoders_know_their_mask_and_those_of_decoders_have_none(
+    bpe: TextTokenizer, minilm: TextTokenizer
+) -> None:
+    assert (minilm.mask_id, minilm.cls_id, minilm.sep_id) == (103, 101, 102)
+    assert minilm.special_ids == (0, 100, 101, 102, 103)
+    assert (bpe.mask_id, bpe.cls_id, bpe.sep_id, bpe.special_ids) == (None, None, None, (bpe.eos_id,))
+
+
 @pytest.mark.slow
 def test_equal_texts_give_equal_tokenizers_in_any_process(bpe: TextTokenizer) -> None:
     code = (
@@ -74,6 +94,8 @@ def test_equal_texts_give_equal_tokenizers_in_any_process(bpe: TextTokenizer) ->
 def test_vocabulary_smaller_than_the_bytes_is_refused() -> None:
     with pytest.raises(ModelError, match=r"vocab_size=200[\s\S]*at least 257"):
         train_tokenizer(LINES, vocab_size=200, sequence_length=64)
+    with pytest.raises(ModelError, match=r"vocab_size=260[\s\S]*at least 261"):
+        train_tokenizer(LINES, vocab_size=260, sequence_length=64, for_encoder=True)
 
 
 def test_tokenizer_is_trained_on_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:

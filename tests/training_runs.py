@@ -31,6 +31,7 @@ CLUSTER = ClusterShape(nodes=(NodeShape(cpus=2, gpus=0, memory_gib=16.0),), devi
 NO_DROPOUT = {"n_layer": 2, "n_embd": 32, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LLAMA = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 LLAMA |= {"num_key_value_heads": 1}
+ROBERTA = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 _TIMEOUT_S = 400.0  # two processes that import DeepSpeed took 100 s on a machine of two cores under a load of 22
 Figures = dict[str, float]
 
@@ -48,8 +49,14 @@ def classify(folder: Path, **changes: Any) -> TrainingJob:
     return _job(folder, specs.CLASSIFY, **{"model__base": str(bert()), "data__train": str(rows()), **changes})
 
 
+def fill_gaps(folder: Path, **changes: Any) -> TrainingJob:
+    """A two-layer RoBERTa that learns the hidden tokens of a small corpus."""
+    changes = {"task": "masked-lm", "model__config": "roberta", "model__overrides": ROBERTA, **changes}
+    return pretrain(folder, **changes)
+
+
 def continued(folder: Path, base: Path, **changes: Any) -> TrainingJob:
-    """Fine-tuning of an exported causal language model on the small corpus."""
+    """Fine-tuning of an exported language model on the small corpus."""
     return pretrain(folder, **{"kind": "finetune", "model": {"base": str(base)}, **changes})
 
 

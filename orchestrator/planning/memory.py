@@ -121,6 +121,7 @@ def peak_memory(
     optimizer: Optimizer = "adamw",
     fused_step: bool = False,
     loss_chunks: int = 1,
+    predicted_share: float = 1.0,
     loads_whole: bool = False,
 ) -> MemoryEstimate:
     """Memory of one device while it trains `trainable` of the shape's weights by a method.
@@ -129,8 +130,9 @@ def peak_memory(
     for master and moments, and at the step 4 for the fp32 gradient; in fp32 4, 4 and 8, and 4 more for the master
     copy that stages 1 to 3 keep all the same. Without `master_weights` everything is in 16 bits, 2 + 2 + 4, as
     plain PyTorch trains a model that was loaded so. With a `fused_step` the optimizer steps inside the backward pass,
-    so that no gradients gather; `loss_chunks` is in how many pieces the loss is computed; a framework that
-    `loads_whole` puts the whole model on every device before it shards, as DeepSpeed does without `zero.Init`.
+    so that no gradients gather; `loss_chunks` is in how many pieces the loss is computed, `predicted_share` for which
+    part of the tokens; a framework that `loads_whole` puts the whole model on every device before it shards, as
+    DeepSpeed does without `zero.Init`.
     """
     width, shared = layout.weight_bytes, trainable / layout.shards(1)
     states = _optimizer_bytes(layout, master_weights=master_weights, optimizer=optimizer)
@@ -140,7 +142,7 @@ def peak_memory(
     if offloaded:  # 16 bytes a weight, 18 with the weights, half as much again: DeepSpeed's own estimators
         host = 1.5 * (16 * shared + (width * shape.parameters / layout.workers if layout.offload == "all" else 0))
     activations = _activation_bytes(layout, shape, method)
-    logits = _logit_bytes(layout, shape) / loss_chunks if not shape.head_parameters else 0.0
+    logits = _logit_bytes(layout, shape, predicted_share) / loss_chunks if not shape.head_parameters else 0.0
     return MemoryEstimate(
         weights_gib=weights / GIB,
         gradients_gib=0.0 if offloaded or fused_step else width * trainable / layout.shards(2) / GIB,
@@ -220,9 +222,9 @@ def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: AdaptMetho
     return kept + 2 * mask * h + scores
 
 
-def _logit_bytes(layout: Layout, shape: ModelShape) -> float:
-    """Logits, their log-softmax, and the gradients of both, the loss being computed in fp32."""
-    per_entry = layout.weight_bytes + 4 + 4 + 4
+def _logit_bytes(layout: Layout, shape: ModelShape, predicted_share: float) -> float:
+    """Logits of all tokens, and of the predicted ones their log-softmax and the gradients of both, in fp32."""
+    per_entry = layout.weight_bytes + predicted_share * (4 + 4 + 4)
     return layout.tokens * shape.vocab * per_entry
 
 

@@ -16,11 +16,16 @@ from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 
 if TYPE_CHECKING:  # it takes 0.2 s to load, which `estimate` need not wait for
-    from orchestrator.spec import ModelSpec, RunSpec, Task
+    from orchestrator.spec import ModelSpec, Task
 
-# Beginning- and end-of-text are null: their ids come from the tokenizer, and the published ones lie outside a
-# small vocabulary.
+# Beginning- and end-of-text and padding are null: their ids come from the tokenizer, and the published ones lie outside
+# a small vocabulary.
 # fmt: off
+_BERT_BASE: dict[str, Any] = {
+    "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "tie_word_embeddings": True,
+}
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     # GPT-2 small (Radford et al. 2019), as Hugging Face's GPT2Config has it.
     "gpt2": {
@@ -40,33 +45,29 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "silu", "attention_dropout": 0.0, "attention_bias": False, "mlp_bias": False,
         "rms_norm_eps": 1e-6, "initializer_range": 0.02,
     },
+    # The base sizes of Devlin et al. (2019) and Liu et al. (2019), as in their published configurations.
+    "bert": {
+        "model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, **_BERT_BASE,
+    },
+    "roberta": {
+        "model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5, **_BERT_BASE,
+    },
 }
 # fmt: on
 """Configuration of each family that `model.config` names; `model.overrides` replaces single values."""
 
-_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-_BERT_LIKE = ("bert", "roberta", "distilbert")
-
-DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    "gpt2": ("c_attn",),
-    **dict.fromkeys(_LLAMA_LIKE, ("q_proj", "v_proj")),
-    **dict.fromkeys(("bert", "roberta"), ("query", "value")),
-    "distilbert": ("q_lin", "v_lin"),
-}
-"""Modules that get an adapter when `lora.targets` is not set, by model type: as in peft 0.21 and Hu et al. (2021)."""
-
-HEAD_MODULES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("gpt2", *_LLAMA_LIKE), ("score",)),
-    "bert": ("pooler", "classifier"),
-    "roberta": ("classifier",),
-    "distilbert": ("pre_classifier", "classifier"),
-}
-"""Modules of the classification head, by model type and the last part of their name.
-
-`method: head` trains only these; `method: lora` trains them besides the adapters. The head of every encoder is a dense
-layer and a projection. BERT's dense layer is its pooler, which comes with the base; it is trained all the same, because
-sentence encoders such as MiniLM average the tokens instead and never trained the one they carry.
-"""
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+BERT_LIKE = ("bert", "roberta", "distilbert")
+DECODERS = ("gpt2", *LLAMA_LIKE)
+ENCODERS = (
+    *BERT_LIKE,
+    *("albert", "camembert", "deberta", "deberta-v2", "electra", "modernbert", "mpnet", "xlm-roberta"),
+)
+"""Architectures whose tokens see those on both sides; those that are not like BERT are counted as usual ones."""
+_UNUSED_POSITIONS = {"roberta": 2}
+"""Rows of the position table that no token gets: RoBERTa counts from its padding's id, 1, plus 1."""
 
 _DEFAULT_KV_HEADS = {"mistral": 8}  # what transformers assumes when a config.json leaves it out; else: as many as heads
 _DROPOUTS = ("attn_pdrop", "attention_probs_dropout_prob", "attention_dropout")
@@ -137,7 +138,7 @@ def model_config(
     if named and sequence_length is not None:
         key = _first_name(config, "context")
         if key not in model.overrides:
-            config[key] = max(config[key], sequence_length)
+            config[key] = max(config[key], sequence_length + _UNUSED_POSITIONS.get(model.config, 0))
     _check_heads(config)
     return config
 
@@ -251,11 +252,17 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
     Raises ModelError when a size is missing or the model cannot learn the task.
     """
     kind = str(config["model_type"])
-    if task == "causal-lm" and kind in _BERT_LIKE:
+    if task == "causal-lm" and kind in ENCODERS:
         raise ModelError(
             f"{kind} sees the whole text at once, so it cannot learn to continue it",
             got=f"task: causal-lm with model_type {kind}",
-            do="use task: text-classification, or a base such as gpt2 or llama",
+            do="use task: masked-lm, which hides tokens of the text, or a model such as gpt2 or llama",
+        )
+    if task == "masked-lm" and kind in DECODERS:
+        raise ModelError(
+            f"{kind} sees only what comes before a token, so it cannot fill a gap",
+            got=f"task: masked-lm with model_type {kind}",
+            do="use task: causal-lm, or a model such as bert or roberta",
         )
     vocab = config.get("vocab_size")
     if not isinstance(vocab, int):
@@ -263,9 +270,9 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
     hidden, heads = _size(config, "hidden"), _size(config, "heads")
     known_width = config.get(_first_name(config, "intermediate")) is not None
     context = config.get(_first_name(config, "context"))
-    if kind == "roberta" and context:
-        context -= 2  # positions are counted from padding_idx + 1 = 2
-    labels = 0 if task == "causal-lm" else (num_labels or 2)
+    if context:
+        context -= _UNUSED_POSITIONS.get(kind, 0)
+    labels = (num_labels or 2) if task == "text-classification" else 0
     sizes: dict[str, Any] = {
         "model_type": kind,
         "layers": _size(config, "layers"),
@@ -276,13 +283,13 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
         "intermediate": _size(config, "intermediate") if known_width else 4 * hidden,
         "vocab": vocab,
         "context": context,
-        "tied": bool(config.get("tie_word_embeddings", kind not in _LLAMA_LIKE)),
-        "causal": kind not in _BERT_LIKE,
+        "tied": bool(config.get("tie_word_embeddings", kind not in LLAMA_LIKE)),
+        "causal": kind not in ENCODERS and task != "masked-lm",
         "mlp_tensors": _mlp_tensors(config),
-        "rms_norm": "rms_norm_eps" in config or kind in _LLAMA_LIKE,
-        "dropout": any(config.get(name, 0.0 if kind in _LLAMA_LIKE else 0.1) for name in _DROPOUTS),
+        "rms_norm": "rms_norm_eps" in config or kind in LLAMA_LIKE,
+        "dropout": any(config.get(name, 0.0 if kind in LLAMA_LIKE else 0.1) for name in _DROPOUTS),
     }
-    count = {"gpt2": _count_gpt2, **dict.fromkeys(_LLAMA_LIKE, _count_llama), **dict.fromkeys(_BERT_LIKE, _count_bert)}
+    count = {"gpt2": _count_gpt2, **dict.fromkeys(LLAMA_LIKE, _count_llama), **dict.fromkeys(BERT_LIKE, _count_bert)}
     parameters, embeddings, head = count.get(kind, _count_standard)(config, sizes, labels)
     return ModelShape(
         parameters=parameters, embedding_parameters=embeddings, head_parameters=head, exact=kind in count, **sizes
@@ -326,8 +333,19 @@ def _count_bert(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple
     segments = 0 if kind == "distilbert" else config.get("type_vocab_size", 2)
     embeddings = (s["vocab"] + (config.get("max_position_embeddings") or 512) + segments) * h
     layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
+    body = embeddings + 2 * h + s["layers"] * layer
+    if (
+        not labels
+    ):  # a bias beside the token table; untied, BERT's and RoBERTa's output layer has one of its own besides
+        own_output = 0 if s["tied"] else h + (kind != "distilbert")
+        return body + transform_parameters(h) + s["vocab"] * (1 + own_output), embeddings, 0
     head = (h * h + h) + (h * labels + labels)
-    return embeddings + 2 * h + s["layers"] * layer + head, embeddings, head
+    return body + head, embeddings, head
+
+
+def transform_parameters(hidden: int) -> int:
+    """Weights between a masked language model's last layer and its output layer: a dense layer and a norm."""
+    return (hidden * hidden + hidden) + 2 * hidden
 
 
 def _count_standard(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
@@ -336,64 +354,3 @@ def _count_standard(config: dict[str, Any], s: dict[str, Any], labels: int) -> t
     layer = 2 * h * q + 2 * h * kv + (3 if s["mlp_tensors"] == 4 else 2) * h * i + 4 * h
     output = 0 if labels or s["tied"] else s["vocab"] * h
     return embeddings + s["layers"] * layer + h + head + output, embeddings, head
-
-
-def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
-    """How many weights the method trains: all, the head (see `HEAD_MODULES`), or LoRA's adapters and the head.
-
-    Raises ModelError when `lora.targets` names no module of the architecture, or is needed and missing.
-    """
-    if spec.method in ("full", "scratch"):
-        return shape.parameters
-    if spec.method == "head":
-        return shape.head_parameters
-    targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(shape.model_type)
-    if targets is None:
-        raise ModelError(
-            f"which modules of {shape.model_type} should get an adapter is not known",
-            allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
-            do="set lora.targets to the names of the attention's projections",
-        )
-    return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + shape.head_parameters
-
-
-def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:
-    """Weights of the two factors of every adapter: rank x (inputs + outputs) for each matched module."""
-    modules = _linear_modules(shape)
-    if not modules:  # an architecture we do not know by name: its projections are about hidden x hidden
-        return len(targets) * shape.layers * rank * 2 * shape.hidden
-    for target in targets:
-        if not any(_matches(name, target) for name in modules):
-            names = sorted({name.rpartition(".")[2] for name in modules})
-            near = difflib.get_close_matches(target, names, n=1)
-            raise ModelError(
-                f"{shape.model_type} has no module {target}",
-                got=f"lora.targets: {', '.join(targets)}",
-                allowed=", ".join(names),
-                do=f"did you mean {near[0]}?" if near else None,
-            )
-    matched = [size for name, size in modules.items() if any(_matches(name, target) for target in targets)]
-    return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in matched)
-
-
-def _matches(name: str, target: str) -> bool:
-    """peft's rule for a list of names: the whole name, or its end after a dot."""
-    return name == target or name.endswith(f".{target}")
-
-
-def _linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of the linear modules of one layer, by name; empty for an unknown architecture."""
-    h, i = shape.hidden, shape.intermediate
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    square = (h, h)
-    if shape.model_type == "gpt2":
-        return {"attn.c_attn": (h, 3 * h), "attn.c_proj": square, "mlp.c_fc": (h, i), "mlp.c_proj": (i, h)}
-    if shape.model_type in _LLAMA_LIKE:
-        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
-        return {**attention, "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
-    if shape.model_type == "distilbert":
-        return {**dict.fromkeys(("q_lin", "k_lin", "v_lin", "out_lin"), square), "ffn.lin1": (h, i), "ffn.lin2": (i, h)}
-    if shape.model_type in _BERT_LIKE:
-        attention = dict.fromkeys(("query", "key", "value", "attention.output.dense"), square)
-        return {**attention, "intermediate.dense": (h, i), "output.dense": (i, h)}
-    return {}

@@ -16,7 +16,7 @@ from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.model_shape import ModelShape, model_config, model_shape, trainable_parameters
+from orchestrator.planning.model_shape import ModelShape, model_config, model_shape
 from orchestrator.planning.placement import (
     Site,
     check_room,
@@ -27,6 +27,7 @@ from orchestrator.planning.placement import (
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
+from orchestrator.planning.trainable import lacks_masked_lm_head, trainable_parameters
 from orchestrator.quantities import human_count
 
 if TYPE_CHECKING:
@@ -50,7 +51,13 @@ class _Job:
     steps: int | None
 
     def memory(self, layout: Layout) -> MemoryEstimate:
-        return peak_memory(layout, shape=self.shape, method=self.spec.method, trainable=self.trainable)
+        return peak_memory(
+            layout,
+            shape=self.shape,
+            method=self.spec.method,
+            trainable=self.trainable,
+            predicted_share=self.spec.training.masking_rate if self.spec.task == "masked-lm" else 1.0,
+        )
 
     def cost(self, site: Site, layout: Layout) -> RunCost:
         batch = self.spec.training.global_batch
@@ -329,6 +336,9 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
     )
     if spec.task == "text-classification" and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
+    base = spec.model.base
+    if spec.task == "masked-lm" and base is not None and spec.method != "scratch" and lacks_masked_lm_head(base):
+        yield f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
     if kept is not None:
         micro_batch = spec.training.micro_batch
         same = (

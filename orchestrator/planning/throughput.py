@@ -58,8 +58,10 @@ def flops_per_token(shape: ModelShape, *, method: str, trainable: int, sequence_
     """Model FLOPs of training on one token: 2 per weight forward, 2 for activation and 2 for weight gradients.
 
     Weights that count are those multiplied with every token: no lookup tables, but the output layer also when it
-    is tied to one, and no classification head, which sees one position per text. Frozen weights need no weight
-    gradient (`lora` and its like: 4), and below a trained head no gradient at all (`head`: 2).
+    is tied to one, and no classification head, which sees one position per text. A masked language model's output
+    layer and the dense layer before it count in full: Hugging Face's heads compute every position, predicted or not.
+    Frozen weights need no weight gradient (`lora` and its like: 4), and below a trained head no gradient at all
+    (`head`: 2).
     Attention adds 12 x layers x width x length, half of it where a token sees only those before it (PaLM, app. B).
     """
     weights = shape.parameters - shape.embedding_parameters - shape.head_parameters

@@ -100,6 +100,8 @@ def _obstacle(name: Name, question: Question) -> str | None:
     strategy = STRATEGIES[name]
     if strategy.needs_base and question.base is None:
         return "there is no base model"
+    if name == "prompt" and question.base is not None and question.base.is_encoder:
+        return "an encoder writes no text, so it follows no prompt"
     if strategy.needs_labels and not question.labelled:
         return "there are no labels"
     if name == "features" and not question.is_classification:

@@ -10,6 +10,7 @@ from orchestrator.planning.standard_shape import standard_shape
 from orchestrator.policy.advise import Recommendation
 from orchestrator.policy.candidates import Candidate, fine_tuning_epochs
 from orchestrator.policy.hyperparameters import lora_learning_rate, suggested_learning_rate
+from orchestrator.policy.language import SCARCE_EPOCHS
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
 
@@ -29,6 +30,11 @@ _TUNED_PARAMETERS, _TUNED_RATE, _RATE_EXPONENT = 22.7e6, 1e-4, -0.36
 _HEAD_RATE, _SCRATCH_RATE = 3e-3, 3e-4
 """As in the same runs."""
 _BATCH, _RAW_BATCH = 16, 32
+_RAW_LENGTH = 512
+"""Tokens of a block of raw text: what BERT and RoBERTa were trained at, and short enough for any decoder."""
+_SHORTEST_LENGTH = 32
+_HELD_OUT_SHARE = 40
+"""A block is at most this part of the text, so that the twentieth which is held out holds one surely."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,7 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
     """
     if source is None:
         raise SpecError("a spec names its data, and no dataset was given", do="add --dataset PATH")
-    wanted = [one for one in (advice.rivals or (advice.leading,)) if one in _METHODS]
+    wanted = _trainable(advice, question)
     if not wanted:
         raise SpecError(
             f"{STRATEGIES[advice.leading].title} trains nothing, so there is no spec to write",
@@ -62,11 +68,42 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
     found = {one.strategy: one for one in advice.candidates}
     pilot = bool(advice.rivals)
     spec = _common(question, source, name=f"{name}-pilot" if pilot else name)
-    if question.labelled:
+    if question.labelled and not _continues_encoder(wanted[0], question):
         spec |= _labelled(question, source, [found[one] for one in wanted], pilot=pilot)
     else:
         spec |= _raw(question, source, found[wanted[0]], pilot=pilot)
     return spec
+
+
+def remarks(spec: dict[str, Any], question: Question) -> tuple[str, ...]:
+    """What the reader of a spec must know to go on from it."""
+    if not question.labelled or spec["kind"] != "pretrain":
+        return ()
+    return (
+        "first the domain's text, then its labels: add the raw text to data.train, which names the labelled texts "
+        "alone, and fine-tune with model.base: runs:/ID of this run",
+    )
+
+
+def _trainable(advice: Recommendation, question: Question) -> list[Name]:
+    """The strategies that the spec carries out or compares.
+
+    Continuing an encoder's pretraining is another task than the fine-tuning that rivals compare on, so it is left out
+    beside others.
+    """
+    wanted = [one for one in (advice.rivals or (advice.leading,)) if one in _METHODS]
+    if not question.labelled:
+        return wanted
+    return [one for one in wanted if not _continues_encoder(one, question)] or wanted
+
+
+def _continues_encoder(strategy: Name, question: Question) -> bool:
+    return strategy == "continued" and question.base is not None and question.base.is_encoder
+
+
+def _masks(question: Question) -> bool:
+    """Whether raw text is learnt by filling gaps."""
+    return question.base.is_encoder if question.base is not None else question.task == "masked-lm"
 
 
 def _common(question: Question, source: Source, *, name: str) -> dict[str, Any]:
@@ -92,7 +129,7 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
     spec: dict[str, Any] = {
         "kind": "finetune",
         "model": {"base": question.base.name if question.base else None},
-        "task": "text-classification" if question.is_classification else "causal-lm",
+        "task": "text-classification" if question.is_classification else _language_task(question),
         "method": methods[0],
         "data": data,
         "training": {
@@ -108,38 +145,64 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
     return spec
 
 
+def _language_task(question: Question) -> str:
+    return "masked-lm" if _masks(question) else "causal-lm"
+
+
 def _raw(question: Question, source: Source, chosen: Candidate, *, pilot: bool) -> dict[str, Any]:
-    tokens = min(PILOT_TOKENS, chosen.tokens) if pilot else chosen.tokens
-    data: dict[str, Any] = {"train": source.path, "sequence_length": 512}
+    masks = _masks(question)
+    length = _block_length(question.tokens) if masks else _RAW_LENGTH
+    wanted = chosen.tokens
+    if question.labelled:  # the candidate's tokens are those of the labels' passes too
+        wanted = min(question.unlabeled_tokens * chosen.share, SCARCE_EPOCHS * question.tokens)
+    tokens = min(PILOT_TOKENS, wanted) if pilot else wanted
+    data: dict[str, Any] = {"train": source.path, "sequence_length": length}
     if source.text_column:
         data["text_column"] = source.text_column
-    spec: dict[str, Any] = {"kind": "finetune", "task": "causal-lm", "data": data}
+    spec: dict[str, Any] = {"kind": "finetune", "task": _language_task(question), "data": data}
     if chosen.strategy == "scratch":
-        shape = standard_shape(chosen.parameters)
-        sizes = {
-            "num_hidden_layers": shape.layers,
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-        }
-        spec |= {
-            "kind": "pretrain",
-            "model": {"config": "llama", "overrides": sizes, "vocab_size": min(32_000, shape.vocab)},
-        }
+        spec |= {"kind": "pretrain", "model": _new_model(chosen.parameters, masks=masks)}
         rate = suggested_learning_rate(chosen.parameters).mid
     else:
         assert question.base is not None
-        spec |= {"model": {"base": question.base.name}, "method": _METHODS[chosen.strategy]}
-        rate = _rate(question, _METHODS[chosen.strategy])
-    batch = int(max(1, min(_RAW_BATCH, tokens // 512 // 10)))
+        method = _METHODS[chosen.strategy]
+        spec |= {"model": {"base": question.base.name}, "method": method}
+        if masks and method == "full":
+            spec["kind"] = "pretrain"
+        rate = _rate(question, method)
+    batch = int(max(1, min(_RAW_BATCH, tokens // length // 10)))
     spec["training"] = {
-        "tokens": int(max(tokens, batch * 512)),
+        "tokens": int(max(tokens, batch * length)),
         "global_batch": batch,
         "learning_rate": float(f"{rate:.2g}"),
         "schedule": "cosine",
     }
     return spec
+
+
+def _block_length(text_tokens: float) -> int:
+    """The usual length, halved until enough blocks are in the text to hold some out."""
+    length = _RAW_LENGTH
+    while length > _SHORTEST_LENGTH and length * _HELD_OUT_SHARE > text_tokens:
+        length //= 2
+    return length
+
+
+def _new_model(parameters: int, *, masks: bool) -> dict[str, Any]:
+    """The model block of new weights: a decoder like Llama, or an encoder like RoBERTa."""
+    shape = standard_shape(parameters)
+    sizes = {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads,
+    }
+    if masks:  # an MLP of two matrices where Llama's has three
+        sizes["intermediate_size"] = round(1.5 * shape.intermediate)
+    else:
+        sizes["num_key_value_heads"] = shape.kv_heads
+    config = "roberta" if masks else "llama"
+    return {"config": config, "overrides": sizes, "vocab_size": min(32_000, shape.vocab)}
 
 
 def _rate(question: Question, method: str) -> float:

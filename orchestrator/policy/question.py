@@ -55,6 +55,8 @@ class Base:
     """Tokens it was trained on."""
     name: str | None = None
     """Folder, hub name or `runs:/ID`; None when only a size is known."""
+    is_encoder: bool = False
+    """Whether its tokens see those on both sides (BERT, RoBERTa), so that it fills gaps and continues no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,11 @@ def ask(given: Given) -> Question:
     )
 
 
+def raw_text_task(base: Base | None) -> Task:
+    """What a base model learns from raw text."""
+    return "masked-lm" if base is not None and base.is_encoder else "causal-lm"
+
+
 def _refuse_contradictions(given: Given) -> None:
     if given.no_base and given.base is not None:
         raise SpecError(
@@ -197,6 +204,12 @@ def _refuse_contradictions(given: Given) -> None:
                 got=f"{given.labels_per_class} per class in {given.classes} classes, {given.examples} examples",
                 do="give --examples or --labels-per-class, or make them agree",
             )
+    if given.task == "masked-lm" and given.base is not None and given.base.name and not given.base.is_encoder:
+        raise SpecError(
+            "a decoder cannot learn to fill gaps in a text",
+            got=f"--task masked-lm with --base-model {given.base.name}",
+            do="use --task causal-lm, or an encoder such as BERT or RoBERTa",
+        )
     nothing = given.examples is None and given.tokens is None and given.labels_per_class is None
     if nothing and given.budget is None and not given.unlabeled_tokens:
         raise SpecError(
@@ -210,8 +223,9 @@ def _task(given: Given, assumed: list[str]) -> Task:
     if labelled or (given.examples is not None and given.tokens is None):
         assumed.append("task text-classification: examples were given and no --task")
         return "text-classification"
-    assumed.append("task causal-lm: raw text was given and no --task")
-    return "causal-lm"
+    task: Task = raw_text_task(given.base)
+    assumed.append(f"task {task}: raw text was given and no --task")
+    return task
 
 
 def _amounts(given: Given, task: Task, classes: int, assumed: list[str]) -> tuple[int, float]:

@@ -85,8 +85,12 @@ class RunRow:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Runs are ranked against each other within a kind and quality metric: others do not compare."""
-        return (self.kind or "other", self.quality_metric or "no result")
+        """Runs are ranked against each other within a kind and quality metric: others do not compare.
+
+        Nor do losses on hidden tokens and on the next token, so masked language models are a kind of their own.
+        """
+        kind = self.kind or "other"
+        return (f"{kind} masked-lm" if self.task == "masked-lm" else kind, self.quality_metric or "no result")
 
 
 def collect(uri: str, experiment: str) -> list[RunRow]:
@@ -205,7 +209,8 @@ def render_table(rows: Sequence[RunRow], *, experiment: str, width: int = 100) -
         return message
     known = {row.run_id for row in rows}
     lines = [(row, table_cells(row, is_trial=row.parent in known)) for row in rows]
-    widths = _column_widths([cells for _, cells in lines], width=width)
+    titles = {group_title(row.group) for row in rows}
+    widths = _column_widths([cells for _, cells in lines], titles=titles, width=width)
     title = Text(f"{experiment}: {len(rows)} run{'s' if len(rows) > 1 else ''}", style="bold")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading, columns in widths.items():
@@ -255,13 +260,13 @@ def table_cells(row: RunRow, *, is_trial: bool) -> list[str]:
     ]
 
 
-def _column_widths(lines: Sequence[Sequence[str]], *, width: int) -> dict[str, int]:
+def _column_widths(lines: Sequence[Sequence[str]], *, titles: Iterable[str], width: int) -> dict[str, int]:
     """Columns to show and how wide: names and status give way a little, then figures are left out."""
     widths = {
         heading: min(max(len(heading), *(len(cells[place]) for cells in lines)), _WIDEST.get(heading, width))
         for place, heading in enumerate(HEADINGS)
     }
-    widths["run"] = max(widths["run"], _NARROWEST["run"])
+    widths["run"] = max(widths["run"], _NARROWEST["run"], *map(len, titles))
     give = {heading: widths[heading] - min(widths[heading], narrowest) for heading, narrowest in _NARROWEST.items()}
     for unwanted in ("", *_LEFT_OUT_FIRST):
         widths.pop(unwanted, None)

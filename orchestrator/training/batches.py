@@ -16,16 +16,16 @@ from typing import Literal, Protocol
 import numpy as np
 
 from orchestrator.errors import StorageError
+from orchestrator.training.masking import Batch, Masking, Vocabulary, mask
+from orchestrator.training.splitmix import GOLDEN, mix
 
 Split = Literal["train", "validation"]
-Batch = dict[str, np.ndarray]
 
 PAD_MULTIPLE = 8
 """Batch lengths are rounded up to this: tensor cores want multiples of 8 in 16-bit formats (NVIDIA, "Matrix
 Multiplication Background User's Guide")."""
 _FEISTEL_ROUNDS = 8
 """Four make a strong permutation of large domains (Luby and Rackoff 1988); small domains want more."""
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step: 2^64 over the golden ratio.
 
 
 class Samples(Protocol):
@@ -46,8 +46,12 @@ class Samples(Protocol):
         """Columns of the batch of these samples."""
         ...
 
-    def batch(self, indices: np.ndarray, *, pad_to: int | None = None) -> Batch:
-        """Arrays of int64 for a model's forward pass; `pad_to` sets the columns where samples differ in length."""
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
+        """Arrays of int64 for a model's forward pass; `pad_to` sets the columns where samples differ in length.
+
+        `epochs` says of each sample how often it was seen before, for what is drawn anew each time; None draws as for
+        an evaluation: the same every time, in every run.
+        """
         ...
 
 
@@ -75,10 +79,49 @@ class PackedSamples:
         """The block length, for any samples."""
         return self._length
 
-    def batch(self, indices: np.ndarray, *, pad_to: int | None = None) -> Batch:
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
         """`input_ids` and `labels`, the next token of each; both (samples, block length)."""
         blocks = self._tokens[np.asarray(indices)[:, None] * self._length + self._offsets].astype(np.int64)
         return {"input_ids": blocks[:, :-1], "labels": blocks[:, 1:]}
+
+
+class MaskedSamples:
+    """Blocks of a token stream for masked language modelling: no padding, each between two special tokens.
+
+    That is RoBERTa's FULL-SENTENCES format (Liu et al. 2019): a block goes on over the end of a document, and the
+    stream holds a separator there.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, length: int, vocabulary: Vocabulary, masking: Masking) -> None:
+        self._tokens = tokens
+        self._length = length
+        self._offsets = np.arange(length - 2)
+        self._vocabulary = vocabulary
+        self._masking = masking
+
+    def __len__(self) -> int:
+        return masked_samples(len(self._tokens), self._length)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of one epoch, the first and last of each block included."""
+        return len(self) * self._length
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """The block length, for each sample."""
+        return np.full(len(indices), self._length)
+
+    def padded_length(self, indices: np.ndarray) -> int:
+        """The block length, for any samples."""
+        return self._length
+
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
+        """`input_ids` (samples, block length), some hidden; `positions` and `labels` of what `mask` chose."""
+        indices = np.asarray(indices)
+        text = self._tokens[indices[:, None] * (self._length - 2) + self._offsets].astype(np.int64)
+        edge = np.ones((len(indices), 1), dtype=np.int64)
+        blocks = np.concatenate([edge * self._vocabulary.cls_id, text, edge * self._vocabulary.sep_id], axis=1)
+        return mask(blocks, self._masking.keys(indices, epochs), rate=self._masking.rate, vocabulary=self._vocabulary)
 
 
 class LabelledSamples:
@@ -112,7 +155,7 @@ class LabelledSamples:
         longest = int(self._lengths[indices].max())
         return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self._longest)
 
-    def batch(self, indices: np.ndarray, *, pad_to: int | None = None) -> Batch:
+    def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
         """`input_ids` and `attention_mask`, both (samples, columns), and `labels`, the class of each sample."""
         columns = np.arange(self.padded_length(indices) if pad_to is None else pad_to)
         lengths = self._lengths[indices]
@@ -153,9 +196,15 @@ def packed_samples(tokens: int, length: int) -> int:
     return max(0, (tokens - 1) // length)
 
 
-def open_split(path: Path, split: Split) -> Samples:
+def masked_samples(tokens: int, length: int) -> int:
+    """Blocks of `length` in a stream for masked language modelling: two tokens of each are not the stream's."""
+    return tokens // (length - 2)
+
+
+def open_split(path: Path, split: Split, *, masking: Masking | None = None) -> Samples:
     """A split of the folder that `prepare` wrote, without reading its tokens.
 
+    `masking` is for masked language modelling alone; None is the usual one.
     Raises StorageError when the folder or a file of it is gone.
     """
     try:
@@ -165,6 +214,11 @@ def open_split(path: Path, split: Split) -> Samples:
         plain = np.asarray(tokens)
         if meta["task"] == "causal-lm":
             return PackedSamples(plain, length=meta["sequence_length"])
+        if meta["task"] == "masked-lm":
+            vocabulary = Vocabulary.of(meta)
+            return MaskedSamples(
+                plain, length=meta["sequence_length"], vocabulary=vocabulary, masking=masking or Masking()
+            )
         return LabelledSamples(
             plain,
             lengths=np.load(path / f"{split}.lengths.npy"),
@@ -230,11 +284,15 @@ class SampleOrder:
     seed: int
     size: int
 
+    def epochs(self, positions: np.ndarray) -> np.ndarray:
+        """How often the sample at each position of the endless stream was seen before it."""
+        return np.asarray(positions) // self.size
+
     def samples(self, positions: np.ndarray) -> np.ndarray:
         """Sample numbers (int64) at positions of the endless stream of epochs; position i is in epoch i // size."""
         wanted = np.asarray(positions, dtype=np.uint64)
         size = np.uint64(self.size)
-        keys = _mix(_mix(np.full(1, self.seed, dtype=np.uint64)) ^ (wanted // size))
+        keys = mix(mix(np.full(1, self.seed, dtype=np.uint64)) ^ (wanted // size))
         values = self._permuted(wanted % size, keys)
         while (outside := values >= size).any():
             values[outside] = self._permuted(values[outside], keys[outside])
@@ -247,20 +305,12 @@ class SampleOrder:
         right: np.ndarray = values % height
         for step in range(_FEISTEL_ROUNDS):
             if step % 2:
-                right = (right + _mix(keys ^ left) % height) % height
+                right = (right + mix(keys ^ left) % height) % height
             else:
-                left = (left + _mix(keys ^ right) % width) % width
-            keys = keys + _GOLDEN
+                left = (left + mix(keys ^ right) % width) % width
+            keys = keys + GOLDEN
         result: np.ndarray = left * height + right
         return result
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64: every bit of the result depends on every bit of the value."""
-    mixed = values + _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def batch_number(step: int, skipped: Sequence[int] = ()) -> int:
@@ -277,9 +327,14 @@ def batch_number(step: int, skipped: Sequence[int] = ()) -> int:
     return number
 
 
+def positions(number: int, size: int) -> np.ndarray:
+    """Places of the global batch `number` (from 0) in the endless stream of epochs."""
+    return np.arange(number * size, (number + 1) * size)
+
+
 def global_batch(order: SampleOrder, number: int, size: int) -> np.ndarray:
     """Samples of the global batch `number` (from 0) over all workers; the same for any number of them."""
-    return order.samples(np.arange(number * size, (number + 1) * size))
+    return order.samples(positions(number, size))
 
 
 def rank_slice(

@@ -26,6 +26,7 @@ from orchestrator.training.evaluation import evaluate
 from orchestrator.training.guard import Guard, Verdict
 from orchestrator.training.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.training.keeping import Keeper
+from orchestrator.training.masking import Masking
 from orchestrator.training.measurement import Pace, figures
 from orchestrator.training.objectives import objective_for
 from orchestrator.training.pulse import Phase, collectives_begun
@@ -62,14 +63,17 @@ class _Loop:
         assert job.plan.warmup_steps is not None
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
+        self._notes: tuple[str, ...] = ()
         self._account = Account(job.plan, validation_samples=job.data.counts.validation_samples)
         self._objective = objective_for(job.spec.task)
         self._pulse = context.pulse
         join_process_group(job.plan, context)
         self._pulse.count(collectives_begun)
-        self._validation = open_split(job.data.path, "validation")
+        training = job.spec.training
+        masking = Masking(rate=training.masking_rate, seed=training.seed)
+        self._validation = open_split(job.data.path, "validation", masking=masking)
         self._data = StepData(
-            open_split(job.data.path, "train"), plan=job.plan, seed=job.spec.training.seed, rank=context.rank
+            open_split(job.data.path, "train", masking=masking), plan=job.plan, seed=training.seed, rank=context.rank
         )
         self._engine = self._build()
         self._keeper = Keeper(self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank)
@@ -81,19 +85,22 @@ class _Loop:
         )
         self._pace = Pace()
         self._metrics: dict[str, float] = {}
-        self._notes: tuple[str, ...] = ()
         self._evaluated_step = 0
         self._log: MetricLog | None = None
 
     def _build(self) -> Engine:
         """A new engine on the weights that the run begins with."""
         return Engine(
-            models.build_model(self._spec, self._plan, self._job.data),
+            models.build_model(self._spec, self._plan, self._job.data, say=self._note),
             plan=self._plan,
             weight_decay=self._spec.training.weight_decay,
             objective=self._objective,
             context=self._context,
         )
+
+    def _note(self, note: str) -> None:
+        """Keeps what a user should know for the outcome, once however often the model is built."""
+        self._notes = (*self._notes, *({note} - {*self._notes}))
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self._engine.sum_over_ranks(values)
@@ -225,7 +232,7 @@ class _Loop:
             return Wish.GO_ON
         decision = self._account.decide(budget)
         if not decision.go_on:
-            self._notes = (*self._notes, decision.reason)
+            self._note(decision.reason)
         return Wish.GO_ON if decision.go_on else Wish.OVER_BUDGET
 
     def _record(self, news: dict[str, float]) -> None:

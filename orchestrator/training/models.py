@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
     PretrainedConfig,
@@ -22,25 +23,44 @@ from transformers.initialization import no_init_weights
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
-from orchestrator.planning.model_shape import DEFAULT_LORA_TARGETS, HEAD_MODULES, model_config
+from orchestrator.planning.model_shape import model_config
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.spec import RunSpec
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES, MASKED_LM_TRANSFORMS
+from orchestrator.spec import RunSpec, Task
 from orchestrator.training.prepare import PreparedData
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTO_CLASSES: dict[Task, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "masked-lm": AutoModelForMaskedLM,
+    "text-classification": AutoModelForSequenceClassification,
+}
+_ADAPTED_AS: dict[Task, str | None] = {
+    "causal-lm": "CAUSAL_LM",
+    "masked-lm": None,  # peft has no name for it, and wraps the model as it is
+    "text-classification": "SEQ_CLS",
+}
+"""Tasks as peft calls them."""
 _USUAL_HEADS = ("classifier", "score")
 """The classification head of an architecture that `HEAD_MODULES` does not know."""
 
 
-def build_model(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Module:
+def _say_nothing(note: str) -> None:
+    return None
+
+
+def build_model(
+    spec: RunSpec, plan: RunPlan, data: PreparedData, *, say: Callable[[str], None] = _say_nothing
+) -> torch.nn.Module:
     """The module to train, on the CPU in fp32 (DeepSpeed casts and moves it), seeded by `training.seed`.
 
+    `say` is told what a user should know of it.
     Raises ModelError when the base model cannot be loaded for the task, or an adapter's target is not there.
     """
     _quieten()
     torch.manual_seed(spec.training.seed)
     with _sharded_construction(plan):
-        model = _new_weights(spec, plan, data) if _is_new(spec) else _pretrained(spec, data)
+        model = _new_weights(spec, plan, data) if _is_new(spec) else _pretrained(spec, data, say)
     if plan.activation_checkpointing:
         # The reentrant kind needs inputs with gradients, which would send a frozen backbone's backward pass to its end.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -81,7 +101,7 @@ def _sharded_construction(plan: RunPlan) -> Iterator[None]:
 
 
 def _auto_class(spec: RunSpec) -> Any:
-    return AutoModelForSequenceClassification if spec.task == "text-classification" else AutoModelForCausalLM
+    return AUTO_CLASSES[spec.task]
 
 
 def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
@@ -131,12 +151,13 @@ def _configuration(spec: RunSpec, data: PreparedData) -> PretrainedConfig:
         vocab_size=data.counts.vocab_size if own else None,
         sequence_length=spec.data.sequence_length,
     )
-    special = {"bos_token_id": data.eos_id, "eos_token_id": data.eos_id} if own else {}
+    first = data.eos_id if data.cls_id is None else data.cls_id
+    special = {"bos_token_id": first, "eos_token_id": data.eos_id} if own else {}
     values = {**values, **settings, **special}
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def _pretrained(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
+def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
     base = resolve(str(spec.model.base))
     try:
         model, report = _auto_class(spec).from_pretrained(
@@ -148,7 +169,8 @@ def _pretrained(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
             got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
-    absent = sorted(name for name in report["missing_keys"] if not _in_head(name, model))
+    in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_head
+    absent = sorted(name for name in report["missing_keys"] if not in_head(name, model))
     if absent:
         more = f" and {len(absent) - 3} more" if absent[3:] else ""
         raise ModelError(
@@ -156,8 +178,26 @@ def _pretrained(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
             got=f"{spec.model.base} without {', '.join(absent[:3])}{more}",
             do="give a complete base model, or use method: scratch for new weights",
         )
+    if spec.task == "masked-lm" and report["missing_keys"]:
+        _announce_new_head(spec, model, say)
     loaded: torch.nn.Module = model
     return loaded
+
+
+def _announce_new_head(spec: RunSpec, model: torch.nn.Module, say: Callable[[str], None]) -> None:
+    """Says that what turns hidden states into tokens is learnt from nothing. Raises ModelError when it would not be."""
+    kind = str(model.config.model_type)
+    if spec.method == "lora" and kind not in MASKED_LM_TRANSFORMS:
+        raise ModelError(
+            "the base model has no masked-LM head, and method: lora would leave a new one as it was drawn",
+            got=f"{spec.model.base} ({kind})",
+            allowed=f"method: lora with {', '.join(MASKED_LM_TRANSFORMS)}, or a base with its masked-LM head",
+            do="use method: full",
+        )
+    say(
+        f"{spec.model.base} comes without a masked-LM head: a new one was drawn and is trained with it, so the loss "
+        "begins near that of guessing"
+    )
 
 
 def _head_modules(model: torch.nn.Module) -> tuple[str, ...]:
@@ -167,6 +207,11 @@ def _head_modules(model: torch.nn.Module) -> tuple[str, ...]:
 def _in_head(name: str, model: torch.nn.Module) -> bool:
     """Whether a parameter belongs to the task's head, by its full name."""
     return any(part in _head_modules(model) for part in name.split("."))
+
+
+def _in_masked_lm_head(name: str, model: torch.nn.Module) -> bool:
+    """Whether a parameter lies behind the architecture's backbone, by its full name."""
+    return not name.startswith(f"{model.base_model_prefix}.")
 
 
 def freeze_backbone(model: torch.nn.Module) -> None:
@@ -187,9 +232,9 @@ def freeze_backbone(model: torch.nn.Module) -> None:
 def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
     """The model with low-rank adapters on the given or the architecture's usual projections.
 
-    A classification head is new, so it is trained whole besides them.
+    A classification head is new, so it is trained whole besides them; `MASKED_LM_TRANSFORMS` may be.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     model_type = str(model.config.model_type)
     targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
@@ -199,14 +244,18 @@ def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
             allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
             do="name the modules in lora.targets",
         )
-    classifies = spec.task == "text-classification"
+    whole = {
+        "causal-lm": None,
+        "masked-lm": MASKED_LM_TRANSFORMS.get(model_type),
+        "text-classification": _head_modules(model),
+    }[spec.task]
     config = LoraConfig(
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
         lora_dropout=spec.lora.dropout,
         target_modules=list(targets),
-        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
-        modules_to_save=list(_head_modules(model)) if classifies else None,
+        task_type=_ADAPTED_AS[spec.task],
+        modules_to_save=None if whole is None else list(whole),
         fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
     )
     try:

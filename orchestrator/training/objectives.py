@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.spec import Task
+from orchestrator.training.masking import NO_LABEL
 
 Batch = dict[str, Tensor]
 
@@ -50,6 +51,34 @@ def _causal_lm_summary(loss: float, correct: float, count: float) -> dict[str, f
     return {"eval/loss": mean, "eval/perplexity": math.exp(min(mean, 700.0))}
 
 
+def _masked_lm_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """Those of the predicted positions, (samples, positions, vocabulary); the model computes all of them."""
+    logits: Tensor = model(input_ids=batch["input_ids"]).logits
+    return logits.gather(1, batch["positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1])).float()
+
+
+def _masked_lm_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="none")
+
+
+def _masked_lm_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """The mean over the predicted positions, of which each sample has as many (`masking.mask`)."""
+    return _masked_lm_losses(_masked_lm_logits(model, batch), batch["labels"]).mean()
+
+
+def _masked_lm_evaluate(model: torch.nn.Module, batch: Batch) -> Tensor:
+    logits, labels = _masked_lm_logits(model, batch), batch["labels"]
+    losses = _masked_lm_losses(logits, labels).view_as(labels).double().sum(-1)
+    correct = (logits.argmax(-1) == labels).sum(-1)
+    return torch.stack([losses, correct.double(), (labels != NO_LABEL).double().sum(-1)], dim=1)
+
+
+def _masked_lm_summary(loss: float, correct: float, count: float) -> dict[str, float]:
+    """The perplexity is a pseudo-perplexity, of hidden tokens given those on both sides: no bound on bits per token,
+    and to be compared only at the same masking rate."""
+    return _causal_lm_summary(loss, correct, count)
+
+
 def _classification_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
     logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits.float()
@@ -72,6 +101,7 @@ def _classification_summary(loss: float, correct: float, count: float) -> dict[s
 
 _OBJECTIVES: dict[Task, Objective] = {
     "causal-lm": Objective(loss=_causal_lm_loss, evaluate=_causal_lm_evaluate, summarize=_causal_lm_summary),
+    "masked-lm": Objective(loss=_masked_lm_loss, evaluate=_masked_lm_evaluate, summarize=_masked_lm_summary),
     "text-classification": Objective(
         loss=_classification_loss, evaluate=_classification_evaluate, summarize=_classification_summary
     ),

@@ -23,7 +23,7 @@ import numpy as np
 
 from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
-from orchestrator.spec import DataSpec, RunSpec
+from orchestrator.spec import RunSpec
 from orchestrator.training import batches, tokenization
 from orchestrator.training.corpus import Source, find_sources
 from orchestrator.training.splits import Chosen, split_documents, split_rows
@@ -64,6 +64,8 @@ class PreparedData:
     eos_id: int | None
     """Ends a document; some encoder models have none."""
     pad_id: int
+    cls_id: int | None
+    """Begins every block for masked language modelling; None for other tasks."""
     bytes: int
     """UTF-8 bytes of the training text."""
     validation_bytes: int
@@ -92,7 +94,7 @@ def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> Pre
     folder = cache / _fingerprint(inputs)
     if (folder / "meta.json").is_file():
         return _load(folder, cached=True)
-    split = split_documents if spec.task == "causal-lm" else split_rows
+    split = split_documents if spec.models_language else split_rows
     split(spec, inputs.train, inputs.validation)
     return None
 
@@ -125,12 +127,15 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
     location = tokenization.tokenizer_location(spec.model)
     if base is not None and location == spec.model.base:
         location = base
+    tokenizer = None if location is None else tokenization.load_tokenizer(location)
+    if tokenizer is not None and spec.models_language:
+        _separator(tokenizer, spec)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
     return _Inputs(
         spec=spec,
         train=find(data.train),
         validation=() if data.validation is None else find(data.validation, split="validation"),
-        tokenizer=None if location is None else tokenization.load_tokenizer(location),
+        tokenizer=tokenizer,
     )
 
 
@@ -167,7 +172,7 @@ def _identity(sources: Sequence[Source]) -> list[Any]:
 
 def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
     """All files of the prepared folder, `meta.json` last."""
-    if inputs.spec.task == "causal-lm":
+    if inputs.spec.models_language:
         tokenizer, found = _write_documents(inputs, folder, encode)
     else:
         assert inputs.tokenizer is not None, "classification fine-tunes a base model, which has a tokenizer"
@@ -180,6 +185,7 @@ def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
+        **(_mask_ids(tokenizer, inputs.spec) if inputs.spec.task == "masked-lm" else {}),
         **found,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
@@ -197,6 +203,7 @@ def _load(folder: Path, *, cached: bool) -> PreparedData:
         tokenizer_folder=folder / "tokenizer",
         eos_id=meta["eos_id"],
         pad_id=meta["pad_id"],
+        cls_id=meta.get("cls_id"),
         bytes=meta["train_bytes"],
         validation_bytes=meta["validation_bytes"],
         cached=cached,
@@ -207,27 +214,53 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
     spec = inputs.spec
     train, validation = split_documents(spec, inputs.train, inputs.validation)
     tokenizer = inputs.tokenizer or tokenization.train_tokenizer(
-        _sample(train, spec.training.seed), vocab_size=spec.model.vocab_size, sequence_length=spec.data.sequence_length
+        _sample(train, spec.training.seed),
+        vocab_size=spec.model.vocab_size,
+        sequence_length=spec.data.sequence_length,
+        for_encoder=spec.task == "masked-lm",
     )
-    if tokenizer.eos_id is None:
-        raise ModelError(
-            "the tokenizer names no end-of-text token to put between documents",
-            got=tokenization.tokenizer_location(spec.model),
-            do="use the tokenizer of a causal language model, or name eos_token in its tokenizer_config.json",
-        )
-    function = functools.partial(tokenization.encode_documents, tokenizer=tokenizer.json, eos_id=tokenizer.eos_id)
+    function = functools.partial(
+        tokenization.encode_documents, tokenizer=tokenizer.json, eos_id=_separator(tokenizer, spec)
+    )
+    count_samples = batches.masked_samples if spec.task == "masked-lm" else batches.packed_samples
     found: dict[str, Any] = {"label_names": None}
     # The small one first: if it is too short, nothing long was encoded in vain.
     splits: tuple[tuple[batches.Split, Iterable[str]], ...] = (("validation", validation), ("train", train))
     for split, texts in splits:
         tally = _Tally()
         tokens = batches.write_packed(folder, split, encode(function, tokenization.document_chunks(tally.count(texts))))
-        samples = batches.packed_samples(tokens, spec.data.sequence_length)
+        samples = count_samples(tokens, spec.data.sequence_length)
         if samples == 0:
-            raise _too_short(split, tokens, spec.data)
+            raise _too_short(split, tokens, spec)
         found |= {f"{split}_samples": samples, f"{split}_tokens": samples * spec.data.sequence_length}
         found[f"{split}_bytes"] = tally.bytes
     return tokenizer, found
+
+
+def _separator(tokenizer: TextTokenizer, spec: RunSpec) -> int:
+    """The id to put between documents. Raises ModelError when the tokenizer lacks what the task needs."""
+    if spec.task == "masked-lm":
+        return int(_mask_ids(tokenizer, spec)["sep_id"])
+    if tokenizer.eos_id is None:
+        raise ModelError(
+            "the tokenizer names no end-of-text token to put between documents",
+            got=tokenization.tokenizer_location(spec.model),
+            do="use the tokenizer of a causal language model, or name eos_token in its tokenizer_config.json",
+        )
+    return tokenizer.eos_id
+
+
+def _mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
+    """What masking must know of the tokenizer. Raises ModelError when it has no mask token, or none around a text."""
+    ids = {"mask_id": tokenizer.mask_id, "cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id}
+    absent = [name.replace("_id", "_token") for name, found in ids.items() if found is None]
+    if absent:
+        raise ModelError(
+            f"the tokenizer names no {' and no '.join(absent)}, which task: masked-lm needs",
+            got=tokenization.tokenizer_location(spec.model),
+            do="use an encoder's, such as BERT's or RoBERTa's, or task: causal-lm for a decoder",
+        )
+    return {**ids, "special_ids": sorted({*tokenizer.special_ids, *ids.values()})}
 
 
 class _Tally:
@@ -252,12 +285,18 @@ def _sample(train: Chosen | list[str], seed: int) -> Iterable[str]:
     return Chosen(documents=train.documents, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
 
 
-def _too_short(split: batches.Split, tokens: int, data: DataSpec) -> DataError:
+def _too_short(split: batches.Split, tokens: int, spec: RunSpec) -> DataError:
+    data, length = spec.data, spec.data.sequence_length
+    needed = (
+        f"at least {length - 2}: data.sequence_length less a first and a last token"
+        if spec.task == "masked-lm"
+        else f"at least {length + 1}: data.sequence_length and the token after it"
+    )
     hold_out = "raise data.validation_fraction, " if split == "validation" and data.validation is None else ""
     return DataError(
         f"the {split} data is shorter than one block" if tokens else f"the {split} data holds no text but white space",
         got=f"{tokens} tokens",
-        allowed=f"at least {data.sequence_length + 1}: data.sequence_length and the token after it",
+        allowed=needed,
         do=f"{hold_out}lower data.sequence_length, or give more text in data.{split}",
     )
 

@@ -1,7 +1,8 @@
 """What one rank computes in a step: its share of the global batch, and the seeds of its dropout.
 
 Both are pure functions of the step: nothing has to be saved, and any number of workers with the same micro-batch trains
-on the same samples under the same masks.
+on the same samples with the same activations dropped. Tokens that a masked language model predicts are chosen for each
+sample alone, so they are the same at any micro-batch too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.training.batches import SampleOrder, Samples, batch_number, global_batch, rank_slice
+from orchestrator.training.batches import SampleOrder, Samples, batch_number, global_batch, positions, rank_slice
 from orchestrator.training.objectives import Batch
 
 
@@ -48,9 +49,10 @@ class StepData:
         """This rank's part of optimizer step `step` (from 0), the batches of these numbers left out."""
         plan = self._plan
         number = batch_number(step, skipped)
-        samples = global_batch(self._order, number, plan.global_batch)
+        places = positions(number, plan.global_batch)
+        samples = self._order.samples(places)
         mine = rank_slice(
-            samples,
+            places,
             rank=self._rank,
             world_size=plan.workers,
             micro_batch=plan.micro_batch,
@@ -61,9 +63,14 @@ class StepData:
             batch_number=number,
             samples=samples,
             tokens=int(self._samples.lengths(samples).sum()),
-            micro_batches=[tensors(self._samples.batch(part, pad_to=length)) for part in mine],
+            micro_batches=[self._micro_batch(part, pad_to=length) for part in mine],
             seeds=[self._dropout_seed(number, place) for place in self._places()],
         )
+
+    def _micro_batch(self, places: np.ndarray, *, pad_to: int) -> Batch:
+        """The samples at places of the endless stream, each masked anew every time that it comes."""
+        order = self._order
+        return tensors(self._samples.batch(order.samples(places), pad_to=pad_to, epochs=order.epochs(places)))
 
     def _places(self) -> range:
         """Where this rank's micro-batches stand in the global batch (`rank_slice`)."""

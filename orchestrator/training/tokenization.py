@@ -27,8 +27,18 @@ from orchestrator.spec import ModelSpec
 END_OF_TEXT = "<|endoftext|>"
 BPE_SAMPLE_BYTES = 20_000_000
 """Text that a new tokenizer is trained on at most: about 10 s on two cores. That more would not help is a guess."""
-SMALLEST_BPE = 257
-"""Entries that a byte-level BPE cannot do without: every byte and the end of text."""
+ENCODER_TOKENS = {
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+"""Special tokens of an encoder's tokenizer, with the names and in the order of RoBERTa's (Liu et al. 2019)."""
+BYTES = 256
+"""Entries that a byte-level BPE cannot do without, beside its special tokens."""
 CHUNK_BYTES = 500_000
 """Text of one encoding task: about 0.4 s of one core, so that a task's start (1 to 2 ms) does not count."""
 PIECE_BYTES = 50_000
@@ -65,6 +75,14 @@ class TextTokenizer:
     """End of a document; some encoders have none."""
     pad_id: int
     """Fills a batch; masked, so any id will do where the tokenizer names none."""
+    mask_id: int | None
+    """Hides a token from a masked language model; decoders have none."""
+    cls_id: int | None
+    """Begins a text for an encoder."""
+    sep_id: int | None
+    """Ends a text for an encoder, and parts of it."""
+    special_ids: tuple[int, ...]
+    """Ids that stand for no text, those above among them."""
 
     def save(self, folder: Path) -> None:
         """Writes the files into a folder, which it creates."""
@@ -105,18 +123,28 @@ def load_tokenizer(location: str) -> TextTokenizer:
     return _from_files(files, _object(config, "config.json", location), location)
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int, sequence_length: int) -> TextTokenizer:
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, sequence_length: int, for_encoder: bool = False
+) -> TextTokenizer:
     """A byte-level BPE (Radford et al. 2019) of the first `BPE_SAMPLE_BYTES` of texts; equal for equal texts.
 
-    Small corpora give fewer entries than asked for. Raises ModelError when `vocab_size` is below `SMALLEST_BPE`.
+    That of a decoder has one special token, the end of a text; that of an encoder has `ENCODER_TOKENS`, and puts texts
+    between the first and the last. Small corpora give fewer entries than asked for. Raises ModelError when `vocab_size`
+    has no room for every byte and the special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < SMALLEST_BPE:
+    named = (
+        ENCODER_TOKENS
+        if for_encoder
+        else dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
+    )
+    special = list(dict.fromkeys(named.values()))
+    if vocab_size < BYTES + len(special):
         raise ModelError(
             "the tokenizer's vocabulary is too small",
             got=f"model.vocab_size={vocab_size}",
-            allowed=f"at least {SMALLEST_BPE}: 256 bytes and the end of text",
+            allowed=f"at least {BYTES + len(special)}: {BYTES} bytes and {', '.join(special)}",
             do="set model.vocab_size=8192",
         )
     tokenizer = Tokenizer(models.BPE())
@@ -124,22 +152,32 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, sequence_length: i
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(texts), trainer)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": sequence_length,
-        **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT),
-    }
+    if for_encoder:
+        tokenizer.post_processor = _between_special_tokens(tokenizer)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": sequence_length, **named}
     files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
     return _from_files({name: text.encode() for name, text in files.items()}, {}, "a tokenizer of the corpus")
 
 
+def _between_special_tokens(tokenizer: Any) -> Any:
+    """What puts the special tokens around a text, or around two, as RoBERTa's tokenizer does."""
+    from tokenizers import processors
+
+    first, last = ENCODER_TOKENS["cls_token"], ENCODER_TOKENS["sep_token"]
+    return processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} {last} $B {last}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
+    )
+
+
 def encode_documents(chunk: Chunk, *, tokenizer: str, eos_id: int) -> np.ndarray:
-    """Ids of all texts in one array, with `eos_id` after each one that ends its document.
+    """Ids of all texts in one array, with `eos_id` after each one that ends its document, and no other special token.
 
     `tokenizer` is `TextTokenizer.json`; the result is uint16 where the vocabulary allows, else uint32.
     """
@@ -241,7 +279,15 @@ def _from_files(files: dict[str, bytes], config: dict[str, Any], location: str) 
     if pad_id is None:
         pad_id = 0 if eos_id is None else eos_id
     return TextTokenizer(
-        json=tokenizer.to_str(), files=files, vocab_size=_vocab_size(tokenizer), eos_id=eos_id, pad_id=pad_id
+        json=tokenizer.to_str(),
+        files=files,
+        vocab_size=_vocab_size(tokenizer),
+        eos_id=eos_id,
+        pad_id=pad_id,
+        mask_id=_special_id(tokenizer, named.get("mask_token"), None),
+        cls_id=_special_id(tokenizer, named.get("cls_token"), None),
+        sep_id=_special_id(tokenizer, named.get("sep_token"), None),
+        special_ids=tuple(i for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special),
     )
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.model_shape import FAMILY_DEFAULTS, ModelShape, model_shape, trainable_parameters
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS, ModelShape, model_shape
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
+from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.spec import RunSpec
 from tests import specs
 
