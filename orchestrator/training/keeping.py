@@ -120,7 +120,7 @@ class Keeper:
         most = self._job.spec.training.bad_steps.max_rewinds
         decision = decide_rewind(verdict, step, earlier=self._rewinds, checkpoints=good, max_rewinds=most)
         if not decision.rewind:
-            raise diverged(verdict, step, decision=decision, earlier=self._rewinds)
+            raise diverged(verdict, step, decision=decision, earlier=self._rewinds, precision=self._job.plan.precision)
         batches = tuple(batch_number(each, self.skipped) for each in range(verdict.first_step, step + 1))
         rewind = Rewind(
             step=step,

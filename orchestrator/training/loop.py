@@ -77,7 +77,6 @@ class _Loop:
         self._guard = Guard(
             samples_per_step=job.plan.global_batch,
             spikes=job.spec.training.bad_steps.spikes == "auto",
-            loss_scaled=job.plan.precision == "fp16",
         )
         self._pace = Pace()
         self._metrics: dict[str, float] = {}
