@@ -199,6 +199,7 @@ class _Loop:
             return self._agreement.wish(self._wish())
         seconds = time.monotonic() - started
         self._pace.add_step(seconds=seconds, tokens=share.tokens)
+        self._keeper.add_step(seconds)
         news = {
             "train/loss": agreed.loss,
             "train/learning_rate": rate,
@@ -308,7 +309,9 @@ class _Loop:
             metrics=dict(self._metrics),
             guard=self._guard.state(),
         )
-        self._keeper.save(state, step_s=self._account.pace_s)
+        figures = self._keeper.save(state, step_s=self._account.pace_s)
+        if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
+            self._log.log(self._step, figures)
         seconds = time.monotonic() - started
         self._account.add_saving(seconds)
         self._pace.add_pause(seconds)

@@ -142,6 +142,10 @@ class Saver:
         """What writing on this rank has met so far; cheap."""
         return self._failure
 
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is on its way to the disk; on rank 0, that of any rank."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> str | None:
         """Returns when what was handed over is written; on rank 0, complete: then it says where the newest one is.
 
