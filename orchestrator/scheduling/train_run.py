@@ -76,6 +76,11 @@ def run_training(job: TrainingJob, watcher: Watcher, *, planner: Planner | None 
     return _Run(job, watcher, planner).to_its_end()
 
 
+def attempt_in_words(plan: RunPlan, cause: str) -> str:
+    """What an attempt is, as its tag on MLflow begins."""
+    return f"{plan.workers} worker{'s' if plan.workers > 1 else ''}: {cause}"
+
+
 def _ending(end: AttemptEnd) -> str:
     """How an attempt ended, in a few words."""
     at = "before its first step" if end.last_step is None else f"at step {end.last_step}"
@@ -126,30 +131,32 @@ class _Run:
 
     def to_its_end(self) -> TrainingResult:
         """Attempt after attempt."""
-        plan, cause = self._first_plan()
+        cause = self._attempts.cause_of_start()
+        plan = self._first_plan()
+        number = self._attempts.newest()
         while True:
             self._attempts.keep(plan.kept)
             self._clock.attempt_starts()
-            number = self._attempts.open(workers=plan.workers, cause=cause)
-            self._watcher.on_attempt(number, f"{plan.workers} workers: {cause}")
+            number = self._attempts.open(workers=plan.workers, cause=cause, after=number)
+            self._watcher.on_attempt(number, attempt_in_words(plan, cause))
             end = run_attempt(
                 replace(self._job, plan=plan, attempt=number),
                 replace(self._watcher, on_progress=self._counting_lost_steps()),
                 lambda progress, plan=plan: self._look_out(plan, progress),  # type: ignore[misc]
                 without_nodes=self._bad_nodes,
             )
-            self._watcher.on_attempt(number, f"{plan.workers} workers: {cause}; {_ending(end)}")
+            self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
             if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
                 return TrainingResult(outcome=end.outcome, recovery=self._recovery)
             cause, plan = self._next(end, plan, number)
             self._watcher.on_retry(cause)
 
-    def _first_plan(self) -> tuple[RunPlan, str]:
+    def _first_plan(self) -> RunPlan:
         """The plan of this command's first attempt: one that keeps what an earlier command's attempts have settled."""
         kept = self._attempts.kept()
         if kept is None or kept == self._job.plan.kept or self._planner is None:
-            return self._job.plan, "started again" if self._attempts.newest() else "first start"
-        return self._planner(free_shape(held={}), kept), "started again"
+            return self._job.plan
+        return self._planner(free_shape(held={}), kept)
 
     # -- between two attempts ----------------------------------------------------------------------------------
 
