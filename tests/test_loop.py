@@ -181,6 +181,19 @@ def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_mask
     assert resized == pytest.approx(fixed, abs=1e-5)
 
 
+def test_a_run_goes_on_under_another_zero_stage_when_its_spec_asks_for_it(tmp_path: Path) -> None:
+    def job(name: str, stage: int) -> TrainingJob:
+        return pretrain(tmp_path / name, resources__workers=2, deepspeed__zero_stage=stage)
+
+    training_runs.run(job("same", 2))
+    training_runs.run(job("other", 2), stop_at=2)
+    training_runs.run(job("other", 3), stop_at=4)
+    training_runs.run(job("other", 0))
+    same, other = curve(job("same", 2)), curve(job("other", 0))
+    assert len(other) == 6
+    assert other == pytest.approx(same, abs=1e-5)
+
+
 # -- bad steps -----------------------------------------------------------------------------------------------------
 
 
