@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.errors import CapacityError, Interrupted, OrchestratorError
+from orchestrator.errors import CapacityError, Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.scheduling.attempt import AttemptEnd, Pause, Watcher, resources_of_worker, run_attempt
 from orchestrator.scheduling.resize import decide_size
@@ -125,6 +126,7 @@ class _Run:
         self._tally = Tally()
         self._recovery = Recovery()
         self._failed_at: int | None = None
+        self._saved: int | None = None
         self._clock = _Clock()
         self._bad_nodes: tuple[str, ...] = ()
         """Of ranks that hung; left out while there is room elsewhere."""
@@ -290,5 +292,7 @@ class _Run:
         self._recovery = replace(self._recovery, **{what: getattr(self._recovery, what) + number})
 
     def _saved_step(self) -> int | None:
-        saved = checkpoints.steps(self._job.checkpoints, void=self._attempts.is_void)
-        return saved[-1] if saved else None
+        """Of the newest checkpoint; as it was known last where the storage does not answer."""
+        with suppress(OSError, StorageError):
+            self._saved = max(checkpoints.steps(self._job.checkpoints, void=self._attempts.is_void), default=None)
+        return self._saved

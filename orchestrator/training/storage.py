@@ -89,6 +89,9 @@ class Storage(Protocol):
     def local(self, entry: Entry) -> Path:
         """The folder that `fetch` gives."""
 
+    def location(self, entry: Entry) -> str:
+        """What `publish` said of it."""
+
     def remove(self, entry: Entry) -> None:
         """Takes a checkpoint away; a kill in between leaves no half of it that looks complete."""
 
@@ -99,14 +102,14 @@ class Storage(Protocol):
 def open_storage(place: str | Path | Storage, *, scratch: Path | None = None) -> Storage:
     """The storage at a path or URI; a storage passes unchanged.
 
-    An object store needs `scratch`, a folder on this machine that its owner removes in the end; processes may share it.
+    What moves files to or from an object store needs `scratch`, a folder on this machine that its owner removes in the
+    end; processes may share it. Whoever only looks needs none.
     """
     if isinstance(place, Path):
         return FolderStorage(place)
     if isinstance(place, str):
         if "://" not in place:
             return FolderStorage(Path(place))
-        assert scratch is not None, "an object store needs a scratch folder"
         return ObjectStorage(place, scratch=scratch)
     return place
 
@@ -193,6 +196,10 @@ class FolderStorage:
         """See `Storage`."""
         return self._root / entry.name
 
+    def location(self, entry: Entry) -> str:
+        """See `Storage`."""
+        return str(self.local(entry))
+
     def remove(self, entry: Entry) -> None:
         """See `Storage`."""
         dying = self._root / f"{entry.name}{_REMOVING}"
@@ -224,7 +231,7 @@ class FolderStorage:
 class ObjectStorage:
     """A bucket or a prefix in one: any URI that `pyarrow.fs` takes. `AWS_ENDPOINT_URL` names another S3 server."""
 
-    def __init__(self, uri: str, *, scratch: Path) -> None:
+    def __init__(self, uri: str, *, scratch: Path | None) -> None:
         """Opens it. Raises StorageError when the URI names nothing that can be opened."""
         from pyarrow.fs import FileSystem
 
@@ -238,8 +245,15 @@ class ObjectStorage:
                 do="check checkpoint.storage and the credentials of every node",
             ) from error
         self._uri = uri.rstrip("/")
-        scratch.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(dir=scratch))
+        self._own_scratch: Path | None = None
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._own_scratch = Path(tempfile.mkdtemp(dir=scratch))
+
+    @property
+    def _scratch(self) -> Path:
+        assert self._own_scratch is not None, "files are moved through a scratch folder"
+        return self._own_scratch
 
     def __str__(self) -> str:
         return self._uri
@@ -317,6 +331,10 @@ class ObjectStorage:
     def local(self, entry: Entry) -> Path:
         """See `Storage`."""
         return self._scratch / entry.name
+
+    def location(self, entry: Entry) -> str:
+        """See `Storage`."""
+        return f"{self._uri}/{entry.name}"
 
     def remove(self, entry: Entry) -> None:
         """See `Storage`: the manifest goes first."""
