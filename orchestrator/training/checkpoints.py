@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StorageError
+from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
-from orchestrator.training.storage import Entry, FileSum, Storage, open_storage
+from orchestrator.training.storage import Entry, Storage, open_storage
 
 _READERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read files to verify them: checksums run in parallel, and one disk is busy with a few (a guess)."""

@@ -28,8 +28,9 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from orchestrator.errors import StorageError
 from orchestrator.training import checkpoints
 from orchestrator.training.checkpoints import Checkpoint, Place
+from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
-from orchestrator.training.storage import FileSum, fenced_out, open_storage
+from orchestrator.training.storage import fenced_out, open_storage
 
 _NOTES_DEADLINE_S = 1800.0
 """Longest that rank 0 waits for the slowest rank's files: as long as a collective may take (a guess)."""
