@@ -130,6 +130,8 @@ class _Run:
         self._clock = _Clock()
         self._bad_nodes: tuple[str, ...] = ()
         """Of ranks that hung; left out while there is room elsewhere."""
+        self._notes: tuple[str, ...] = ()
+        """What was changed to go on, for the user."""
 
     def to_its_end(self) -> TrainingResult:
         """Attempt after attempt."""
@@ -149,7 +151,8 @@ class _Run:
             )
             self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
             if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
-                return TrainingResult(outcome=end.outcome, recovery=self._recovery)
+                outcome = replace(end.outcome, notes=(*self._notes, *end.outcome.notes))
+                return TrainingResult(outcome=outcome, recovery=self._recovery)
             cause, plan = self._next(end, plan, number)
             self._watcher.on_retry(cause)
 
@@ -184,11 +187,13 @@ class _Run:
         self._count("restarts")
         self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
         self._failed_at = end.last_step
+        cause = f"{end.error.what}: {decision.reason}"
         if decision.smaller_steps:
             smaller = smaller_micro_batch(plan)
             assert smaller is not None, "it was decided on"
-            plan = smaller
-        return f"{end.error.what}: {decision.reason}", self._with_room(plan)
+            self._notes = (*self._notes, smaller.reasons[-1])
+            cause, plan = f"{cause}, {smaller.micro_batch} instead of {plan.micro_batch}", smaller
+        return cause, self._with_room(plan)
 
     def _given_up(self, error: OrchestratorError, reason: str, attempts: int) -> OrchestratorError:
         """The last word: what happened, how often it was tried, what is kept, and the command that goes on."""
