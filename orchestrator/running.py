@@ -6,14 +6,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console
-from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.errors import OrchestratorError, SpecError, StorageError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
 
@@ -51,20 +51,23 @@ def _answering_failures(*, as_json: bool) -> Iterator[dict[str, Any]]:
         except OrchestratorError as error:
             known["failure"] = {"what": error.what, "got": error.got, "allowed": error.allowed, "do": error.do}
             raise
-        finally:
-            known["checkpoint"] = _newest_checkpoint(known["run_folder"])
 
 
-def _newest_checkpoint(run_folder: str | None) -> str | None:
-    """The newest complete one; those being written have a longer name."""
-    found = sorted(Path(run_folder).glob("checkpoints/step-" + "[0-9]" * 8)) if run_folder else []
-    return str(found[-1]) if found else None
+def _newest_checkpoint(spec: RunSpec, run_folder: Path) -> str | None:
+    """Where the newest complete one is; None without one, and where the storage does not answer."""
+    from orchestrator.training import checkpoints
+    from orchestrator.training.attempts import Attempts
+    from orchestrator.training.job import checkpoints_of
+
+    with suppress(OSError, StorageError):  # what ended the run is told, not this
+        return checkpoints.newest_location(checkpoints_of(spec, run_folder), void=Attempts(run_folder).is_void)
+    return None
 
 
 def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]) -> None:
     """Runs a spec with Ctrl-C and SIGTERM ending it cleanly. Raises what `launch` raises.
 
-    What is known before the end, the run's folder and its MLflow run, is put into `known`.
+    What is known before the end, the run's folder, its MLflow run and newest checkpoint, is put into `known`.
     """
     line = console.ProgressLine()
     with listening(line) as listener:
@@ -73,7 +76,12 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
         def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
             known.update(run_folder=str(run_folder), mlflow_run_id=mlflow_run_id)
 
-        result = launch(spec, replace(listener, opened=opened), fresh=fresh)
+        try:
+            result = launch(spec, replace(listener, opened=opened), fresh=fresh)
+        except BaseException:
+            if known["run_folder"] is not None:
+                known["checkpoint"] = _newest_checkpoint(spec, Path(known["run_folder"]))
+            raise
     if as_json:
         console.print_json(result.to_dict())
         return

@@ -6,9 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.s3 import s3_server
 
 # Read by the libraries when they are imported, so before any test module is.
 os.environ.update(
@@ -49,6 +52,13 @@ def orchestrator_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORCHESTRATOR_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """A client of an S3 server with an empty bucket, `s3.BUCKET`; the environment leads to it."""
+    with s3_server() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

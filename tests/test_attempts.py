@@ -44,6 +44,22 @@ def test_the_fence_of_an_attempt_falls_when_a_newer_one_begins(tmp_path: Path) -
         fence.check()
 
 
+def test_a_driver_that_was_overtaken_opens_no_attempt_and_fences_nobody_out(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    old = attempts.open(workers=1, cause="first start", after=0)
+    new = attempts.open(workers=1, cause="another driver", after=old)
+    with pytest.raises(FencedError, match="taken this run over"):
+        attempts.open(workers=1, cause="a worker died", after=old)
+    assert attempts.fence(new).holds(now=True)
+
+
+def test_a_command_knows_whether_it_is_the_first(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    assert attempts.cause_of_start() == "first start"
+    attempts.open(workers=1, cause="first start")
+    assert attempts.cause_of_start() == "started again"
+
+
 def test_the_fence_is_looked_at_every_quarter_of_a_second_at_most() -> None:
     looks, now_s = [], [0.0]
 

@@ -19,8 +19,7 @@ from orchestrator.planning.checkpoint_interval import (
     optimum_s,
 )
 
-COST = CheckpointCost(blocked_s=0.5, write_s=4.0, slowdown=0.25)
-"""1.3 s of training: those blocked, and a fifth of those under the write."""
+COST = CheckpointCost(blocked_s=0.5, write_s=4.0, late_s=0.8)
 
 
 def decided(**changes: Any) -> IntervalDecision:
@@ -91,15 +90,15 @@ def test_until_something_was_measured_the_first_interval_stands() -> None:
     step=st.floats(1e-3, 1e4),
     blocked=st.floats(0, 100),
     write=st.floats(0, 1000),
-    slowdown=st.floats(0, 1),
+    late=st.floats(0, 1000),
     nodes=st.integers(1, 2048),
     failures=st.integers(0, 1000),
     node_hours=st.floats(0, 1e7),
 )
 def test_the_interval_is_whole_steps_within_its_bounds(
-    step: float, blocked: float, write: float, slowdown: float, nodes: int, failures: int, node_hours: float
+    step: float, blocked: float, write: float, late: float, nodes: int, failures: int, node_hours: float
 ) -> None:
-    cost = CheckpointCost(blocked_s=blocked, write_s=write, slowdown=slowdown)
+    cost = CheckpointCost(blocked_s=blocked, write_s=write, late_s=late)
     decision = decided(step_s=step, cost=cost, nodes=nodes, failures=failures, node_hours=node_hours)
     assert decision.steps >= 1
     assert decision.steps * step >= min(write, step)
@@ -110,19 +109,19 @@ def test_the_interval_is_whole_steps_within_its_bounds(
 
 
 def test_dearer_checkpoints_are_further_apart_and_frequent_failures_bring_them_closer() -> None:
-    dear = CheckpointCost(blocked_s=5.0, write_s=4.0, slowdown=0.25)
+    dear = CheckpointCost(blocked_s=5.0, write_s=4.0, late_s=0.8)
     assert decided(cost=dear).steps > decided().steps > decided(failures=1).steps > decided(failures=5).steps
     assert decided(nodes=64).steps < decided().steps
 
 
 def test_a_checkpoint_that_costs_nothing_is_made_as_soon_as_the_last_is_written() -> None:
-    free = CheckpointCost(blocked_s=0.0, write_s=4.5, slowdown=0.0)
+    free = CheckpointCost(blocked_s=0.0, write_s=4.5, late_s=0.0)
     assert decided(cost=free).steps == 5
     assert "takes 4s to be written" in decided(cost=free).reason
 
 
 def test_no_failure_undoes_more_than_half_an_hour() -> None:
-    decision = decided(cost=CheckpointCost(blocked_s=600.0, write_s=0.0, slowdown=0.0), node_hours=1e5)
+    decision = decided(cost=CheckpointCost(blocked_s=600.0, write_s=0.0, late_s=0.0), node_hours=1e5)
     assert decision.steps == MOST_LOST_S
     assert "no failure may undo more than 30m00s" in decision.reason
 

@@ -12,8 +12,9 @@ import pytest
 from orchestrator.errors import StorageError
 from orchestrator.training import checkpoints
 from orchestrator.training.checkpoints import Checkpoint
+from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
-from orchestrator.training.storage import FileSum, FolderStorage
+from orchestrator.training.storage import FolderStorage
 
 
 def save(folder: Path, step: int, *, attempt: int = 1) -> Path:

@@ -4,9 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
-from orchestrator.errors import SpecError
 from orchestrator.planning.elastic import CommonLayout, choose_common_layout, settle
 from orchestrator.planning.hardware import find_device
 from orchestrator.planning.memory import Layout, MemoryEstimate
@@ -146,7 +143,13 @@ def test_what_a_run_began_with_is_set_where_the_spec_leaves_it_open() -> None:
     assert settled.training.activation_checkpointing is False
 
 
-def test_what_the_spec_sets_stays_and_the_zero_stage_must_agree() -> None:
+def test_what_the_spec_sets_stays() -> None:
     assert settle(spec(PRETRAIN, resources__gpus_per_worker=0), KEPT).resources.gpus_per_worker == 0
-    with pytest.raises(SpecError, match="cannot be changed"):
-        settle(spec(PRETRAIN, deepspeed={"zero_stage": 3}), KEPT)
+    assert settle(spec(PRETRAIN, deepspeed={"offload": "optimizer"}), KEPT).deepspeed.offload == "optimizer"
+
+
+def test_another_zero_stage_is_taken_and_what_the_run_offloaded_under_the_old_one_forgotten() -> None:
+    offloading = replace(KEPT, zero_stage=3, offload="all")
+    settled = settle(spec(PRETRAIN, deepspeed={"zero_stage": 2}), offloading)
+    assert (settled.deepspeed.zero_stage, settled.deepspeed.offload) == (2, "auto")
+    assert settled.training.micro_batch == 4

@@ -227,7 +227,7 @@ def take_steps(
         mine = rank_slice(
             global_batch(order, step, job.plan.global_batch),
             rank=rank,
-            world_size=2,
+            world_size=job.plan.workers,
             micro_batch=job.plan.micro_batch,
             accumulation=job.plan.accumulation,
         )
@@ -265,3 +265,55 @@ def test_steps_after_going_back_are_those_of_the_first_pass_bit_for_bit(
             assert weights.keys() == weights_again.keys()
             assert [name for name, value in weights.items() if weights_again[name] != value] == []
         assert bool(weights) == (rank == 0)
+
+
+# -- fp16 ------------------------------------------------------------------------------------------------------------
+
+
+FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 2, "hysteresis": 1}
+STAGES = (3, 0, 1, 2)  # 3 in a fresh process: it cuts the weights while the model is built
+
+
+def overflow(rank: int, folder: Path, jobs: list[TrainingJob]) -> None:
+    """For each job two steps, six whose gradients overflow at every loss scale from 4 down to 1, and two good ones."""
+    from deepspeed.accelerator import get_accelerator
+
+    told = []
+    for job in jobs:
+        join_process_group(job.plan, WorkerContext())
+        get_accelerator().is_fp16_supported = lambda: True  # slow on a CPU, and refused for that alone
+        factors = [1.0] * 2 + [1e12] * 6 + [1.0] * 2
+        plain = objective_for(job.spec.task)
+        magnified = replace(plain, loss=lambda module, batch: plain.loss(module, batch) * factors.pop(0))  # noqa: B023
+        model = models.build_model(job.spec, job.plan, job.data)
+        engine = Engine(model, plan=job.plan, weight_decay=0.1, objective=magnified, context=WorkerContext())
+        told.append(take_steps(engine, job, rank, range(len(factors)), rate=1e-3))
+        engine.close()
+    (folder / "told.pt").write_bytes(pickle.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def overflown(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """What `overflow` tells of every stage."""
+    folder = tmp_path_factory.mktemp("overflown")
+    jobs = []
+    for stage in STAGES:
+        job = pretrain(folder / str(stage), deepspeed__zero_stage=stage, training__micro_batch=8)
+        plan = replace(job.plan, precision="fp16", deepspeed={**job.plan.deepspeed, "fp16": FP16})
+        jobs.append(replace(job, plan=plan))
+    torch.multiprocessing.spawn(overflow, args=(folder, jobs), nprocs=1)
+    told: list[list[Any]] = pickle.loads((folder / "told.pt").read_bytes())
+    return told
+
+
+@pytest.mark.parametrize("case", range(len(STAGES)), ids=[f"zero{stage}" for stage in STAGES])
+def test_gradients_that_overflow_fp16_at_its_smallest_loss_scale_are_told_and_change_nothing(
+    overflown: list[list[Any]], case: int
+) -> None:
+    losses, norms, weights = zip(*overflown[case], strict=True)
+    assert all(map(math.isfinite, losses))
+    assert norms[2:8] == (None, None, math.inf, math.inf, math.inf, math.inf)
+    assert all(norm is not None and math.isfinite(norm) for norm in (*norms[:2], *norms[8:]))
+    assert weights[1] != weights[0]
+    assert all(each == weights[1] for each in weights[2:8])
+    assert weights[8] != weights[1]

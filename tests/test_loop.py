@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DivergedError, FencedError, StorageError
+from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.keeping import INTERVAL_METRIC
 from tests import training_runs
 from tests.training_runs import ROBERTA, WorkerDied, classify, continued, curve, fill_gaps, history, pretrain
 
@@ -73,6 +75,39 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_to_the_last_bit(tmp_p
     # The one of step 4 was still being written, or not.
     assert steps[steps.index(5) + 1] in (2, 4), "it went on from the newest complete checkpoint"
     assert_same_curves(killed, uninterrupted)
+
+
+def test_under_auto_checkpoints_are_as_far_apart_as_was_decided_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
+    changes = {"checkpoint__every_steps": "auto", "training__steps": 40, "resources__workers": 2}
+    whole, resumed = (pretrain(tmp_path / name, **changes) for name in ("whole", "resumed"))
+    # After so many deaths the next is expected in seconds, and checkpoints are wanted every few steps.
+    attempts = Attempts(resumed.run_folder)
+    old, new = [attempts.open(workers=2, cause="a death") for _ in range(200)][-1], 201
+    training_runs.run(whole)
+    with pytest.raises(WorkerDied):
+        training_runs.run(replace(resumed, attempt=old), kill_at=35)
+    decided = decided_intervals(resumed)
+    assert decided[0][0] == FIRST_INTERVAL_STEPS
+    assert len(decided) > 1, "the second by what the first has cost"
+    for (step, interval), following in zip(decided, saved_steps(resumed)[1:], strict=False):
+        assert following == step + interval
+    assert attempts.open(workers=2, cause="a kill") == new
+    training_runs.run(replace(resumed, attempt=new))
+    assert attempts.resumed_step(new) in (0, *saved_steps(resumed))
+    assert_same_curves(resumed, whole)
+
+
+def decided_intervals(job: TrainingJob) -> list[tuple[int, int]]:
+    """(step, steps to the next checkpoint), as it was logged."""
+    points = [
+        json.loads(line) for file in job.run_folder.glob("outbox/a*.jsonl") for line in file.read_text().splitlines()
+    ]
+    return [(point["step"], int(point["value"])) for point in points if point["key"] == INTERVAL_METRIC]
+
+
+def saved_steps(job: TrainingJob) -> list[int]:
+    news = [json.loads(line) for line in (job.run_folder / "history.jsonl").read_text().splitlines()]
+    return sorted({each["step"] for each in news if each["phase"] == "saving" and each["step"] < each["steps"]})
 
 
 def test_costs_go_on_where_they_were(tmp_path: Path) -> None:
@@ -187,6 +222,19 @@ def test_a_base_without_a_masked_lm_head_gets_a_new_one_and_the_run_says_so(tmp_
     assert [note for note in outcome.notes if "comes without a masked-LM head" in note]
     losses = curve(job)
     assert losses[-1] < losses[0] - 0.1, "it is trained"
+
+
+def test_a_run_goes_on_under_another_zero_stage_when_its_spec_asks_for_it(tmp_path: Path) -> None:
+    def job(name: str, stage: int) -> TrainingJob:
+        return pretrain(tmp_path / name, resources__workers=2, deepspeed__zero_stage=stage)
+
+    training_runs.run(job("same", 2))
+    training_runs.run(job("other", 2), stop_at=2)
+    training_runs.run(job("other", 3), stop_at=4)
+    training_runs.run(job("other", 0))
+    same, other = curve(job("same", 2)), curve(job("other", 0))
+    assert len(other) == 6
+    assert other == pytest.approx(same, abs=1e-5)
 
 
 # -- bad steps -----------------------------------------------------------------------------------------------------

@@ -507,11 +507,12 @@ def test_a_later_attempt_keeps_what_the_first_one_settled() -> None:
     assert any(reason.startswith("kept: ZeRO stage") for reason in again.reasons)
 
 
-def test_a_later_attempt_cannot_change_its_zero_stage() -> None:
+def test_a_later_attempt_takes_the_zero_stage_that_its_spec_asks_for_and_says_what_follows() -> None:
     kept = make_plan(spec(PRETRAIN, deepspeed={"zero_stage": 2}), cpus()).kept
-    with pytest.raises(SpecError) as error:
-        make_plan(spec(PRETRAIN, deepspeed={"zero_stage": 3}), cpus(), kept=kept)
-    assert "deepspeed.zero_stage=2" in str(error.value.do)
+    plan = make_plan(spec(PRETRAIN, deepspeed={"zero_stage": 3}), cpus(), kept=kept)
+    assert (plan.zero_stage, plan.deepspeed["zero_optimization"]["stage"]) == (3, 3)
+    assert any("earlier attempts had 2" in reason and "not to the last bit" in reason for reason in plan.reasons)
+    assert plan.kept == replace(kept, zero_stage=3)
 
 
 def test_a_run_that_began_on_gpus_does_not_go_on_with_cpu_cores() -> None:

@@ -16,6 +16,7 @@ from orchestrator import running
 from orchestrator.console import ProgressLine
 from orchestrator.errors import TransientError
 from tests import specs
+from tests.s3 import BUCKET
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -221,8 +222,9 @@ def failing_launch(folder: Path, error: BaseException) -> Callable[..., Any]:
 
     def launch(spec: Any, listener: Any, *, fresh: bool) -> None:
         listener.opened(folder, "abc123")
-        for name in ("step-00000010", "step-00000020", "step-00000030.writing"):
+        for name in ("step-00000010", "step-00000020", "step-00000030.a1.writing"):
             (folder / "checkpoints" / name).mkdir(parents=True)
+            (folder / "checkpoints" / name / "manifest.json").write_text('{"attempt": 1}')
         raise error
 
     return launch
@@ -252,6 +254,21 @@ def test_a_failed_run_answers_with_the_parts_of_its_error_and_what_is_left_of_it
         "restarts": 0,
     }
     assert shown.err == f"error: {error}\n"
+
+
+@pytest.mark.slow  # a server, and Ray
+def test_a_failed_run_knows_its_newest_checkpoint_in_a_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, s3: Any
+) -> None:
+    from orchestrator.scheduling import launch
+
+    for key in ("step-00000010.a1/manifest.json", "step-00000020.a1/manifest.json", "step-00000030.a1/state/model.pt"):
+        s3.put_object(Bucket=BUCKET, Key=f"runs/run/checkpoints/{key}", Body=b'{"attempt": 1}')
+    monkeypatch.setattr(launch, "launch", failing_launch(tmp_path / "run", TransientError("a worker died")))
+    spec = specs.raw(specs.PRETRAIN, checkpoint__storage=f"s3://{BUCKET}/runs")
+    with pytest.raises(SystemExit):
+        running.run_command(write(tmp_path, "spec.yaml", yaml.safe_dump(spec)), as_json=True)
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == f"s3://{BUCKET}/runs/run/checkpoints/step-00000020.a1"
 
 
 def test_a_mistake_in_the_spec_answers_with_its_parts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

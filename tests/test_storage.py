@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
 
@@ -23,43 +19,10 @@ from orchestrator.training.checkpoints import newest_good
 from orchestrator.training.engine import needed_by
 from orchestrator.training.job import LoopState
 from orchestrator.training.storage import FolderStorage, Storage, open_storage
+from tests.s3 import BUCKET
 from tests.test_saving import Weights, ended, eventually, forked, saver
 
 pytestmark = pytest.mark.slow  # torch, and a server
-
-BUCKET = "bucket"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    """A client of an S3 server with an empty bucket; the environment leads to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }.items():
-            patch.setenv(name, value)
-        eventually(lambda: answers(port))
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=BUCKET)
-        yield client
-        client.close()
-    server.kill()
-    server.wait()
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(params=["folder", "object store"])
@@ -147,6 +110,14 @@ def test_going_back_discards_what_lies_ahead(place: Storage) -> None:
         save(place, step, keep=2)
     checkpoints.discard_newer(place, 5)
     assert newest_step(place) == 5
+
+
+def test_whoever_only_looks_needs_no_room_here_and_learns_where_the_newest_one_is(place: Storage) -> None:
+    published = [save(place, step) for step in (5, 10)]
+    looking = str(place)
+    assert checkpoints.steps(looking) == [10]
+    assert checkpoints.newest_location(looking) == published[1]
+    assert checkpoints.newest_location(looking, void=lambda attempt, step: step > 5) is None
 
 
 def test_an_upload_that_was_killed_does_not_count(s3: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from orchestrator.errors import ClusterError, DataError, StorageError, TransientError
+from orchestrator.errors import ClusterError, DataError, MemoryExhaustedError, StorageError, TransientError
 from orchestrator.scheduling.failures import WorkerError, translate
 
 DEAD = WorkerHealthCheckFailedError(
@@ -38,6 +38,28 @@ def test_a_dead_worker_explains_broken_connections_and_what_its_peers_raised() -
     assert isinstance(error, TransientError)
     assert error.what == "worker of rank 1 died"
     assert error.got == "killed by SIGKILL."
+
+
+STARVED = WorkerHealthCheckFailedError(
+    "A worker health check failed.\nWorker info: rank 1",
+    RayActorError(
+        error_msg="1 worker(s) were killed due to the node running low on memory. Memory on the node was 9GB"
+    ),
+)
+"""What Ray 2.60 gives for a worker that its memory monitor has ended."""
+
+
+@pytest.mark.parametrize("starved", [1, 2])
+def test_of_several_dead_workers_the_one_that_ran_out_of_memory_explains_the_others(starved: int) -> None:
+    error = translate({0: PEER_GONE, 1: DEAD, 2: DEAD, starved: STARVED})
+    assert isinstance(error, MemoryExhaustedError)
+    assert error.what == f"worker of rank {starved} ran out of memory and died"
+    assert error.got == "Memory on the node was 9GB"
+
+
+def test_an_error_that_only_points_to_another_ranks_is_not_taken_for_the_cause() -> None:
+    pointing, ours = TransientError("another rank of this attempt could not go on"), StorageError("the disk is full")
+    assert translate({0: pointing, 1: ours}) is ours
 
 
 def test_broken_connections_alone_mean_that_a_worker_is_gone() -> None:

@@ -1,13 +1,31 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from orchestrator.quantities import Budget
-from orchestrator.scheduling.trial import Ending, ending_of, forget_failure, left_undone
+from orchestrator.scheduling.launch import Prepared
+from orchestrator.scheduling.trial import (
+    Ending,
+    Reports,
+    TrialTask,
+    ending_of,
+    forget_failure,
+    left_undone,
+    run_to_its_end,
+)
+from orchestrator.search_space import Trial
+from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import Outcome
+from tests.end_to_end.runs import wait_until
+from tests.training_runs import pretrain
 
 pytestmark = pytest.mark.slow  # the module imports Ray
 
@@ -70,3 +88,49 @@ def test_of_many_trials_the_first_are_named() -> None:
 
 def test_without_a_budget_nothing_is_undone_for_its_sake() -> None:
     assert left_undone(None, {"00": finished(), "01": None}) is None
+
+
+# -- zombies -------------------------------------------------------------------------------------------------------
+
+
+def run_trial(task: TrialTask) -> None:
+    """What a trial's process does, without Tune to hear its reports."""
+    warnings.filterwarnings("ignore", message="`report` is meant to only be called", category=UserWarning)
+    run_to_its_end(task, Reports(task))
+
+
+def started(task: TrialTask) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=run_trial, args=(task,))
+    process.start()
+    return process
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """All files of a trial, without what nobody looks at: a checkpoint that is not complete."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file): file.read_bytes() for file in files if ".writing" not in str(file)}
+
+
+def test_a_trials_process_that_wakes_up_when_another_has_begun_the_trial_anew_writes_nothing(tmp_path: Path) -> None:
+    changes = {"training__steps": 60, "training__eval_every_steps": 2, "checkpoint__every_steps": 3}
+    job = pretrain(tmp_path / "trial", **changes)
+    prepared = Prepared(spec=job.spec, plan=job.plan, data=job.data, run_folder=job.run_folder)
+    trial = Trial(index=0, overrides={}, spec=job.spec)
+    task = TrialTask(trial=trial, prepared=prepared, parcel=None)
+    old = started(task)
+    try:
+        wait_until(lambda: (task.folder / "reports.jsonl").exists(), within_s=200)
+        os.kill(old.pid or 0, signal.SIGSTOP)
+        new = started(task)
+        new.join(200)
+        assert new.exitcode == 0
+        ending, before = ending_of(task.folder), written(task.folder)
+        os.kill(old.pid or 0, signal.SIGCONT)
+        old.join(60)
+        assert old.exitcode == 0
+    finally:
+        old.kill()
+    assert ending is not None
+    assert (ending.status, ending.step) == ("finished", 60)
+    assert Attempts(task.folder).newest() == 2
+    assert written(task.folder) == before

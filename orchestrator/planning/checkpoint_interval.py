@@ -59,13 +59,13 @@ class CheckpointCost:
     """Training waits, while states are copied to the host."""
     write_s: float
     """From there until the checkpoint is complete, behind training."""
-    slowdown: float
-    """How much longer steps take meanwhile, as a share of a step."""
+    late_s: float
+    """By how much longer all steps took meanwhile than steps without a write."""
 
     @property
     def lost_s(self) -> float:
-        """Seconds of training that it costs: those blocked, and by how much steps under the write were late."""
-        return self.blocked_s + self.write_s * self.slowdown / (1 + self.slowdown)
+        """Seconds of training that it costs."""
+        return self.blocked_s + self.late_s
 
 
 @dataclass(frozen=True, kw_only=True)

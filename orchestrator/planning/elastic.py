@@ -2,11 +2,11 @@
 
 Comes in: a spec with a range of workers, and the `Site` of each size. Goes out: a `CommonLayout`. Called by `plan`.
 
-A checkpoint cannot change its ZeRO stage, and dropout masks are drawn for each micro-batch by its index in the global
-batch. So stage, offload, recomputation and micro-batch are chosen once for the whole range; only the accumulation
-differs. The smallest size is always one at which something fits, since that is how far the run is meant to shrink; the
-largest that fits is kept too. Sizes between them are left out where a micro-batch that suits them as well would be so
-small that it costs more than they are worth.
+Dropout masks are drawn for each micro-batch by its index in the global batch, so the micro-batch is chosen once for the
+whole range, and with it stage, offload and recomputation, which the smallest size needs; only the accumulation differs.
+The smallest size is always one at which something fits, since that is how far the run is meant to shrink; the largest
+that fits is kept too. Sizes between them are left out where a micro-batch that suits them as well would be so small
+that it costs more than they are worth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import SpecError
 from orchestrator.planning.fitting import (
     SAME_TIME,
     Estimate,
@@ -102,7 +101,7 @@ def choose_common_layout(
         reasons=(
             *_why_sizes(spec, sites, chosen, estimate),
             f"{needs(replace(layout, workers=least), sites[least], estimate)} with "
-            f"{_workers(least)}; a checkpoint cannot change its stage, so it is that of every size"
+            f"{_workers(least)}; it is that of every size"
             f"{_why_not_faster(chosen, candidates)}",
             why_checkpointing(spec, sites[layout.workers], layout, estimate),
             _why_micro_batch(spec, layout, chosen.sizes),
@@ -113,21 +112,17 @@ def choose_common_layout(
 def settle(spec: RunSpec, kept: Kept) -> RunSpec:
     """The spec with what it leaves open set to what the run began with, and the micro-batch to the run's.
 
-    Where no size splits into such micro-batches the largest divisor is taken with which one does. Raises SpecError when
-    the spec asks for another ZeRO stage.
+    Where no size splits into such micro-batches the largest divisor is taken with which one does. A ZeRO stage that the
+    spec sets is taken, since any stage's checkpoints are read: the sums behind a step are taken in another order, no
+    more. Then offload, which stages do not share, is left as open as the spec leaves it.
     """
     asked, training, resources = spec.deepspeed, spec.training, spec.resources
-    if asked.zero_stage not in ("auto", kept.zero_stage):
-        raise SpecError(
-            "this run's checkpoints have another ZeRO stage, and it cannot be changed",
-            got=f"deepspeed.zero_stage: {asked.zero_stage}",
-            allowed=f"{kept.zero_stage}, or auto",
-            do=f"set deepspeed.zero_stage={kept.zero_stage}, or start over with --fresh",
-        )
+    same_stage = asked.zero_stage in ("auto", kept.zero_stage)
     open_recompute = training.activation_checkpointing == "auto"
     changed = {
         "deepspeed": asked.model_copy(
-            update={"zero_stage": kept.zero_stage} | ({"offload": kept.offload} if asked.offload == "auto" else {})
+            update={"zero_stage": kept.zero_stage if same_stage else asked.zero_stage}
+            | ({"offload": kept.offload} if same_stage and asked.offload == "auto" else {})
         ),
         "training": training.model_copy(
             update={"micro_batch": _kept_micro_batch(spec, kept.micro_batch)}

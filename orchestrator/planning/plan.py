@@ -344,7 +344,14 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
         same = (
             "" if micro_batch == kept.micro_batch else f", whose micro-batches of {kept.micro_batch} do not divide it"
         )
-        yield f"kept: ZeRO stage {kept.zero_stage} and micro_batch {micro_batch} from the run's first attempt{same}"
+        stage = spec.deepspeed.zero_stage
+        if stage != kept.zero_stage:
+            yield (
+                f"zero_stage: {stage}, as set; the run's earlier attempts had {kept.zero_stage}, whose checkpoints are "
+                "converted: losses go on within the order of sums, not to the last bit"
+            )
+        also = f"ZeRO stage {stage} and " if stage == kept.zero_stage else ""
+        yield f"kept: {also}micro_batch {micro_batch} from the run's earlier attempts{same}"
     if spec.search is not None:
         yield "search: this is the base training; every trial is planned on its own"
 

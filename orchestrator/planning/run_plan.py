@@ -69,8 +69,8 @@ class DatasetCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What a run keeps from its first attempt on, whatever its number of workers: a checkpoint cannot change its ZeRO
-    stage, and dropout masks are drawn for each micro-batch."""
+    """What a run keeps from attempt to attempt, whatever its number of workers, unless its spec sets something else or
+    memory ran out: so its losses stay what they would have been, to the last bit where the size stays too."""
 
     zero_stage: int
     offload: Literal["none", "optimizer", "all"]

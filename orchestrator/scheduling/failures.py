@@ -14,6 +14,9 @@ from orchestrator.training.out_of_memory import is_out_of_memory
 _BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
 """What gloo, NCCL and the rendezvous say when a peer is gone."""
 
+_PREAMBLES = ("Worker exit detail: ", "due to the node running low on memory. ")
+"""After these Ray 2.60 says what it knows of a death: of any, and of one that its memory monitor has decided."""
+
 
 class WorkerError(Exception):
     """What a worker raised that is none of ours, as text: Ray drops the traceback, and not every exception pickles."""
@@ -58,19 +61,21 @@ def explain(error: BaseException) -> OrchestratorError:
 def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:
     """The one error that explains a failed worker group, given each rank's.
 
-    One of ours comes first; then a dead worker, whose peers fail with broken connections; then a foreign error, which
-    is named with its rank and last lines. What is neither ours nor a `WorkerError` is Ray speaking for a dead worker.
+    One of ours comes first, and one that says more than that some other rank is gone; then a dead worker, whose peers
+    fail with broken connections; then a foreign error, which is named with its rank and last lines. What is neither
+    ours nor a `WorkerError` is Ray speaking for a dead worker.
     """
-    for error in failures.values():
-        if isinstance(error, OrchestratorError):
-            return error
+    ours = [error for error in failures.values() if isinstance(error, OrchestratorError)]
+    if ours:
+        return min(ours, key=lambda error: type(error) is TransientError)
     raised = {rank: error for rank, error in failures.items() if isinstance(error, WorkerError)}
     foreign = {rank: error for rank, error in raised.items() if not error.is_broken_connection}
     dead = sorted(failures.keys() - raised.keys())
     if dead or not foreign:
-        ranks = dead or sorted(failures)
-        fate = "died" if dead else "lost the others"
-        kind = MemoryExhaustedError if is_out_of_memory(failures[ranks[0]]) else TransientError
+        starved = [rank for rank in dead if is_out_of_memory(failures[rank])]
+        ranks = starved or dead or sorted(failures)
+        fate = "ran out of memory and died" if starved else "died" if dead else "lost the others"
+        kind = MemoryExhaustedError if starved else TransientError
         return kind(
             f"worker{'s' if len(ranks) > 1 else ''} of rank {', '.join(map(str, ranks))} {fate}",
             got=_last_words(failures[ranks[0]]),
@@ -99,4 +104,5 @@ def _never_trained(cause: BaseException) -> OrchestratorError:
 def _last_words(error: BaseException) -> str:
     """What Ray or the worker knows of a death, without Ray's preamble of ids."""
     text = " ".join((error.text if isinstance(error, WorkerError) else str(error)).split())
-    return (text.partition("Worker exit detail: ")[2] or text)[:300]
+    told = (text.partition(preamble)[2] for preamble in _PREAMBLES)
+    return next(filter(None, told), text)[:300]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.errors import CapacityError, Interrupted, OrchestratorError
+from orchestrator.errors import CapacityError, Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.scheduling.attempt import AttemptEnd, Pause, Watcher, resources_of_worker, run_attempt
 from orchestrator.scheduling.resize import decide_size
@@ -76,6 +77,11 @@ def run_training(job: TrainingJob, watcher: Watcher, *, planner: Planner | None 
     return _Run(job, watcher, planner).to_its_end()
 
 
+def attempt_in_words(plan: RunPlan, cause: str) -> str:
+    """What an attempt is, as its tag on MLflow begins."""
+    return f"{plan.workers} worker{'s' if plan.workers > 1 else ''}: {cause}"
+
+
 def _ending(end: AttemptEnd) -> str:
     """How an attempt ended, in a few words."""
     at = "before its first step" if end.last_step is None else f"at step {end.last_step}"
@@ -120,36 +126,42 @@ class _Run:
         self._tally = Tally()
         self._recovery = Recovery()
         self._failed_at: int | None = None
+        self._saved: int | None = None
         self._clock = _Clock()
         self._bad_nodes: tuple[str, ...] = ()
         """Of ranks that hung; left out while there is room elsewhere."""
+        self._notes: tuple[str, ...] = ()
+        """What was changed to go on, for the user."""
 
     def to_its_end(self) -> TrainingResult:
         """Attempt after attempt."""
-        plan, cause = self._first_plan()
+        cause = self._attempts.cause_of_start()
+        plan = self._first_plan()
+        number = self._attempts.newest()
         while True:
             self._attempts.keep(plan.kept)
             self._clock.attempt_starts()
-            number = self._attempts.open(workers=plan.workers, cause=cause)
-            self._watcher.on_attempt(number, f"{plan.workers} workers: {cause}")
+            number = self._attempts.open(workers=plan.workers, cause=cause, after=number)
+            self._watcher.on_attempt(number, attempt_in_words(plan, cause))
             end = run_attempt(
                 replace(self._job, plan=plan, attempt=number),
                 replace(self._watcher, on_progress=self._counting_lost_steps()),
                 lambda progress, plan=plan: self._look_out(plan, progress),  # type: ignore[misc]
                 without_nodes=self._bad_nodes,
             )
-            self._watcher.on_attempt(number, f"{plan.workers} workers: {cause}; {_ending(end)}")
+            self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
             if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
-                return TrainingResult(outcome=end.outcome, recovery=self._recovery)
+                outcome = replace(end.outcome, notes=(*self._notes, *end.outcome.notes))
+                return TrainingResult(outcome=outcome, recovery=self._recovery)
             cause, plan = self._next(end, plan, number)
             self._watcher.on_retry(cause)
 
-    def _first_plan(self) -> tuple[RunPlan, str]:
+    def _first_plan(self) -> RunPlan:
         """The plan of this command's first attempt: one that keeps what an earlier command's attempts have settled."""
         kept = self._attempts.kept()
         if kept is None or kept == self._job.plan.kept or self._planner is None:
-            return self._job.plan, "started again" if self._attempts.newest() else "first start"
-        return self._planner(free_shape(held={}), kept), "started again"
+            return self._job.plan
+        return self._planner(free_shape(held={}), kept)
 
     # -- between two attempts ----------------------------------------------------------------------------------
 
@@ -175,11 +187,13 @@ class _Run:
         self._count("restarts")
         self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
         self._failed_at = end.last_step
+        cause = f"{end.error.what}: {decision.reason}"
         if decision.smaller_steps:
             smaller = smaller_micro_batch(plan)
             assert smaller is not None, "it was decided on"
-            plan = smaller
-        return f"{end.error.what}: {decision.reason}", self._with_room(plan)
+            self._notes = (*self._notes, smaller.reasons[-1])
+            cause, plan = f"{cause}, {smaller.micro_batch} instead of {plan.micro_batch}", smaller
+        return cause, self._with_room(plan)
 
     def _given_up(self, error: OrchestratorError, reason: str, attempts: int) -> OrchestratorError:
         """The last word: what happened, how often it was tried, what is kept, and the command that goes on."""
@@ -283,5 +297,7 @@ class _Run:
         self._recovery = replace(self._recovery, **{what: getattr(self._recovery, what) + number})
 
     def _saved_step(self) -> int | None:
-        saved = checkpoints.steps(self._job.checkpoints, void=self._attempts.is_void)
-        return saved[-1] if saved else None
+        """Of the newest checkpoint; as it was known last where the storage does not answer."""
+        with suppress(OSError, StorageError):
+            self._saved = max(checkpoints.steps(self._job.checkpoints, void=self._attempts.is_void), default=None)
+        return self._saved

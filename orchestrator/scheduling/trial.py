@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,17 @@ from typing import Any, Literal
 from ray import tune
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.failures import WorkerError
 from orchestrator.scheduling.launch import Prepared, remembered_handle
 from orchestrator.scheduling.run_folder import ledger_folder
 from orchestrator.scheduling.shipping import Parcel, unpack
-from orchestrator.scheduling.train_run import run_training
+from orchestrator.scheduling.train_run import attempt_in_words, run_training
 from orchestrator.search_space import Trial
+from orchestrator.tracking.tracker import note_attempt
+from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
 from orchestrator.whole_file import write_json
@@ -181,9 +184,8 @@ def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
     if ending_of(task.folder) is None and _may_begin(task):
         _at_rest.clear()
         try:
-            _run_to_its_end(task, reports)
+            run_to_its_end(task, reports)
         finally:
-            Ledger(task.ledger).settle(task.trial.name, task.prepared.plan, flops=reports.flops)
             _at_rest.set()
     reports.release()
 
@@ -195,26 +197,71 @@ def _may_begin(task: TrialTask) -> bool:
     return task.prepared.spec.budget is None or Ledger(task.ledger).is_running(task.trial.name)
 
 
-def _run_to_its_end(task: TrialTask, reports: Reports) -> None:
+class _Claim:
+    """This process's right to say what becomes of a trial, which it has until another process begins the trial anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._attempts = folder, Attempts(folder)
+        self._number = self._attempts.newest()
+        self._fence = self._attempts.fence(self._number)
+
+    def open(self, plan: RunPlan) -> int:
+        """A new attempt's number. Raises FencedError when another process was faster."""
+        cause = self._attempts.cause_of_start()
+        number = self._attempts.open(workers=plan.workers, cause=cause, after=self._number)
+        self.begun(number, attempt_in_words(plan, cause))
+        return number
+
+    def begun(self, number: int, text: str) -> None:
+        """An attempt of this process has begun, or ended, which `text` tells."""
+        self._fence = self._attempts.fence(number)
+        note_attempt(self._folder, number, text)
+
+    def holds(self) -> bool:
+        """Whether no other process has begun the trial anew."""
+        return self._fence.holds(now=True)
+
+    def check(self) -> None:
+        """Raises FencedError when one has."""
+        self._fence.check()
+
+
+def run_to_its_end(task: TrialTask, reports: Reports) -> None:
+    """Trains in a new attempt and keeps how it ended.
+
+    Raises SystemExit when the trial was taken away, and when another process has begun it anew: then nothing that this
+    one could still tell is true of it.
+    """
+    claim = _Claim(task.folder)
     try:
-        outcome = _without_checkpoint(task, _train(task, reports))
-    except OrchestratorError as error:
-        ending = Ending(status="failed", step=reports.last_step, error=str(error))
-    except Exception as error:
-        found = WorkerError.of(error)
-        text = f"{found.kind}: {found.text}\n  raised at {found.last_lines}"
-        ending = Ending(status="failed", step=reports.last_step, error=text)
-    else:
-        if outcome.status == "interrupted":
-            sys.exit()
-        status: Literal["finished", "stopped_by_budget"] = (
-            "finished" if outcome.status == "finished" else "stopped_by_budget"
-        )
-        ending = Ending(status=status, step=outcome.step, outcome=outcome)
+        ending = _trained(task, reports, claim)
+    finally:
+        if claim.holds():
+            Ledger(task.ledger).settle(task.trial.name, task.prepared.plan, flops=reports.flops)
+    if not claim.holds():
+        sys.exit()
     ending.write(task.folder)
 
 
-def _train(task: TrialTask, reports: Reports) -> Outcome:
+def _trained(task: TrialTask, reports: Reports, claim: _Claim) -> Ending:
+    try:
+        outcome = _train(task, reports, claim)
+        claim.check()
+        outcome = _without_checkpoint(task, outcome)
+    except OrchestratorError as error:
+        return Ending(status="failed", step=reports.last_step, error=str(error))
+    except Exception as error:
+        found = WorkerError.of(error)
+        text = f"{found.kind}: {found.text}\n  raised at {found.last_lines}"
+        return Ending(status="failed", step=reports.last_step, error=text)
+    if outcome.status == "interrupted":
+        sys.exit()
+    return Ending(
+        status="finished" if outcome.status == "finished" else "stopped_by_budget", step=outcome.step, outcome=outcome
+    )
+
+
+def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
     plan, spec = task.prepared.plan, task.prepared.spec
     if task.parcel is not None:
         unpack(task.parcel)
@@ -226,11 +273,17 @@ def _train(task: TrialTask, reports: Reports) -> Outcome:
         handle=remembered_handle(task.folder),
         final_checkpoint=spec.checkpoint.every_steps is not None or spec.budget is not None,
     )
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        claim.check()
+        reports.add(step, metrics)
+
     if plan.workers > 1:
-        return _train_on_workers(job, reports)
+        return _train_on_workers(job, report, claim)
     from orchestrator.training.loop import train
 
-    return train(job, WorkerContext(report=reports.add, stop_requested=_taken_away.is_set))
+    context = WorkerContext(report=report, stop_requested=_taken_away.is_set)
+    return train(replace(job, attempt=claim.open(plan)), context)
 
 
 def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
@@ -241,18 +294,19 @@ def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
     return replace(outcome, checkpoint=None)
 
 
-def _train_on_workers(job: TrainingJob, reports: Reports) -> Outcome:
+def _train_on_workers(job: TrainingJob, report: Callable[[int, Mapping[str, float]], None], claim: _Claim) -> Outcome:
     """Ray Train inside the trial; when Tune takes the trial away, its workers end first."""
 
-    def report(step: int, metrics: Mapping[str, float]) -> None:
+    def report_until_taken_away(step: int, metrics: Mapping[str, float]) -> None:
         if not _taken_away.is_set():
             try:
-                reports.add(step, metrics)
+                report(step, metrics)
             except SystemExit:
                 _taken_away.set()
 
+    watcher = Watcher(on_report=report_until_taken_away, on_attempt=claim.begun, stop=_taken_away)
     try:
-        return run_training(job, Watcher(on_report=report, stop=_taken_away)).outcome
+        return run_training(job, watcher).outcome
     finally:
         if _taken_away.is_set():
             sys.exit()

@@ -35,13 +35,17 @@ class Attempts:
     def __init__(self, run_folder: Path) -> None:
         self._folder = run_folder / "attempts"
 
-    def open(self, *, workers: int, cause: str) -> int:
+    def open(self, *, workers: int, cause: str, after: int | None = None) -> int:
         """A new attempt's number; from here on the workers of all earlier ones are fenced out.
 
-        `cause` is `first start`, or what ended the attempt before.
+        `cause` is `first start`, or what ended the attempt before. `after` is the attempt that whoever opens this one
+        has opened before: raises FencedError when another has opened one since, which must not be fenced out.
         """
         while True:
-            number = self.newest() + 1
+            newest = self.newest()
+            if after is not None and newest != after:
+                raise _taken_over(after, newest)
+            number = newest + 1
             try:
                 self._write(
                     f"{number:0{_DIGITS}d}.json",
@@ -51,6 +55,10 @@ class Attempts:
             except FileExistsError:  # another driver took this number
                 continue
             return number
+
+    def cause_of_start(self) -> str:
+        """Why a command opens an attempt, before it has seen one end."""
+        return "started again" if self.newest() else "first start"
 
     def newest(self) -> int:
         """Number of the newest attempt, 0 before the first."""
@@ -140,9 +148,13 @@ class Fence:
 
     def check(self) -> None:
         """Raises FencedError when a newer attempt has begun."""
-        if not self.holds():
-            raise FencedError(
-                "another command has taken this run over",
-                got=f"attempt {self._number}, while attempt {self._newest()} has begun",
-                do="leave this run to the other command, or stop that one first",
-            )
+        if not self.holds(now=True):
+            raise _taken_over(self._number, self._newest())
+
+
+def _taken_over(number: int, newest: int) -> FencedError:
+    return FencedError(
+        "another command has taken this run over",
+        got=f"attempt {number}, while attempt {newest} has begun",
+        do="leave this run to the other command, or stop that one first",
+    )

@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StorageError
+from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
-from orchestrator.training.storage import Entry, FileSum, Storage, open_storage
+from orchestrator.training.storage import Entry, Storage, open_storage
 
 _READERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read files to verify them: checksums run in parallel, and one disk is busy with a few (a guess)."""
@@ -100,13 +101,25 @@ def newest_good(
 
 def steps(place: Place, *, void: Callable[[int, int], bool] = never_void) -> list[int]:
     """The steps of all complete checkpoints that count, oldest first; their files are not read."""
+    return sorted({entry.step for entry in _counting(open_storage(place), void)})
+
+
+def newest_location(place: Place, *, void: Callable[[int, int], bool] = never_void) -> str | None:
+    """Where the newest complete checkpoint that counts is; its files are not read.
+
+    Raises StorageError or OSError when the place cannot be looked at.
+    """
     storage = open_storage(place)
-    found = set()
+    newest = next(_counting(storage, void), None)
+    return None if newest is None else storage.location(newest)
+
+
+def _counting(storage: Storage, void: Callable[[int, int], bool]) -> Iterator[Entry]:
+    """The complete checkpoints that count, newest first, by their manifests alone."""
     for entry in storage.entries():
-        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest is no checkpoint
-            if not void(_parse(storage, entry).attempt, entry.step):
-                found.add(entry.step)
-    return sorted(found)
+        with suppress(OSError, ValueError, AttributeError):  # a damaged manifest is no checkpoint
+            if not void(json.loads(storage.read_manifest(entry)).get("attempt", 0), entry.step):
+                yield entry
 
 
 def fetch(place: Place, checkpoint: Checkpoint, *, needed: Callable[[str], bool]) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import re
@@ -91,8 +92,10 @@ class Engine:
     ) -> tuple[torch.Tensor, float | None]:
         """One optimizer step over this rank's micro-batches, dropout drawn from a seed for each.
 
-        Returns the mean loss of this rank (0-d tensor) and the global gradient norm before clipping.
+        Returns the mean loss of this rank (0-d tensor) and the global gradient norm before clipping. Of a step that
+        fp16's loss scaler leaves out, to go on at a smaller scale, there is no norm; without a smaller one it is inf.
         """
+        scale = self._loss_scale()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.train()
@@ -107,8 +110,11 @@ class Engine:
             if index == len(micro_batches) - 1 and self._plan.zero_stage == 0:
                 norm = self._norm_of_whole_gradients()
             self._engine.step()
-        known = self._engine.get_global_grad_norm()
-        return total / len(micro_batches), norm if known is None else float(known)
+        if scale is not None and self._engine.optimizer.overflow:
+            norm = None if scale > self._least_loss_scale else math.inf
+        elif (known := self._engine.get_global_grad_norm()) is not None:
+            norm = float(known)
+        return total / len(micro_batches), norm
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """Sums per sample, shape (n, 3), of the task's objective; no gradients, no dropout."""
@@ -213,6 +219,24 @@ class Engine:
         optimizer.refresh_fp32_params()
         for state in optimizer.state.values():
             state["step"].zero_()
+
+    def _loss_scale(self) -> float | None:
+        """What fp16's loss is multiplied by in the next step, so that small gradients do not vanish; None where it
+        never changes.
+
+        When it cannot be lowered any more, DeepSpeed 0.19.8 raises a plain Exception in the middle of a step under
+        ZeRO, and without ZeRO leaves out step after step in silence. Here such a step is told by its norm.
+        """
+        if self._plan.precision != "fp16" or not self._engine.dynamic_loss_scale():
+            return None
+        optimizer = self._engine.optimizer
+        if self._plan.zero_stage > 0:
+            optimizer.loss_scaler.raise_error_at_min_scale = False  # a checkpoint brings a scaler of its own
+        return float(optimizer.loss_scale)
+
+    @property
+    def _least_loss_scale(self) -> float:
+        return float(self._plan.deepspeed["fp16"].get("min_loss_scale", 1))
 
     def _norm_of_whole_gradients(self) -> float | None:
         """Without ZeRO, DeepSpeed clips in place and keeps no norm; the gradients are already averaged here."""

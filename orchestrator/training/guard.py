@@ -66,32 +66,35 @@ class Verdict:
 class Guard:
     """Judges every step by the window of good steps before it, which is its whole state."""
 
-    def __init__(self, *, samples_per_step: int, spikes: bool = True, loss_scaled: bool = False) -> None:
-        """`loss_scaled` is true under fp16, whose loss scaler meets infinite gradients and leaves the weights alone."""
+    def __init__(self, *, samples_per_step: int, spikes: bool = True) -> None:
         self._spikes = spikes
-        self._loss_scaled = loss_scaled
         self._explained_nats = _STRANGE_SAMPLES * _STRANGE_NATS / samples_per_step
         self._losses: deque[float] = deque(maxlen=WINDOW_STEPS + RECENT_STEPS - 1)
+        self._left_out = 0
+        """Newest steps in a row without a gradient norm."""
 
     def judge(self, step: int, *, loss: float, grad_norm: float | None) -> Verdict:
         """Whether a step (counted from 0) was good, by its mean loss in nats and its gradient norm before clipping.
 
+        The norm is None where it is not known, as in steps that fp16's loss scaler leaves out to try a smaller scale.
         Call it once a step, in order, before anything of the step is logged or saved; every rank that is given the same
         figures comes to the same verdict. Only good steps enter the window.
         """
         verdict = self._verdict(step, loss, grad_norm)
         if verdict.ok:
             self._losses.append(loss)
+            self._left_out = self._left_out + 1 if grad_norm is None else 0
         return verdict
 
     def state(self) -> dict[str, Any]:
         """The window as plain JSON values, for the checkpoint."""
-        return {"losses": list(self._losses)}
+        return {"losses": list(self._losses), "left_out": self._left_out}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes over a window; from there on it judges as the guard that gave it. An empty mapping starts anew."""
         self._losses.clear()
         self._losses.extend(state.get("losses", ()))
+        self._left_out = state.get("left_out", 0)
 
     def _verdict(self, step: int, loss: float, grad_norm: float | None) -> Verdict:
         before = max(0, step - 1)  # the update of the step before may have broken the weights
@@ -99,8 +102,8 @@ class Guard:
             return Verdict(ok=False, reason=f"the loss is {loss}", first_step=before)
         # Of a NaN too DeepSpeed 0.19.8 says inf at ZeRO stages 1 to 3, which leave the weights alone; at stage 0 those
         # are broken. Some of its helpers mark such a norm by -1.
-        if grad_norm is not None and not self._loss_scaled and not 0 <= grad_norm < math.inf:
-            return Verdict(ok=False, reason="the gradient is not finite", first_step=step)
+        if grad_norm is not None and not 0 <= grad_norm < math.inf:
+            return self._not_finite(step)
         if self._spikes:
             reason = self._spike(loss)
             if reason is not None:
@@ -109,6 +112,17 @@ class Guard:
             if lasting is not None:
                 return lasting
         return Verdict(ok=True, reason="", first_step=step)
+
+    def _not_finite(self, step: int) -> Verdict:
+        """One step blames its batch. Steps in a row had the same weights, so the update before them is to blame too."""
+        if not self._left_out:
+            return Verdict(ok=False, reason="the gradient is not finite", first_step=step)
+        return Verdict(
+            ok=False,
+            reason="the gradient is not finite at the smallest loss scale of fp16, nor was it at larger ones in "
+            f"{self._left_out} step{'s' if self._left_out > 1 else ''} before",
+            first_step=max(0, step - self._left_out - 1),
+        )
 
     def _spike(self, loss: float) -> str | None:
         window = sorted(list(self._losses)[-WINDOW_STEPS:])
@@ -230,15 +244,18 @@ def decide_rewind(
     )
 
 
-def diverged(verdict: Verdict, step: int, *, decision: RewindDecision, earlier: Sequence[Rewind]) -> DivergedError:
-    """What a user is told when no further rewind is tried."""
+def diverged(
+    verdict: Verdict, step: int, *, decision: RewindDecision, earlier: Sequence[Rewind], precision: str
+) -> DivergedError:
+    """What a user is told when no further rewind is tried; `precision` is that of the training."""
     tried = "; ".join(
         f"at step {rewind.step} back to {rewind.to_step} without samples {_some(rewind.samples)}" for rewind in earlier
     )
     return DivergedError(
         f"the training diverges: {decision.reason}",
         got=f"step {step}: {verdict.reason}" + (f"; tried: {tried}" if tried else ""),
-        do="lower training.learning_rate, raise training.warmup_fraction or set training.gradient_clip=1.0, and look "
+        do=("set training.precision=bf16 or fp32, whose range is wider than fp16's, " if precision == "fp16" else "")
+        + "lower training.learning_rate, raise training.warmup_fraction or set training.gradient_clip=1.0, and look "
         "at those samples of the training data; training.bad_steps.spikes=off accepts high losses that are finite",
     )
 

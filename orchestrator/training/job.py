@@ -16,6 +16,14 @@ from orchestrator.training.pulse import Pulse
 Status = Literal["finished", "stopped_by_budget", "interrupted"]
 
 
+def checkpoints_of(spec: RunSpec, run_folder: Path) -> Path | str:
+    """Folder of a run's checkpoints, or the URI of its prefix in a bucket."""
+    storage = spec.checkpoint.storage
+    if storage is not None and spec.checkpoint.in_a_bucket:
+        return f"{storage.rstrip('/')}/{run_folder.name}/checkpoints"
+    return run_folder / "checkpoints"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """What to train, on what, and where it is kept."""
@@ -39,10 +47,7 @@ class TrainingJob:
     @property
     def checkpoints(self) -> Path | str:
         """Folder of this run's checkpoints, or the URI of its prefix in a bucket."""
-        storage = self.spec.checkpoint.storage
-        if storage is not None and self.spec.checkpoint.in_a_bucket:
-            return f"{storage.rstrip('/')}/{self.run_folder.name}/checkpoints"
-        return self.run_folder / "checkpoints"
+        return checkpoints_of(self.spec, self.run_folder)
 
     @property
     def hold_file(self) -> Path:

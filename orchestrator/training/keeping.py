@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from orchestrator.errors import StorageError, TransientError
-from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, CheckpointCost, interval_steps
+from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, interval_steps
 from orchestrator.training import checkpoints
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.batches import batch_number
@@ -25,13 +23,13 @@ from orchestrator.training.conversion import has_shape
 from orchestrator.training.engine import Engine, needed_by
 from orchestrator.training.guard import Rewind, Verdict, decide_rewind, diverged, skipped_batches
 from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
-from orchestrator.training.saving import Saver, SaveTimes
+from orchestrator.training.save_cost import SaveCost
+from orchestrator.training.saving import Saver
 from orchestrator.training.storage import open_storage
 from orchestrator.whole_file import write_json
 
-_RECENT_SAVES = 5
-_SLOWDOWN = 0.1
-"""How much longer steps take while a checkpoint is written behind them (a guess until `make bench` says otherwise)."""
+INTERVAL_METRIC, COST_METRIC = "checkpoint/interval_steps", "checkpoint/lost_s"
+"""Under `every_steps: auto`: steps to the next checkpoint, and seconds of training that one costs."""
 _RESTART_S = 20.0
 """From a death to the first new step: 18 to 19 s on two cores (measured); it only enters the stated overhead."""
 
@@ -62,7 +60,7 @@ class Keeper:
         self._loaded: str | None = None
         self._saved_step = 0
         self._interval: int | None = None
-        self._recent: deque[SaveTimes] = deque(maxlen=_RECENT_SAVES)
+        self._cost = SaveCost()
         self._rewinds_file = job.run_folder / "rewinds.json"
         self._rewinds: tuple[Rewind, ...] = ()
         self.notes: tuple[str, ...] = ()
@@ -120,7 +118,7 @@ class Keeper:
         most = self._job.spec.training.bad_steps.max_rewinds
         decision = decide_rewind(verdict, step, earlier=self._rewinds, checkpoints=good, max_rewinds=most)
         if not decision.rewind:
-            raise diverged(verdict, step, decision=decision, earlier=self._rewinds)
+            raise diverged(verdict, step, decision=decision, earlier=self._rewinds, precision=self._job.plan.precision)
         batches = tuple(batch_number(each, self.skipped) for each in range(verdict.first_step, step + 1))
         rewind = Rewind(
             step=step,
@@ -148,17 +146,26 @@ class Keeper:
             return step % every == 0
         return step >= self._saved_step + (self._interval or FIRST_INTERVAL_STEPS)
 
-    def save(self, state: LoopState, *, step_s: float) -> None:
+    def add_step(self, seconds: float) -> None:
+        """A step was taken; what it took beside a write is what the write cost."""
+        self._cost.add_step(seconds, is_writing=self._saver.is_writing())
+
+    def save(self, state: LoopState, *, step_s: float) -> Mapping[str, float]:
         """Copies the state of a step that is not kept yet; it becomes a checkpoint while training goes on.
 
-        `step_s` is the time of a recent step, by which `every_steps: auto` sets the next one.
+        `step_s` is the time of a recent step, by which `every_steps: auto` sets the next one. Gives the figures of that
+        decision, the same on every rank.
         """
         if state.step == self._saved_step:
-            return
+            return {}
         self._saver.save(state)
         self._saved_step = state.step
-        if self._job.spec.checkpoint.every_steps == "auto":
-            self._interval = self._agree(self._best_interval(state, step_s) if self._leads else None)
+        self._cost.save_begins(self._saver.finished())
+        if self._job.spec.checkpoint.every_steps != "auto":
+            return {}
+        figures: dict[str, float] = self._agree(self._best_interval(state, step_s) if self._leads else None)
+        self._interval = int(figures[INTERVAL_METRIC])
+        return figures
 
     def newest(self) -> str | None:
         """Where the newest checkpoint is, once everything that was handed over is written; every rank's own view."""
@@ -236,15 +243,8 @@ class Keeper:
     def _good_steps(self) -> list[int]:
         return checkpoints.steps(self._storage, void=self._attempts.is_void)
 
-    def _best_interval(self, state: LoopState, step_s: float) -> int:
-        self._recent.extend(self._saver.finished())
-        cost = None
-        if self._recent:
-            cost = CheckpointCost(
-                blocked_s=fmean(times.blocked_s for times in self._recent),
-                write_s=fmean(times.writing_s for times in self._recent),
-                slowdown=_SLOWDOWN,
-            )
+    def _best_interval(self, state: LoopState, step_s: float) -> dict[str, float]:
+        cost = self._cost.mean()
         decision = interval_steps(
             step_s=step_s or None,
             cost=cost,
@@ -253,7 +253,8 @@ class Keeper:
             failures=max(0, self._job.attempt - 1),
             node_hours=state.wall_seconds / 3600 * self._nodes,
         )
-        return decision.steps
+        figures = {INTERVAL_METRIC: float(decision.steps)}
+        return figures if cost is None else {**figures, COST_METRIC: cost.lost_s}
 
     def _read_rewinds(self) -> tuple[Rewind, ...]:
         try:

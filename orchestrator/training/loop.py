@@ -81,7 +81,6 @@ class _Loop:
         self._guard = Guard(
             samples_per_step=job.plan.global_batch,
             spikes=job.spec.training.bad_steps.spikes == "auto",
-            loss_scaled=job.plan.precision == "fp16",
         )
         self._pace = Pace()
         self._metrics: dict[str, float] = {}
@@ -207,6 +206,7 @@ class _Loop:
             return self._agreement.wish(self._wish())
         seconds = time.monotonic() - started
         self._pace.add_step(seconds=seconds, tokens=share.tokens)
+        self._keeper.add_step(seconds)
         news = {
             "train/loss": agreed.loss,
             "train/learning_rate": rate,
@@ -316,7 +316,9 @@ class _Loop:
             metrics=dict(self._metrics),
             guard=self._guard.state(),
         )
-        self._keeper.save(state, step_s=self._account.pace_s)
+        figures = self._keeper.save(state, step_s=self._account.pace_s)
+        if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
+            self._log.log(self._step, figures)
         seconds = time.monotonic() - started
         self._account.add_saving(seconds)
         self._pace.add_pause(seconds)

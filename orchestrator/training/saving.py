@@ -28,8 +28,9 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from orchestrator.errors import StorageError
 from orchestrator.training import checkpoints
 from orchestrator.training.checkpoints import Checkpoint, Place
+from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
-from orchestrator.training.storage import FileSum, fenced_out, open_storage
+from orchestrator.training.storage import fenced_out, open_storage
 
 _NOTES_DEADLINE_S = 1800.0
 """Longest that rank 0 waits for the slowest rank's files: as long as a collective may take (a guess)."""
@@ -141,6 +142,10 @@ class Saver:
     def failure(self) -> StorageError | None:
         """What writing on this rank has met so far; cheap."""
         return self._failure
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is on its way to the disk; on rank 0, that of any rank."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> str | None:
         """Returns when what was handed over is written; on rank 0, complete: then it says where the newest one is.

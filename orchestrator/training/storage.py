@@ -17,19 +17,18 @@ import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import StorageError
+from orchestrator.training.file_sums import CHUNK_BYTES, FileSum, file_problem
 
 MANIFEST = "manifest.json"
 _COMPLETE = re.compile(r"step-(\d{8})(?:\.a(\d+))?(\.replaced)?")
 _IN_PROGRESS = re.compile(r"step-\d{8}\.a(\d+)\.writing")
 _REMOVING = ".removing"
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +37,6 @@ class Entry:
 
     name: str
     step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileSum:
-    """What a file must be."""
-
-    bytes: int
-    crc32: int
-    rank: int = 0
-    """Who wrote it."""
 
 
 class Storage(Protocol):
@@ -89,6 +78,9 @@ class Storage(Protocol):
     def local(self, entry: Entry) -> Path:
         """The folder that `fetch` gives."""
 
+    def location(self, entry: Entry) -> str:
+        """What `publish` said of it."""
+
     def remove(self, entry: Entry) -> None:
         """Takes a checkpoint away; a kill in between leaves no half of it that looks complete."""
 
@@ -99,14 +91,14 @@ class Storage(Protocol):
 def open_storage(place: str | Path | Storage, *, scratch: Path | None = None) -> Storage:
     """The storage at a path or URI; a storage passes unchanged.
 
-    An object store needs `scratch`, a folder on this machine that its owner removes in the end; processes may share it.
+    What moves files to or from an object store needs `scratch`, a folder on this machine that its owner removes in the
+    end; processes may share it. Whoever only looks needs none.
     """
     if isinstance(place, Path):
         return FolderStorage(place)
     if isinstance(place, str):
         if "://" not in place:
             return FolderStorage(Path(place))
-        assert scratch is not None, "an object store needs a scratch folder"
         return ObjectStorage(place, scratch=scratch)
     return place
 
@@ -193,6 +185,10 @@ class FolderStorage:
         """See `Storage`."""
         return self._root / entry.name
 
+    def location(self, entry: Entry) -> str:
+        """See `Storage`."""
+        return str(self.local(entry))
+
     def remove(self, entry: Entry) -> None:
         """See `Storage`."""
         dying = self._root / f"{entry.name}{_REMOVING}"
@@ -224,7 +220,7 @@ class FolderStorage:
 class ObjectStorage:
     """A bucket or a prefix in one: any URI that `pyarrow.fs` takes. `AWS_ENDPOINT_URL` names another S3 server."""
 
-    def __init__(self, uri: str, *, scratch: Path) -> None:
+    def __init__(self, uri: str, *, scratch: Path | None) -> None:
         """Opens it. Raises StorageError when the URI names nothing that can be opened."""
         from pyarrow.fs import FileSystem
 
@@ -238,8 +234,15 @@ class ObjectStorage:
                 do="check checkpoint.storage and the credentials of every node",
             ) from error
         self._uri = uri.rstrip("/")
-        scratch.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(dir=scratch))
+        self._own_scratch: Path | None = None
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._own_scratch = Path(tempfile.mkdtemp(dir=scratch))
+
+    @property
+    def _scratch(self) -> Path:
+        assert self._own_scratch is not None, "files are moved through a scratch folder"
+        return self._own_scratch
 
     def __str__(self) -> str:
         return self._uri
@@ -256,7 +259,7 @@ class ObjectStorage:
         for name in names:
             key = f"{self._prefix}/{_name(step)}.a{attempt}/{name}"
             with (folder / name).open("rb") as source, self._files.open_output_stream(key) as target:
-                while chunk := source.read(_CHUNK_BYTES):
+                while chunk := source.read(CHUNK_BYTES):
                     target.write(chunk)
             (folder / name).unlink()
         shutil.rmtree(folder)
@@ -308,7 +311,7 @@ class ObjectStorage:
             file.parent.mkdir(parents=True, exist_ok=True)
             source = self._files.open_input_stream(f"{self._prefix}/{entry.name}/{name}")
             with source, file.open("wb") as target:
-                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+                shutil.copyfileobj(source, target, CHUNK_BYTES)
             problem = file_problem(file, name, expected)
             if problem is not None:
                 raise StorageError(f"checkpoint {entry.name} arrived damaged: {problem}", got=self._uri)
@@ -317,6 +320,10 @@ class ObjectStorage:
     def local(self, entry: Entry) -> Path:
         """See `Storage`."""
         return self._scratch / entry.name
+
+    def location(self, entry: Entry) -> str:
+        """See `Storage`."""
+        return f"{self._uri}/{entry.name}"
 
     def remove(self, entry: Entry) -> None:
         """See `Storage`: the manifest goes first."""
@@ -353,28 +360,6 @@ class ObjectStorage:
 def fenced_out(attempt: int) -> StorageError:
     """What stops a worker of an attempt that is over."""
     return StorageError(f"a newer attempt of this run has started: attempt {attempt} writes no more checkpoints")
-
-
-def file_problem(file: Path, name: str, expected: FileSum) -> str | None:
-    """What is wrong with a file here, read as a whole; None when it is what it must be."""
-    try:
-        size = file.stat().st_size
-        if size != expected.bytes:
-            return f"{name} has {size} bytes instead of {expected.bytes}"
-        return None if file_crc32(file) == expected.crc32 else f"{name} has another checksum"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
-
-
-def file_crc32(file: Path) -> int:
-    """Checksum of a file, in chunks; zlib lets other threads run meanwhile."""
-    checksum = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
 
 
 def _name(step: int) -> str:

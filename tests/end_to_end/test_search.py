@@ -187,6 +187,11 @@ def test_a_trial_whose_process_dies_goes_on_in_another(folder: Path) -> None:
     (run,) = children(result).values()
     assert run.info.status == "FINISHED"
     assert steps(run) == list(range(1, 61))
+    attempts = {name: tag for name, tag in run.data.tags.items() if "attempt" in name}
+    assert attempts == {
+        "orchestrator.attempt.1": "1 worker: first start",
+        "orchestrator.attempt.2": "1 worker: started again",
+    }
 
 
 def test_trials_of_two_workers_do_not_starve_each_other(folder: Path) -> None:
