@@ -39,6 +39,13 @@ def test_raw_text_is_for_what_the_base_can_learn_from_it() -> None:
     assert tasks == ["causal-lm", "masked-lm"]
 
 
+def test_a_base_that_fills_gaps_is_an_encoder_even_if_only_its_size_is_known() -> None:
+    for base in (None, Base(parameters=10**8, tokens=1e10)):
+        found = ask(Given(tokens=5e6, task="masked-lm", base=base)).base
+        assert found is not None
+        assert found.is_encoder
+
+
 def test_a_budget_alone_asks_what_to_pretrain() -> None:
     question = ask(Given(budget=parse_budget("500usd")))
     assert question.base is None

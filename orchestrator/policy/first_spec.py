@@ -103,7 +103,7 @@ def _continues_encoder(strategy: Name, question: Question) -> bool:
 
 def _masks(question: Question) -> bool:
     """Whether raw text is learnt by filling gaps."""
-    return question.base.is_encoder if question.base is not None else question.task == "masked-lm"
+    return question.task == "masked-lm" or (question.base is not None and question.base.is_encoder)
 
 
 def _common(question: Question, source: Source, *, name: str) -> dict[str, Any]:

@@ -156,6 +156,8 @@ def ask(given: Given) -> Question:
         assumed.append("2 classes: the number of labels was not given")
     examples, tokens = _amounts(given, task, classes, assumed)
     base = _base(given, task, assumed)
+    if base is not None and task == "masked-lm":
+        base = replace(base, is_encoder=True)  # nothing else learns it, whether it has a name or only a size
     if given.gpu is None:
         assumed.append(f"priced on {ASSUMED_DEVICE}, as many as the memory asks for: no --gpu was given")
     if base is not None and given.domain is None:
