@@ -6,6 +6,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from orchestrator.errors import ClusterError, DataError, MemoryExhaustedError, StorageError, TransientError
 from orchestrator.scheduling.failures import WorkerError, translate
+from orchestrator.scheduling.train_run import given_up
 
 DEAD = WorkerHealthCheckFailedError(
     "A worker health check failed.\nWorker info: rank 1",
@@ -101,3 +102,26 @@ def test_our_errors_keep_their_lines_on_the_way_from_a_worker() -> None:
 @pytest.mark.parametrize("error", [KeyError("x"), OSError(5, "input/output error"), AssertionError()])
 def test_any_foreign_error_of_the_only_worker_is_no_death(error: BaseException) -> None:
     assert not isinstance(translate({0: raised(error)}), TransientError)
+
+
+# -- the last word -------------------------------------------------------------------------------------------------
+
+
+def test_the_last_word_names_cause_attempts_what_is_kept_and_the_way_on() -> None:
+    told = given_up(TransientError("a worker died", got="SIGKILL"), reason="tried enough", attempts=4, saved_step=20)
+    assert isinstance(told, TransientError)
+    assert (told.what, told.got) == ("a worker died; tried enough (attempt 4)", "SIGKILL")
+    assert told.do == "the checkpoint of step 20 is kept: the same command goes on from there"
+    nothing = given_up(TransientError("a worker died"), reason="tried enough", attempts=4, saved_step=None)
+    assert nothing.do == "nothing was saved yet: the same command starts over"
+
+
+def test_a_sample_that_alone_is_too_large_needs_more_than_the_same_command() -> None:
+    told = given_up(MemoryExhaustedError("too large"), reason="one sample already", attempts=7, saved_step=None)
+    assert isinstance(told, MemoryExhaustedError)
+    assert "deepspeed.zero_stage=3" in str(told.do)
+
+
+def test_an_error_that_is_never_tried_again_speaks_for_itself() -> None:
+    error = DataError("no rows", do="add some")
+    assert given_up(error, reason="the same attempt would fail again", attempts=1, saved_step=None) is error

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
+import resource
 import signal
+import time
 import warnings
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +27,10 @@ from orchestrator.scheduling.trial import (
 )
 from orchestrator.search_space import Trial
 from orchestrator.training.attempts import Attempts
-from orchestrator.training.job import Outcome
+from orchestrator.training.job import Outcome, TrainingJob
 from tests.end_to_end.runs import wait_until
-from tests.training_runs import pretrain
+from tests.specs import write_corpus
+from tests.training_runs import NO_DROPOUT, pretrain
 
 pytestmark = pytest.mark.slow  # the module imports Ray
 
@@ -90,17 +95,25 @@ def test_without_a_budget_nothing_is_undone_for_its_sake() -> None:
     assert left_undone(None, {"00": finished(), "01": None}) is None
 
 
-# -- zombies -------------------------------------------------------------------------------------------------------
+# -- attempts -------------------------------------------------------------------------------------------------------
 
 
-def run_trial(task: TrialTask) -> None:
+def trial_of(job: TrainingJob) -> TrialTask:
+    """A training as a trial of a search."""
+    prepared = Prepared(spec=job.spec, plan=job.plan, data=job.data, run_folder=job.run_folder)
+    return TrialTask(trial=Trial(index=0, overrides={}, spec=job.spec), prepared=prepared, parcel=None)
+
+
+def run_trial(task: TrialTask, most_bytes: int | None = None) -> None:
     """What a trial's process does, without Tune to hear its reports."""
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     warnings.filterwarnings("ignore", message="`report` is meant to only be called", category=UserWarning)
     run_to_its_end(task, Reports(task))
 
 
-def started(task: TrialTask) -> BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=run_trial, args=(task,))
+def started(task: TrialTask, most_bytes: int | None = None) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=run_trial, args=(task, most_bytes))
     process.start()
     return process
 
@@ -113,10 +126,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 def test_a_trials_process_that_wakes_up_when_another_has_begun_the_trial_anew_writes_nothing(tmp_path: Path) -> None:
     changes = {"training__steps": 60, "training__eval_every_steps": 2, "checkpoint__every_steps": 3}
-    job = pretrain(tmp_path / "trial", **changes)
-    prepared = Prepared(spec=job.spec, plan=job.plan, data=job.data, run_folder=job.run_folder)
-    trial = Trial(index=0, overrides={}, spec=job.spec)
-    task = TrialTask(trial=trial, prepared=prepared, parcel=None)
+    task = trial_of(pretrain(tmp_path / "trial", **changes))
     old = started(task)
     try:
         wait_until(lambda: (task.folder / "reports.jsonl").exists(), within_s=200)
@@ -134,3 +144,36 @@ def test_a_trials_process_that_wakes_up_when_another_has_begun_the_trial_anew_wr
     assert (ending.status, ending.step) == ("finished", 60)
     assert Attempts(task.folder).newest() == 2
     assert written(task.folder) == before
+
+
+def test_a_trial_whose_step_does_not_fit_halves_its_micro_batch_until_it_does(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", documents=300)
+    changes: dict[str, Any] = {"data__train": str(corpus), "data__sequence_length": 512, "training__steps": 2}
+    changes |= {"training__global_batch": 64, "training__micro_batch": 64, "model__overrides": NO_DROPOUT}
+    ended, most = {}, 0
+    for name in ("unlimited", "starved"):
+        task = trial_of(pretrain(tmp_path / name, **changes))
+        process = started(task, most - (150 << 20) if most else None)  # half a micro-batch needs 300 MiB less
+        while process.is_alive():
+            if name == "unlimited":
+                most = max(most, mapped_bytes(process))
+            time.sleep(0.1)
+        assert process.exitcode == 0
+        ended[name] = ending_of(task.folder)
+    attempts = [json.loads(file.read_text())["cause"] for file in sorted(tmp_path.glob("starved/attempts/000?.json"))]
+    # One process keeps some of what a failed step has taken, so the first half may not fit either.
+    assert attempts[:2] == ["first start", "memory ran out: micro_batch 32 instead of 64"]
+    assert len(attempts) <= 3
+    whole, halves = (ended[name].outcome for name in ("unlimited", "starved"))
+    assert halves.status == "finished"
+    assert halves.metrics["eval/loss"] == pytest.approx(whole.metrics["eval/loss"], abs=1e-5)
+    assert "micro_batch: 32 instead of 64, since memory ran out" in halves.notes[0]
+
+
+def mapped_bytes(process: BaseProcess) -> int:
+    """The most that a process has ever had mapped."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return max((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmPeak")), default=0)

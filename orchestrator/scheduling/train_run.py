@@ -27,6 +27,7 @@ _ROOM_EVERY_S = 1.0
 """How often the cluster is asked for room while a training waits for it."""
 _LONGEST_CAUSE = 300
 """Characters of what is told about a failure on MLflow's tag of its attempt."""
+_WITH_LESS_MEMORY = ", and fits sooner with more workers, deepspeed.zero_stage=3 or, on GPUs, deepspeed.offload=all"
 _SETTLE_S = 5.0
 """What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
 
@@ -90,6 +91,22 @@ def _ending(end: AttemptEnd) -> str:
     assert end.outcome is not None, "an attempt ends in an outcome or an error"
     why = end.outcome.status.replace("_", " ") if end.pause is None else end.pause.reason
     return f"ended at step {end.outcome.step}: {why}"
+
+
+def given_up(error: OrchestratorError, *, reason: str, attempts: int, saved_step: int | None) -> OrchestratorError:
+    """The last word: what happened, how often it was tried, what is kept, and the command that goes on."""
+    kind = kind_of(error)
+    if kind is None:
+        return error
+    kept = (
+        "nothing was saved yet: the same command starts over"
+        if saved_step is None
+        else f"the checkpoint of step {saved_step} is kept: the same command goes on from there"
+    )
+    what = f"{error.what}; {reason} (attempt {attempts})"
+    return type(error)(
+        what, got=error.got, allowed=error.allowed, do=kept + (_WITH_LESS_MEMORY if kind == "memory" else "")
+    )
 
 
 class _Clock:
@@ -183,7 +200,8 @@ class _Run:
             can_split=smaller_micro_batch(plan) is not None,
         )
         if not decision.retry or self._watcher.stop.is_set():
-            raise self._given_up(end.error, decision.reason, number) from end.error
+            last_word = given_up(end.error, reason=decision.reason, attempts=number, saved_step=saved)
+            raise last_word from end.error
         self._count("restarts")
         self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
         self._failed_at = end.last_step
@@ -194,20 +212,6 @@ class _Run:
             self._notes = (*self._notes, smaller.reasons[-1])
             cause, plan = f"{cause}, {smaller.micro_batch} instead of {plan.micro_batch}", smaller
         return cause, self._with_room(plan)
-
-    def _given_up(self, error: OrchestratorError, reason: str, attempts: int) -> OrchestratorError:
-        """The last word: what happened, how often it was tried, what is kept, and the command that goes on."""
-        if kind_of(error) is None:
-            return error
-        saved = self._saved_step()
-        kept = (
-            "nothing was saved yet: the same command starts over"
-            if saved is None
-            else (f"the checkpoint of step {saved} is kept: the same command goes on from there")
-        )
-        return type(error)(
-            f"{error.what}; {reason} (attempt {attempts})", got=error.got, allowed=error.allowed, do=kept
-        )
 
     def _with_room(self, plan: RunPlan, *, wanted: int | None = None) -> RunPlan:
         """The plan for the next attempt, once there is room for it.

@@ -6,6 +6,7 @@ the driver does that (`search`), and finds in the folder how a trial ended.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from orchestrator.tracking.tracker import note_attempt
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
+from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
 from orchestrator.whole_file import write_json
 
 STEP = "training_step"
@@ -205,16 +207,17 @@ class _Claim:
         self._number = self._attempts.newest()
         self._fence = self._attempts.fence(self._number)
 
-    def open(self, plan: RunPlan) -> int:
-        """A new attempt's number. Raises FencedError when another process was faster."""
-        cause = self._attempts.cause_of_start()
+    def open(self, plan: RunPlan, *, cause: str | None = None) -> int:
+        """A new attempt's number; `cause` is what ended the one before. Raises FencedError when another process was
+        faster."""
+        cause = cause or self._attempts.cause_of_start()
         number = self._attempts.open(workers=plan.workers, cause=cause, after=self._number)
         self.begun(number, attempt_in_words(plan, cause))
         return number
 
     def begun(self, number: int, text: str) -> None:
         """An attempt of this process has begun, or ended, which `text` tells."""
-        self._fence = self._attempts.fence(number)
+        self._number, self._fence = number, self._attempts.fence(number)
         note_attempt(self._folder, number, text)
 
     def holds(self) -> bool:
@@ -280,10 +283,27 @@ def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
 
     if plan.workers > 1:
         return _train_on_workers(job, report, claim)
+    return _train_here(job, WorkerContext(report=report, stop_requested=_taken_away.is_set), claim)
+
+
+def _train_here(job: TrainingJob, context: WorkerContext, claim: _Claim) -> Outcome:
+    """In this process, with half the micro-batch when memory runs out."""
     from orchestrator.training.loop import train
 
-    context = WorkerContext(report=report, stop_requested=_taken_away.is_set)
-    return train(replace(job, attempt=claim.open(plan)), context)
+    cause: str | None = None
+    notes: tuple[str, ...] = ()
+    while True:
+        attempt = claim.open(job.plan, cause=cause)
+        try:
+            outcome = train(replace(job, attempt=attempt), context)
+            return replace(outcome, notes=(*notes, *outcome.notes))
+        except Exception as error:
+            smaller = smaller_micro_batch(job.plan) if is_out_of_memory(error) else None
+            if smaller is None:
+                raise
+        cause = f"memory ran out: micro_batch {smaller.micro_batch} instead of {job.plan.micro_batch}"
+        job, notes = replace(job, plan=smaller), (*notes, smaller.reasons[-1])
+        gc.collect()  # DeepSpeed's engine holds on to itself, and its states would be in the way
 
 
 def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
