@@ -10,7 +10,10 @@ from orchestrator.scheduling.train_run import given_up
 
 DEAD = WorkerHealthCheckFailedError(
     "A worker health check failed.\nWorker info: rank 1",
-    RayActorError(error_msg="The actor died. Worker exit type: SYSTEM_ERROR Worker exit detail: killed by SIGKILL."),
+    RayActorError(
+        error_msg="The actor died. Worker exit type: SYSTEM_ERROR Worker exit detail: killed by SIGKILL. Some common "
+        "causes include: (1) the process was killed by the OOM killer due to high memory usage"
+    ),
 )
 """What Ray 2.60 gives for a worker whose process was killed."""
 

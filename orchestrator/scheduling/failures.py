@@ -102,7 +102,7 @@ def _never_trained(cause: BaseException) -> OrchestratorError:
 
 
 def _last_words(error: BaseException) -> str:
-    """What Ray or the worker knows of a death, without Ray's preamble of ids."""
+    """What Ray or the worker knows of a death, without Ray's preamble of ids and its guesses at causes."""
     text = " ".join((error.text if isinstance(error, WorkerError) else str(error)).split())
     told = (text.partition(preamble)[2] for preamble in _PREAMBLES)
-    return next(filter(None, told), text)[:300]
+    return next(filter(None, told), text).partition(" Some common causes include")[0][:300]
