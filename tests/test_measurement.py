@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,21 @@ def test_the_peak_of_a_process_holds_what_it_has_let_go_until_it_is_reset() -> N
     assert host_peak_gib() == pytest.approx(before + 0.25, abs=0.05)
     reset_host_peak()
     assert host_peak_gib() == pytest.approx(before, abs=0.05)
+
+
+def test_what_an_earlier_training_has_freed_is_no_part_of_the_next_ones_peak() -> None:
+    """With these settings, which workers have, glibc keeps freed memory, for the next step to use."""
+    script = (
+        "from orchestrator.training.measurement import host_peak_gib, reset_host_peak\n"
+        "block = bytearray(256 << 20)\n"
+        "end = bytearray(1 << 20)  # lies behind it, so the heap cannot shrink by itself\n"
+        "del block\n"
+        "reset_host_peak()\n"
+        "print(host_peak_gib())"
+    )
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.2
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ Comes in: every step's seconds and tokens. Goes out: `figures`, logged once, at 
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import statistics
 import sys
@@ -94,6 +95,8 @@ def figures(
 
 def reset_host_peak() -> None:
     """Forgets how much memory this process held before; where that is not possible, it stays in the peak."""
+    with suppress(OSError, AttributeError):  # glibc's: it keeps what an earlier trial in this process has freed
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         (_PROCESS / "clear_refs").write_text("5")  # man 5 proc: resets the high-water mark
 
