@@ -14,8 +14,9 @@ from orchestrator.training.out_of_memory import is_out_of_memory
 _BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
 """What gloo, NCCL and the rendezvous say when a peer is gone."""
 
-_PREAMBLES = ("Worker exit detail: ", "due to the node running low on memory. ")
-"""After these Ray 2.60 says what it knows of a death: of any, and of one that its memory monitor has decided."""
+_PREAMBLES = ("Worker exit detail: ", "due to the node running low on memory. ", "The actor died because ")
+"""After these Ray 2.60 says what it knows of a death: of any process's, of one that its memory monitor has decided, and
+of one that went with its node."""
 
 
 class WorkerError(Exception):
