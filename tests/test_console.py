@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import os
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_a_log_gets_plain_lines_now_and_then_and_one_for_every_evaluation() -> N
 
 def test_a_terminal_gets_one_line_that_rewrites_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("os.get_terminal_size", lambda _: type("Size", (), {"columns": 40})())
+    monkeypatch.setattr("os.get_terminal_size", lambda _=0: os.terminal_size((40, 24)))
     stream = Terminal()
     line = console.ProgressLine(stream)
     line.show(progress(1))

@@ -45,9 +45,7 @@ def test_a_dead_worker_explains_broken_connections_and_what_its_peers_raised() -
 
 
 def test_a_worker_that_went_with_its_node_is_told_without_the_ids_before() -> None:
-    told = (
-        "its node has died. Node Id: 73af, the actor's node was terminated unexpectedly: too many missed checks."
-    )
+    told = "its node has died. Node Id: 73af, the actor's node was terminated unexpectedly: too many missed checks."
     lost = RayActorError(error_msg=f"The actor died unexpectedly.\n\tactor_id: 23c5\nThe actor died because {told}")
     error = translate({0: PEER_GONE, 1: WorkerHealthCheckFailedError("A worker health check failed.", lost)})
     assert isinstance(error, TransientError)
