@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -370,10 +371,12 @@ def test_trials_beside_each_other_keep_a_budget_of_device_hours(folder: Path) ->
     )
     result = launch(spec, runs.listener())
     assert result.status == "stopped_by_budget"
-    assert "2 of 3 trials stopped" in result.notes[0]
-    assert "1 of 3 trials not started (02)" in result.notes[0]
+    # What the first two give back as they close may be enough for the third to begin.
+    started = re.match(r".*: ([23]) of 3 trials stopped", result.notes[0])
+    assert started is not None, result.notes[0]
+    assert (started[1] == "2") == ("1 of 3 trials not started (02)" in result.notes[0])
     assert all(len(steps(run)) > 1 for run in children(result).values())
     ledger = Ledger(Path(result.run_folder) / "ledger")
-    entries = [entry for name in ("00", "01") if (entry := ledger.entry(name)) is not None]
+    entries = [entry for name in ("00", "01", "02") if (entry := ledger.entry(name)) is not None]
     assert not any(entry.running for entry in entries)
     assert 0.7 * allowed_s < sum(entry.spent.gpu_hours for entry in entries) * 3600 <= allowed_s
