@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_of_storage_and_logging_goes_on_once_there_is_room(tmp_path: Path) -> None:
     code = FULL_DISK.format(folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "metrics cannot be written to the run's folder" in done.stdout
+    assert "no space is left for the run's metrics" in done.stdout
     store = Store()
     flush_folder(tmp_path, store)
     steps = [step for step, _ in store.curve("train/loss")]

@@ -310,6 +310,6 @@ def _storage_errors(folder: Path, *, do: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            "metrics cannot be written to the run's folder", got=f"{folder}: {error.strerror}", do=do
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space is left for the run's metrics" if full else "metrics cannot be written to the run's folder"
+        raise StorageError(what, got=f"{folder}: {error.strerror}", do=do) from error
