@@ -99,23 +99,25 @@ def test_matrices_decay_and_biases_and_norms_do_not(tmp_path: Path) -> None:
     assert len(decaying["params"]) + len(plain["params"]) == len(names)
 
 
+def without(folder: Path, prefix: str) -> Path:
+    """A copy of the tiny BERT that lacks the weights whose names begin so."""
+    shutil.copytree(training_runs.bert(), folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def test_a_base_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(training_runs.bert(), broken)
-    weights = load_file(broken / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = without(tmp_path / "broken", "encoder.layer.1.output.dense.weight")
     job = classify(tmp_path / "run", model__base=str(broken))
     with pytest.raises(ModelError, match=r"lacks weights(.|\n)*encoder\.layer\.1\.output\.dense\.weight"):
         models.build_model(job.spec, job.plan, job.data)
 
 
 def test_a_base_without_a_head_or_pooler_is_accepted(tmp_path: Path) -> None:
-    headless = tmp_path / "headless"
-    shutil.copytree(training_runs.bert(), headless)
-    weights = load_file(headless / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler")}
-    save_file(kept, headless / "model.safetensors", metadata={"format": "pt"})
+    headless = without(tmp_path / "headless", "pooler")
     job = classify(tmp_path / "run", model__base=str(headless))
     assert sum(trainable(job).values()) == job.plan.parameters
 
@@ -148,11 +150,7 @@ def test_a_base_with_its_masked_lm_head_is_taken_as_it_is(tmp_path: Path) -> Non
 
 
 def test_a_base_without_some_of_its_layers_is_refused_for_masked_language_modelling_too(tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(training_runs.bert(), broken)
-    weights = load_file(broken / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = without(tmp_path / "broken", "encoder.layer.1.output.dense.weight")
     job = continued(tmp_path / "run", broken, task="masked-lm")
     with pytest.raises(ModelError, match="lacks weights"):
         models.build_model(job.spec, job.plan, job.data)

@@ -55,20 +55,18 @@ class Samples(Protocol):
         ...
 
 
-class PackedSamples:
-    """Blocks of a token stream for causal language modelling: no padding, every token predicted once."""
+class _Blocks:
+    """Samples of one length, cut from a token stream: no padding."""
 
-    def __init__(self, tokens: np.ndarray, *, length: int) -> None:
-        self._tokens = tokens
-        self._length = length
-        self._offsets = np.arange(length + 1)
+    def __init__(self, tokens: np.ndarray, *, length: int, samples: int) -> None:
+        self._tokens, self._length, self._samples = tokens, length, samples
 
     def __len__(self) -> int:
-        return packed_samples(len(self._tokens), self._length)
+        return self._samples
 
     @property
     def token_count(self) -> int:
-        """Tokens of one epoch: those that some block predicts."""
+        """Tokens of one epoch, the special ones that a block adds included."""
         return len(self) * self._length
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
@@ -78,6 +76,14 @@ class PackedSamples:
     def padded_length(self, indices: np.ndarray) -> int:
         """The block length, for any samples."""
         return self._length
+
+
+class PackedSamples(_Blocks):
+    """Blocks for causal language modelling: every token is predicted once."""
+
+    def __init__(self, tokens: np.ndarray, *, length: int) -> None:
+        super().__init__(tokens, length=length, samples=packed_samples(len(tokens), length))
+        self._offsets = np.arange(length + 1)
 
     def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
         """`input_ids` and `labels`, the next token of each; both (samples, block length)."""
@@ -85,35 +91,18 @@ class PackedSamples:
         return {"input_ids": blocks[:, :-1], "labels": blocks[:, 1:]}
 
 
-class MaskedSamples:
-    """Blocks of a token stream for masked language modelling: no padding, each between two special tokens.
+class MaskedSamples(_Blocks):
+    """Blocks for masked language modelling, each between two special tokens.
 
     That is RoBERTa's FULL-SENTENCES format (Liu et al. 2019): a block goes on over the end of a document, and the
     stream holds a separator there.
     """
 
     def __init__(self, tokens: np.ndarray, *, length: int, vocabulary: Vocabulary, masking: Masking) -> None:
-        self._tokens = tokens
-        self._length = length
+        super().__init__(tokens, length=length, samples=masked_samples(len(tokens), length))
         self._offsets = np.arange(length - 2)
         self._vocabulary = vocabulary
         self._masking = masking
-
-    def __len__(self) -> int:
-        return masked_samples(len(self._tokens), self._length)
-
-    @property
-    def token_count(self) -> int:
-        """Tokens of one epoch, the first and last of each block included."""
-        return len(self) * self._length
-
-    def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """The block length, for each sample."""
-        return np.full(len(indices), self._length)
-
-    def padded_length(self, indices: np.ndarray) -> int:
-        """The block length, for any samples."""
-        return self._length
 
     def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
         """`input_ids` (samples, block length), some hidden; `positions` and `labels` of what `mask` chose."""
