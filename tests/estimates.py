@@ -15,5 +15,6 @@ NO_MEMORY = MemoryEstimate(
     buffers_gib=0,
     reserve_gib=0,
     load_gib=0,
+    checkpoint_gib=0,
     host_gib=0,
 )

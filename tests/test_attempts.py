@@ -53,6 +53,15 @@ def test_a_driver_that_was_overtaken_opens_no_attempt_and_fences_nobody_out(tmp_
     assert attempts.fence(new).holds(now=True)
 
 
+def test_a_machine_that_does_not_see_the_runs_folder_is_told_from_one_that_does(tmp_path: Path) -> None:
+    driver, elsewhere = Attempts(tmp_path / "shared"), Attempts(tmp_path / "own")
+    number = driver.open(workers=1, cause="first start")
+    driver.check_seen(number, within_s=0)
+    with pytest.raises(StorageError, match=r"(?s)does not see the run's folder.*own.*checkpoint.storage"):
+        elsewhere.check_seen(number, within_s=0)
+    assert not (tmp_path / "own").exists()
+
+
 def test_a_command_knows_whether_it_is_the_first(tmp_path: Path) -> None:
     attempts = Attempts(tmp_path)
     assert attempts.cause_of_start() == "first start"

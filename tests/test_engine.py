@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 
+from orchestrator.planning.memory import GIB, Layout, peak_memory
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_shape
 from orchestrator.training import models
 from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
 from orchestrator.training.checkpoints import Checkpoint, fetch, newest_good
@@ -130,10 +132,48 @@ def test_bf16_trains(unsharded: TrainingJob, tmp_path: Path, stage: int) -> None
     np.testing.assert_allclose(curve(job, "train/grad_norm"), curve(unsharded, "train/grad_norm"), rtol=0.05)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_of_rank_0_is_as_large_as_its_copy_was_planned(tmp_path: Path, stage: int, precision: str) -> None:
+    job = trained(
+        tmp_path,
+        resources__workers=2,
+        deepspeed__zero_stage=stage,
+        training__precision=precision,
+        training__steps=1,
+        model__overrides={**NO_DROPOUT, "n_embd": 512},
+    )
+    checkpoint = newest_good(job.checkpoints).checkpoint
+    assert checkpoint is not None
+    written = sum(file.bytes for file in checkpoint.files.values() if file.rank == 0)
+    layout = Layout(**{field.name: getattr(job.plan, field.name) for field in fields(Layout)})
+    planned = peak_memory(
+        layout,
+        shape=model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm"),
+        method="full",
+        trainable=job.plan.trainable_parameters,
+        copies_checkpoints=True,
+    ).checkpoint_gib
+    assert written == pytest.approx(planned * GIB, rel=0.01)
+
+
 def test_raw_deepspeed_keys_reach_the_engine(tmp_path: Path) -> None:
     monitor = {"enabled": True, "output_path": str(tmp_path / "monitor"), "job_name": "raw"}
     trained(tmp_path / "run", deepspeed={"csv_monitor": monitor})
     assert list((tmp_path / "monitor" / "raw").glob("*.csv"))
+
+
+def test_a_training_that_is_over_leaves_no_model_in_its_process(tmp_path: Path) -> None:
+    script = (
+        "import gc, sys, pickle; from orchestrator.training.loop import train; "
+        "from orchestrator.training.job import WorkerContext; "
+        "train(pickle.load(sys.stdin.buffer), WorkerContext()); "
+        "from deepspeed.runtime.engine import DeepSpeedEngine; "
+        "sys.exit(sum(isinstance(each, DeepSpeedEngine) for each in gc.get_objects()))"
+    )
+    job = pickle.dumps(pretrain(tmp_path, training__steps=1))
+    done = subprocess.run([sys.executable, "-c", script], input=job, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
 def test_a_start_under_zero_does_not_load_the_compiler(tmp_path: Path) -> None:

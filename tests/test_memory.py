@@ -112,6 +112,19 @@ def test_offload_moves_the_optimizer_and_then_the_weights_to_the_host() -> None:
     assert none.host_gib == 0 < optimizer.host_gib < everything.host_gib
 
 
+def test_the_copy_of_a_checkpoint_is_part_of_a_cpus_peak_and_host_memory_beside_a_gpu() -> None:
+    def memory(layout: Layout, *, copies: bool) -> Any:
+        return peak_memory(layout, shape=SHAPE, method="full", trainable=SHAPE.parameters, copies_checkpoints=copies)
+
+    cpu, gpu = replace(CPU, workers=2, zero_stage=2), replace(GPU, workers=2, zero_stage=2)
+    copied = memory(cpu, copies=True).peak_gib.mid - memory(cpu, copies=False).peak_gib.mid
+    assert copied == pytest.approx((4 + 12 / 2) * SHAPE.parameters / GIB)  # the weights, half of master and moments
+    assert memory(gpu, copies=True).host_gib == pytest.approx((2 + 12 / 2) * SHAPE.parameters / GIB)
+    assert memory(gpu, copies=True).peak_gib == memory(gpu, copies=False).peak_gib
+    sharded = replace(cpu, zero_stage=3)
+    assert memory(sharded, copies=True).checkpoint_gib == pytest.approx(12 / 2 * SHAPE.parameters / GIB)
+
+
 def test_checkpointing_keeps_less() -> None:
     sharded = replace(GPU, zero_stage=3)
     assert peak(replace(sharded, activation_checkpointing=True), LLAMA) < peak(sharded, LLAMA)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.scheduling.resize import SizeDecision, decide_size
+from orchestrator.scheduling.resize import SizeDecision, decide_leaving, decide_size
 
 USABLE = (1, 2, 4, 8)
 RESTART_S = 20.0
@@ -17,7 +17,7 @@ def decided(**changes: Any) -> SizeDecision:
     usual: dict[str, Any] = {
         "running": 2,
         "room": 4,
-        "since_last_resize_s": 3600.0,
+        "since_start_s": 3600.0,
         "step_s": 1.0,
         "restart_s": RESTART_S,
         "steps_left": 3600,
@@ -50,9 +50,9 @@ def test_a_run_that_is_nearly_done_does_not_grow() -> None:
 
 
 def test_a_run_that_has_just_changed_its_size_does_not_grow() -> None:
-    decision = decided(since_last_resize_s=30.0)
+    decision = decided(since_start_s=30.0)
     assert (decision.workers, decision.act) == (2, False)
-    assert "waits until 1m20s after the last change" in decision.reason
+    assert "waits until 1m20s after the attempt began" in decision.reason
 
 
 def test_a_run_that_has_timed_no_step_does_not_grow() -> None:
@@ -70,7 +70,7 @@ def test_room_between_two_sizes_changes_nothing() -> None:
 
 
 def test_a_node_that_leaves_shrinks_the_run_at_once() -> None:
-    decision = decided(running=4, room=3, since_last_resize_s=0.0)
+    decision = decided(running=4, room=3, since_start_s=0.0)
     assert (decision.workers, decision.act) == (2, True)
 
 
@@ -84,12 +84,39 @@ def test_a_node_that_comes_and_goes_costs_a_bounded_share_of_the_time() -> None:
     now, changed_at, restarting_s, running = 0.0, 0.0, 0.0, 2
     while now < 10_000:
         room = 4 if running == 2 else 2
-        decision = decided(running=running, room=room, since_last_resize_s=now - changed_at, steps_left=10**6)
+        decision = decided(running=running, room=room, since_start_s=now - changed_at, steps_left=10**6)
         if decision.act and decision.workers is not None:
             restarting_s += RESTART_S if decision.workers > running else 0.0
             running, changed_at = decision.workers, now
         now += 1.0
     assert 0 < restarting_s / now < 0.25
+
+
+def left(ratio: float, **changes: Any) -> SizeDecision:
+    """The run of 2 workers, one of them on a slow node, with room for as many elsewhere."""
+    usual: dict[str, Any] = {
+        "running": 2,
+        "elsewhere": 2,
+        "since_start_s": 3600.0,
+        "step_s": 1.0,
+        "restart_s": RESTART_S,
+        "steps_left": 3600,
+    }
+    return decide_leaving(ratio, **{**usual, **changes})
+
+
+def test_a_straggler_is_left_where_there_is_room_and_that_pays() -> None:
+    decision = left(3.0)
+    assert (decision.workers, decision.act) == (2, True)
+    assert decision.reason.startswith("leaving its node, with 2 workers elsewhere, saves up to 40m00s of the 1h00m")
+
+
+def test_a_straggler_is_put_up_with_where_there_is_no_room_or_not_enough_to_gain() -> None:
+    assert not left(3.0, elsewhere=0).act
+    assert not left(1.5, elsewhere=1).act, "one worker without it is slower than two with it"
+    assert left(3.0, elsewhere=1).workers == 1, "one worker without it is faster than two with it"
+    assert "would not pay in the 50s that are left" in left(3.0, steps_left=50).reason
+    assert "waits until 1m00s after the attempt began" in left(3.0, since_start_s=50.0).reason
 
 
 @given(
@@ -110,7 +137,7 @@ def test_a_decision_is_a_usable_size_with_room(
         sizes,
         running=running,
         room=room,
-        since_last_resize_s=since,
+        since_start_s=since,
         step_s=step,
         restart_s=restart,
         steps_left=left,

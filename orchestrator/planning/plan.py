@@ -57,6 +57,7 @@ class _Job:
             method=self.spec.method,
             trainable=self.trainable,
             predicted_share=self.spec.training.masking_rate if self.spec.task == "masked-lm" else 1.0,
+            copies_checkpoints=True,
         )
 
     def cost(self, site: Site, layout: Layout) -> RunCost:

@@ -25,12 +25,13 @@ from orchestrator.errors import ClusterError, HangError, Interrupted, Orchestrat
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.scheduling.board import DriverBoard, WorkerBoard
 from orchestrator.scheduling.failures import explain, raised_by_worker
-from orchestrator.scheduling.health import Hang, find_hang, find_straggler
+from orchestrator.scheduling.health import Hang, Straggler, find_hang, find_straggler
 from orchestrator.scheduling.rendezvous import RendezvousConfig
 from orchestrator.scheduling.session import worker_runtime_environment
 from orchestrator.scheduling.shipping import Parcel, pack, unpack
 from orchestrator.scheduling.stacks import answer_stack_signal, end_ranks, keep_stacks
 from orchestrator.scheduling.trainer import LeanTrainer
+from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.training.pulse import Pulse
 
@@ -65,14 +66,17 @@ class Watcher:
 class Pause:
     """Why an attempt is asked to save and end, so that another can go on."""
 
-    kind: Literal["resize", "preemption"]
+    kind: Literal["resize", "preemption", "straggler"]
     reason: str
     workers: int | None = None
     """How many the next attempt should have; None where that depends on the room there will be."""
+    bad_nodes: tuple[str, ...] = ()
+    """Ray's ids of nodes that the next attempt should do without."""
 
 
-Lookout = Callable[[Mapping[str, Any]], Pause | None]
-"""Given the newest progress, says whether there is a reason to pause; called every few seconds during steps."""
+Lookout = Callable[[Mapping[str, Any], Straggler | None], Pause | None]
+"""Given the newest progress and who holds up the others, says whether there is a reason to pause; called every few
+seconds during steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class AttemptEnd:
     pause: Pause | None = None
     """Why it was asked to end, where it was not the user who asked."""
     bad_nodes: tuple[str, ...] = ()
-    """Ray's ids of the nodes of ranks that hung."""
+    """Ray's ids of the nodes of ranks that hung or held up the others."""
     last_step: int | None = None
     """The newest step that the driver has heard of; None when there was none."""
 
@@ -121,7 +125,9 @@ class _Watch:
         self._job, self._board, self._future, self._watcher, self._lookout = job, board, future, watcher, lookout
         self.hang: Hang | None = None
         self._stacks = ""
-        self._straggler: int | None = None
+        self._straggler: Straggler | None = None
+        self._named: set[int] = set()
+        """Ranks that the user was told of."""
         self.last: Mapping[str, Any] | None = None
         self.pause: Pause | None = None
         self._reported = 0
@@ -156,7 +162,10 @@ class _Watch:
         if self.last is None or now_s - self._looked_s < _LOOK_S:
             return
         self._looked_s = now_s
-        self.pause = self._lookout(self.last)
+        self.pause = self._lookout(self.last, self._straggler)
+        if self.pause is not None and self.pause.kind == "straggler" and self._straggler is not None:
+            reason = self.pause.reason
+            keep_stacks(self._job.run_folder / "stacks", [self._straggler.place], kind="straggler", reason=reason)
 
     def _check_health(self) -> None:
         """Ends a worker group that hangs, stacks first; names a rank that everyone waits for."""
@@ -171,10 +180,10 @@ class _Watch:
             self._stacks = keep_stacks(self._job.run_folder / "stacks", places, reason=self.hang.reason)
             end_ranks(places)
             return
-        straggler = find_straggler(seen)
-        if straggler is not None and straggler.place.rank != self._straggler:
-            self._straggler = straggler.place.rank
-            self._watcher.on_retry(straggler.reason)
+        self._straggler = find_straggler(seen)
+        if self._straggler is not None and self._straggler.place.rank not in self._named:
+            self._named.add(self._straggler.place.rank)
+            self._watcher.on_retry(self._straggler.reason)
 
     def explained(self, error: OrchestratorError) -> OrchestratorError:
         """A hang, where the workers were ended for one."""
@@ -224,7 +233,8 @@ def _end(future: Future[Any], watch: _Watch) -> AttemptEnd:
             last_step=last_step,
             bad_nodes=tuple(sorted({place.node_id for place in places})),
         )
-    return AttemptEnd(outcome=Outcome.from_dict(value), pause=watch.pause, last_step=last_step)
+    left = () if watch.pause is None else watch.pause.bad_nodes
+    return AttemptEnd(outcome=Outcome.from_dict(value), pause=watch.pause, bad_nodes=left, last_step=last_step)
 
 
 def _fit(job: TrainingJob, board: DriverBoard, future: Future[Any], without_nodes: Sequence[str]) -> None:
@@ -279,6 +289,7 @@ def worker_main(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> dict[str, Any]:
+    Attempts(job.run_folder).check_seen(job.attempt)
     from orchestrator.training.loop import train
 
     if parcel is not None:

@@ -32,7 +32,8 @@ _FIRST_STEP_FACTOR = 5.0
 """An attempt's first step also chooses kernels and fills caches (a guess)."""
 _STRAGGLER_RATIO = 1.5
 """Own work of a straggler in three of four stretches, in what the others need in all but one of four: noise that
-spreads a rank's times hides a straggler and makes none. The figure is a guess: worth a warning, not a restart."""
+spreads a rank's times hides a straggler and makes none. The figure is a guess; whether that is worth a restart is for
+`resize` to say."""
 
 
 @dataclass(frozen=True, kw_only=True)

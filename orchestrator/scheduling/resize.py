@@ -1,8 +1,10 @@
-"""How many workers an elastic run should have now. Pure; `train_run` acts on it, between attempts or by draining one.
+"""How many workers a run should have now, and whether to leave a node that holds it up. Pure; `train_run` acts on it,
+between attempts or by draining one.
 
-Growing saves first, so it costs one restart and no step. It has to pay for that twice: over the time the run has been
-at its size, and over what it has left to do. The first keeps a node that comes and goes from making a run restart all
-the time: like renting until the rent would have bought the house, it never costs much more than knowing the future.
+Growing and leaving save first, so they cost one restart and no step. They have to pay for that twice: over the time the
+attempt has lasted, and over what the run has left to do. The first keeps a node that comes and goes from making a run
+restart all the time: like renting until the rent would have bought the house, it never costs much more than knowing the
+future.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from orchestrator.quantities import human_duration
 
 PAYBACK = 2.0
-"""Growing must gain so many restarts: steps get faster by less than workers are added, and restarts vary (a guess)."""
+"""A change must gain so many restarts: steps get faster by less than workers are added, and restarts vary (a guess)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ def decide_size(
     *,
     running: int | None,
     room: int,
-    since_last_resize_s: float = 0.0,
+    since_start_s: float = 0.0,
     step_s: float | None = None,
     restart_s: float = 0.0,
     steps_left: int = 0,
@@ -40,8 +42,9 @@ def decide_size(
     """The size to go on with: the largest that has room, unless growing to it would not pay.
 
     `usable` are the sizes that the run may take, `running` its present number of workers (None between attempts), and
-    `room` how many it could have, those it has included. `step_s` is the time of a step at the present size, None while
-    it is not known; `restart_s` that from a wish to grow to the first new step.
+    `room` how many it could have, those it has included. `since_start_s` is how long the attempt has trained, `step_s`
+    the time of a step at the present size, None while it is not known; `restart_s` that from a wish to change to the
+    first new step.
     """
     fitting = [size for size in usable if size <= room]
     if not fitting:
@@ -59,40 +62,85 @@ def decide_size(
         )
     if largest <= running:
         return SizeDecision(workers=running, act=False, reason=_why_largest(usable, running, room))
-    return _grow(
-        running, largest, since_s=since_last_resize_s, step_s=step_s, restart_s=restart_s, steps_left=steps_left
+    return _if_it_pays(
+        f"growing from {running} to {_workers(largest)}",
+        running=running,
+        workers=largest,
+        saved_share=1 - running / largest,  # if steps get faster as workers are added
+        since_start_s=since_start_s,
+        step_s=step_s,
+        restart_s=restart_s,
+        steps_left=steps_left,
     )
 
 
-def _grow(
-    running: int, larger: int, *, since_s: float, step_s: float | None, restart_s: float, steps_left: int
+def decide_leaving(
+    ratio: float,
+    *,
+    running: int,
+    elsewhere: int,
+    since_start_s: float,
+    step_s: float | None,
+    restart_s: float,
+    steps_left: int,
 ) -> SizeDecision:
-    """Whether growing pays, both over the time behind and over the time ahead."""
+    """Whether to leave the node of a straggler, whose work takes `ratio` times as long as the others'.
+
+    `elsewhere` is how many workers the run may have without that node, 0 where it cannot do without; the rest is as in
+    `decide_size`.
+    """
+    saved_share = 1 - running / elsewhere / ratio if elsewhere else 0.0
+    if saved_share <= 0:
+        return SizeDecision(
+            workers=running,
+            act=False,
+            reason=f"without its node there is room for only {elsewhere} of {_workers(running)}",
+        )
+    return _if_it_pays(
+        f"leaving its node, with {_workers(elsewhere)} elsewhere,",
+        running=running,
+        workers=elsewhere,
+        saved_share=saved_share,
+        since_start_s=since_start_s,
+        step_s=step_s,
+        restart_s=restart_s,
+        steps_left=steps_left,
+    )
+
+
+def _if_it_pays(
+    change: str,
+    *,
+    running: int,
+    workers: int,
+    saved_share: float,
+    since_start_s: float,
+    step_s: float | None,
+    restart_s: float,
+    steps_left: int,
+) -> SizeDecision:
+    """A change to `workers` that saves a share of the time, if it pays both over the time behind and the time ahead."""
+
+    def stay(reason: str) -> SizeDecision:
+        return SizeDecision(workers=running, act=False, reason=reason)
+
     if step_s is None:
-        return SizeDecision(workers=running, act=False, reason="no step was timed yet at this size")
-    saved_share = 1 - running / larger  # of the time, if steps get faster as workers are added
+        return stay("no step was timed yet at this size")
     needed_s = PAYBACK * restart_s / saved_share
     left_s = steps_left * step_s
-    growing = f"growing from {running} to {_workers(larger)}"
+    left, restart = human_duration(left_s), human_duration(restart_s)
     if left_s < needed_s:
-        return SizeDecision(
-            workers=running,
-            act=False,
-            reason=f"{growing} would not pay in the {human_duration(left_s)} that are left: a restart takes "
-            f"{human_duration(restart_s)}",
-        )
-    if since_s < needed_s:
-        return SizeDecision(
-            workers=running,
-            act=False,
-            reason=f"{growing} waits until {human_duration(needed_s)} after the last change of size, so that the run "
-            f"does not keep restarting; {human_duration(since_s)} have passed",
+        return stay(f"{change} would not pay in the {left} that are left: a restart takes {restart}")
+    if since_start_s < needed_s:
+        return stay(
+            f"{change} waits until {human_duration(needed_s)} after the attempt began, so that the run does not keep "
+            f"restarting; {human_duration(since_start_s)} have passed"
         )
     return SizeDecision(
-        workers=larger,
+        workers=workers,
         act=True,
-        reason=f"{growing} saves up to {human_duration(saved_share * left_s)} of the {human_duration(left_s)} that are "
-        f"left, and a restart takes {human_duration(restart_s)}",
+        reason=f"{change} saves up to {human_duration(saved_share * left_s)} of the {left} that are left, and a "
+        f"restart takes {restart}",
     )
 
 

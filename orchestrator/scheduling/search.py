@@ -155,6 +155,12 @@ def _first_of_ours(error: BaseException | None) -> OrchestratorError | None:
     return error
 
 
+def _raised_by(trial: Any) -> OrchestratorError | None:
+    """The error of ours that a trial's process ended with, if it lived to raise one."""
+    cause = getattr(trial.get_pickled_error(), "cause", None)  # Ray wraps what a process raises
+    return cause if isinstance(cause, OrchestratorError) else None
+
+
 def _goal(spec: RunSpec) -> tuple[str, str]:
     """(metric, mode) that ranks trials."""
     assert spec.search is not None
@@ -269,8 +275,8 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         self._end(trial.config["trial"], otherwise="pruned")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called when a trial's process died too often."""
-        self._end(trial.config["trial"], otherwise="failed")
+        """Called when a trial's process died too often, or could keep nothing."""
+        self._end(trial.config["trial"], otherwise="failed", error=_raised_by(trial))
 
     def close_the_rest(self, *, interrupted: bool) -> None:
         """Ends the MLflow runs of trials that Tune said nothing more about."""
@@ -284,12 +290,14 @@ class _Desk(tune.Callback):  # type: ignore[misc]
             if ending is not None and tracker is not None:
                 _say_ending(ending, tracker)
 
-    def _end(self, index: int, *, otherwise: Literal["pruned", "failed"]) -> None:
+    def _end(
+        self, index: int, *, otherwise: Literal["pruned", "failed"], error: OrchestratorError | None = None
+    ) -> None:
         task = self._tasks[index]
         ending = ending_of(task.folder)
         if ending is None:
-            error = "the trial's process died" if otherwise == "failed" else None
-            ending = Ending(status=otherwise, step=Reports(task).last_step, error=error)
+            died = str(error or "the trial's process died") if otherwise == "failed" else None
+            ending = Ending(status=otherwise, step=Reports(task).last_step, error=died)
             ending.write(task.folder)
         self._ended.add(index)
         self._say(

@@ -1,4 +1,4 @@
-"""What the ranks of a hung training were doing: their Python stacks, taken on their own nodes; and their end.
+"""What ranks that hang or drag were doing: their Python stacks, taken on their own nodes; and their end.
 
 py-spy, which comes with Ray, also reads a process that is stopped or deadlocked. Where the kernel does not let it
 (Yama, a container without SYS_PTRACE), a process that called `answer_stack_signal` writes its own stacks on SIGUSR1.
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import ray
@@ -33,16 +34,23 @@ _SIGNAL_S = 2.0
 _OWN_STACKS = "orchestrator-stacks"
 
 
-def keep_stacks(folder: Path, places: Sequence[Place], *, reason: str, deadline_s: float = _DEADLINE_S) -> str:
+def keep_stacks(
+    folder: Path,
+    places: Sequence[Place],
+    *,
+    kind: Literal["hang", "straggler"] = "hang",
+    reason: str,
+    deadline_s: float = _DEADLINE_S,
+) -> str:
     """Writes the stacks of these ranks to a new file in `folder`; says in one sentence where, or why not. Never raises.
 
-    Called by the driver before it ends the hung processes; takes `deadline_s` seconds at most.
+    Called by the driver before it ends their processes; takes `deadline_s` seconds at most.
     """
     text = f"{reason}\n\n{dump_stacks(places, deadline_s=deadline_s)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + sum(1 for _ in folder.glob("hang-*.txt"))
-        file = folder / f"hang-{number}.txt"
+        number = 1 + sum(1 for _ in folder.glob(f"{kind}-*.txt"))
+        file = folder / f"{kind}-{number}.txt"
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         return f"their stacks could not be kept ({error})"

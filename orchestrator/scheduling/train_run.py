@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypedDict
 
 from orchestrator.errors import CapacityError, Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.scheduling.attempt import AttemptEnd, Pause, Watcher, resources_of_worker, run_attempt
-from orchestrator.scheduling.resize import decide_size
+from orchestrator.scheduling.health import Straggler
+from orchestrator.scheduling.resize import decide_leaving, decide_size
 from orchestrator.scheduling.retry import Tally, decide_retry, kind_of
 from orchestrator.scheduling.session import draining_nodes, free_shape, nodes_of_workers
 from orchestrator.training import checkpoints
@@ -30,6 +32,17 @@ _LONGEST_CAUSE = 300
 _WITH_LESS_MEMORY = ", and fits sooner with more workers, deepspeed.zero_stage=3 or, on GPUs, deepspeed.offload=all"
 _SETTLE_S = 5.0
 """What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
+_COUNTED = {"preemption": "preemptions", "resize": "resizes", "straggler": "moves"}
+"""Kinds of pauses by the field of `Recovery` that counts them."""
+
+
+class _Timing(TypedDict):
+    """What a change of the running workers is weighed by; as in `resize.decide_size`."""
+
+    since_start_s: float
+    step_s: float | None
+    restart_s: float
+    steps_left: int
 
 
 class Planner(Protocol):
@@ -52,6 +65,8 @@ class Recovery:
     """Attempts after a node was taken away with notice."""
     resizes: int = 0
     """Attempts to use room that had come."""
+    moves: int = 0
+    """Attempts to leave a node that held up the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +161,7 @@ class _Run:
         self._saved: int | None = None
         self._clock = _Clock()
         self._bad_nodes: tuple[str, ...] = ()
-        """Of ranks that hung; left out while there is room elsewhere."""
+        """Of ranks that hung or held up the others; left out while there is room elsewhere."""
         self._notes: tuple[str, ...] = ()
         """What was changed to go on, for the user."""
 
@@ -163,7 +178,7 @@ class _Run:
             end = run_attempt(
                 replace(self._job, plan=plan, attempt=number),
                 replace(self._watcher, on_progress=self._counting_lost_steps()),
-                lambda progress, plan=plan: self._look_out(plan, progress),  # type: ignore[misc]
+                partial(self._look_out, plan),
                 without_nodes=self._bad_nodes,
             )
             self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
@@ -184,10 +199,10 @@ class _Run:
 
     def _next(self, end: AttemptEnd, plan: RunPlan, number: int) -> tuple[str, RunPlan]:
         """Why there is another attempt, and its plan; raises what ended the run where there is none."""
+        self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
         if end.error is None:
             assert end.pause is not None, "an attempt is interrupted by its user or for a reason"
-            counted = "preemptions" if end.pause.kind == "preemption" else "resizes"
-            self._count(counted)
+            self._count(_COUNTED[end.pause.kind])
             return end.pause.reason, self._with_room(plan, wanted=end.pause.workers)
         kind = kind_of(end.error)
         saved = self._saved_step()
@@ -203,7 +218,6 @@ class _Run:
             last_word = given_up(end.error, reason=decision.reason, attempts=number, saved_step=saved)
             raise last_word from end.error
         self._count("restarts")
-        self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
         self._failed_at = end.last_step
         cause = f"{end.error.what}: {decision.reason}"
         if decision.smaller_steps:
@@ -250,34 +264,58 @@ class _Run:
 
     # -- during one --------------------------------------------------------------------------------------------
 
-    def _look_out(self, plan: RunPlan, progress: Mapping[str, Any]) -> Pause | None:
+    def _look_out(self, plan: RunPlan, progress: Mapping[str, Any], straggler: Straggler | None) -> Pause | None:
         if self._planner is None:
             return None
         places = nodes_of_workers()
         leaving = sorted(draining_nodes() & places.keys())
         if leaving:
             return Pause(kind="preemption", reason=f"node {leaving[0][:12]} is being taken away")
-        if not self._job.spec.resources.is_elastic or sum(places.values()) != plan.workers:
+        if sum(places.values()) != plan.workers:  # a node is going: what becomes of the workers there will be seen
             return None
         own = resources_of_worker(plan)
         held = {node: {kind: amount * count for kind, amount in own.items()} for node, count in places.items()}
+        pause = None if straggler is None else self._leaving(plan, progress, straggler, held)
+        if pause is None and self._job.spec.resources.is_elastic:
+            pause = self._growing(plan, progress, held)
+        return pause
+
+    def _leaving(
+        self, plan: RunPlan, progress: Mapping[str, Any], straggler: Straggler, held: Mapping[str, Mapping[str, float]]
+    ) -> Pause | None:
+        node = straggler.place.node_id
+        elsewhere = self._room(plan, held, without=(*self._bad_nodes, node))
+        decision = decide_leaving(straggler.ratio, running=plan.workers, elsewhere=elsewhere, **self._timing(progress))
+        if not decision.act:
+            return None
+        reason = f"{straggler.reason}; {decision.reason}"
+        return Pause(kind="straggler", reason=reason, workers=decision.workers, bad_nodes=(node,))
+
+    def _growing(
+        self, plan: RunPlan, progress: Mapping[str, Any], held: Mapping[str, Mapping[str, float]]
+    ) -> Pause | None:
+        room = self._room(plan, held, without=self._bad_nodes)
+        if room <= plan.workers:
+            return None
+        decision = decide_size(plan.usable_workers, running=plan.workers, room=room, **self._timing(progress))
+        return Pause(kind="resize", reason=decision.reason, workers=decision.workers) if decision.act else None
+
+    def _room(self, plan: RunPlan, held: Mapping[str, Mapping[str, float]], *, without: tuple[str, ...]) -> int:
+        """How many workers the training could have, with what it holds; 0 where that is too little."""
+        assert self._planner is not None, "without one nothing is looked out for"
         try:
-            room = self._planner(free_shape(held=held, without=self._bad_nodes), plan.kept).workers
-        except CapacityError:  # a node is going: what becomes of the workers there will be seen
-            return None
+            return self._planner(free_shape(held=held, without=without), plan.kept).workers
+        except CapacityError:
+            return 0
+
+    def _timing(self, progress: Mapping[str, Any]) -> _Timing:
         steps_left = int(progress["steps"]) - int(progress["step"])
-        decision = decide_size(
-            plan.usable_workers,
-            running=plan.workers,
-            room=room,
-            since_last_resize_s=self._clock.trained_s,
-            step_s=float(progress["eta_s"]) / steps_left if progress["eta_s"] and steps_left else None,
-            restart_s=self._clock.start_s,
-            steps_left=steps_left,
-        )
-        if not decision.act or room <= plan.workers:
-            return None
-        return Pause(kind="resize", reason=decision.reason, workers=decision.workers)
+        return {
+            "since_start_s": self._clock.trained_s,
+            "step_s": float(progress["eta_s"]) / steps_left if progress["eta_s"] and steps_left else None,
+            "restart_s": self._clock.start_s,
+            "steps_left": steps_left,
+        }
 
     def _counting_lost_steps(self) -> Callable[[Mapping[str, Any]], None]:
         """Passes progress on; the first of an attempt says how many steps have to be done again."""

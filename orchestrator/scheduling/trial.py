@@ -30,7 +30,7 @@ from orchestrator.scheduling.shipping import Parcel, unpack
 from orchestrator.scheduling.train_run import attempt_in_words, run_training
 from orchestrator.search_space import Trial
 from orchestrator.tracking.tracker import note_attempt
-from orchestrator.training.attempts import Attempts
+from orchestrator.training.attempts import Attempts, unseen
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
 from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
@@ -176,11 +176,12 @@ def _some(names: list[str]) -> str:
 
 def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
     """What Tune runs for one point. Failures are kept, not raised: Tune tries again whatever a trial raises, and only
-    the death of its process is worth that."""
+    the death of its process is worth that. Raises StorageError where they could not be kept."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _UNWIND_S
     _taken_away.clear()
     task = tasks[config["trial"]]
-    task.folder.mkdir(parents=True, exist_ok=True)
+    if not task.folder.is_dir():  # the driver has made it
+        raise unseen(task.folder)
     reports = Reports(task)
     reports.replay()
     if ending_of(task.folder) is None and _may_begin(task):

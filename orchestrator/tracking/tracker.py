@@ -190,7 +190,7 @@ def note_attempt(folder: Path, number: int, text: str) -> None:
 
 
 def note_recovery(folder: Path, totals: Mapping[str, float], *, step: int) -> None:
-    """Logs totals so far (`restarts`, `lost_steps`, `preemptions`, `resizes`) as metrics `recovery/...` of a run."""
+    """Logs totals so far (fields of `train_run.Recovery`) as metrics `recovery/...` of a run."""
     if desired.read(folder) is not None:
         outbox.note_totals(folder / OUTBOX, {f"recovery/{key}": total for key, total in totals.items()}, step=step)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,6 +26,8 @@ from orchestrator.whole_file import write_json
 
 _LOOK_EVERY_S = 0.25
 """How long an answer of `Fence.holds` stays good: a folder is listed in 20 us on a local disk, not on a shared one."""
+_SEEN_WITHIN_S = 10.0
+"""How long a network file system may take to show a new file to another machine (a guess: NFS caches for seconds)."""
 _DIGITS = 4
 _KEPT = "kept.json"
 
@@ -55,6 +58,16 @@ class Attempts:
             except FileExistsError:  # another driver took this number
                 continue
             return number
+
+    def check_seen(self, number: int, *, within_s: float = _SEEN_WITHIN_S) -> None:
+        """A worker makes sure that its machine sees what the driver has written. Raises StorageError when it does not:
+        its checkpoints and metrics would lie where nobody looks for them."""
+        file = self._folder / f"{number:0{_DIGITS}d}.json"
+        deadline = time.monotonic() + within_s
+        while not file.is_file():
+            if time.monotonic() > deadline:
+                raise unseen(self._folder.parent)
+            time.sleep(_LOOK_EVERY_S)
 
     def cause_of_start(self) -> str:
         """Why a command opens an attempt, before it has seen one end."""
@@ -122,6 +135,15 @@ class Attempts:
             got=f"{self._folder} ({error})",
             do="free space, or set checkpoint.storage to a folder that every node can write",
         )
+
+
+def unseen(run_folder: Path) -> StorageError:
+    """The error of a worker whose machine does not see the run's folder."""
+    return StorageError(
+        "a worker's machine does not see the run's folder",
+        got=f"{socket.gethostname()}: {run_folder}",
+        do="set ORCHESTRATOR_HOME on all nodes, or checkpoint.storage, to a folder that every node sees",
+    )
 
 
 def _resumed_name(number: int) -> str:

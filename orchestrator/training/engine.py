@@ -6,6 +6,7 @@ The only place that knows DeepSpeed's ways: its op builds, its output, and where
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -186,10 +187,12 @@ class Engine:
         return float(most)
 
     def close(self) -> None:
-        """Releases the engine's hooks, so that another can be built in this process."""
+        """Lets go of the model and its states, so that another training finds their memory free in this process."""
         self._timer.close()
         with contextlib.suppress(AttributeError):
             self._engine.destroy()
+        self._engine = None
+        _collect(self._device)
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
@@ -205,6 +208,7 @@ class Engine:
 
     def _forget_peak(self) -> None:
         """A process that trains one trial after the other starts each at what it holds now."""
+        _collect(self._device)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
@@ -277,6 +281,14 @@ class _Capture:
         finally:
             engine.checkpoint_engine = self._replaced
             del engine._copy_recovery_script
+
+
+def _collect(device: torch.device) -> None:
+    """Frees what DeepSpeed's engines leave behind: they refer to themselves, and Python looks for such circles rarely
+    (four trainings of a 44M model held 4.3 GiB, 0.4 when collected)."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def needed_by(rank: int, name: str) -> bool:

@@ -79,6 +79,11 @@ def stop_leader(scene: Scene) -> None:
     scene.stop(scene.leader())
 
 
+def slow_other(scene: Scene) -> None:
+    """A rank that is not 0 gets a third of its time, as on a core that others use too."""
+    scene.slow_down(scene.others()[-1])
+
+
 def wake(scene: Scene) -> None:
     """What was stopped goes on where it was."""
     scene.wake()
@@ -195,6 +200,11 @@ def both(first: Fault, second: Fault) -> Fault:
         second(scene)
 
     return fault
+
+
+def hide_runs(scene: Scene) -> None:
+    """One host does not see the folder of runs, as where nobody mounted it."""
+    scene.hide_runs(min(scene.cluster.layout.nodes))
 
 
 def _node_of_other(scene: Scene) -> str:

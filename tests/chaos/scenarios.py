@@ -27,6 +27,8 @@ _LASTING: Mapping[str, Any] = {"training.steps": 300}
 _SLOW: Mapping[str, Any] = {"training.steps": 80, "training.global_batch": 160}
 """With steps of 2 to 4 s a restart of 20 s to grow pays. Not with more of them: rounding, 2e-7 of the loss up to
 step 60, has grown to 4e-6 by step 100 and to 5e-4 by step 150, as small differences do in training."""
+_LONGER_STEPS: Mapping[str, Any] = {"training.steps": 120, "training.global_batch": 64}
+"""With steps of about 1 s there is time to tell a straggler, and enough left for leaving it to pay."""
 _AT_ANOTHER_SIZE = 1e-5
 """Largest relative difference of the losses where the number of workers has changed: the issue's figure."""
 
@@ -176,6 +178,14 @@ SCENARIOS: tuple[Scenario, ...] = (
         ),
     ),
     Scenario(
+        name="straggler",
+        fault="a rank gets a third of its time, one node is spare: the run moves there",
+        strikes=_once(at_step(12), faults.slow_other),
+        changes=_LONGER_STEPS,
+        sizes=(2, 2),
+        most_again=0,
+    ),
+    Scenario(
         name="disk",
         fault="the disk of the checkpoints fills up",
         strikes=_once(at_step(25), faults.fill_disk),
@@ -270,6 +280,14 @@ SCENARIOS: tuple[Scenario, ...] = (
             Strike(when=faults.after(20), what=faults.add_nodes),
         ),
         layout="hosts",
+    ),
+    Scenario(
+        name="unshared",
+        fault="a host that does not see the folder of runs",
+        strikes=_once(at_step(0), faults.hide_runs),
+        layout="hosts",
+        endings=("does not see the run's folder", FINISHED),
+        most_again=0,
     ),
     Scenario(
         name="link",

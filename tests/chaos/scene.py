@@ -10,8 +10,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,7 @@ class Scene:
         self._spec, self._folder = spec, folder
         self._stopped: list[psutil.Process] = []
         self._cut: set[str] = set()
+        self._blind: set[str] = set()
         self._commands = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -193,6 +196,17 @@ class Scene:
         self._stopped.append(process)
         process.suspend()
 
+    def slow_down(self, process: psutil.Process) -> None:
+        """Lets it run a third of the time, for as long as it lives."""
+        threading.Thread(target=_brake, args=(process,), name="brake", daemon=True).start()
+
+    def hide_runs(self, node: str) -> None:
+        """A host no longer sees the folder of runs, until `repair`."""
+        subprocess.run(
+            [*self.cluster.machine(node).enter, "mount", "-t", "tmpfs", "tmpfs", self.files.runs], check=True
+        )
+        self._blind.add(node)
+
     def cut(self, node: str) -> None:
         """Takes a host off the network until `heal` or `repair`."""
         assert self.cluster.network is not None, "a link can be cut on hosts only"
@@ -219,6 +233,9 @@ class Scene:
         for node in self._cut:  # Ray gives a node up that it has lost: it starts anew
             self.cluster.kill(node)
         self._cut.clear()
+        for node in self._blind:
+            subprocess.run([*self.cluster.machine(node).enter, "umount", self.files.runs], check=True)
+        self._blind.clear()
         if self.storage is not None:
             (self.storage / "filler").unlink(missing_ok=True)
         for server in (self.server, self.objects):
@@ -240,6 +257,15 @@ class Scene:
     @property
     def _out(self) -> Path:
         return self._folder / f"command-{self._commands}.json"
+
+
+def _brake(process: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        while process.is_running():
+            process.suspend()
+            time.sleep(0.02)
+            process.resume()
+            time.sleep(0.01)
 
 
 def _open_files(process: psutil.Process) -> list[str]:
