@@ -80,7 +80,7 @@ def stop_leader(scene: Scene) -> None:
 
 
 def slow_other(scene: Scene) -> None:
-    """A rank that is not 0 gets a third of its time, as on a core that others use too."""
+    """A rank that is not 0 gets a fifth of its time, as on a core that others use too."""
     scene.slow_down(scene.others()[-1])
 
 

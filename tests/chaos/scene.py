@@ -197,7 +197,7 @@ class Scene:
         process.suspend()
 
     def slow_down(self, process: psutil.Process) -> None:
-        """Lets it run a third of the time, for as long as it lives."""
+        """Lets it run a fifth of the time, for as long as it lives."""
         threading.Thread(target=_brake, args=(process,), name="brake", daemon=True).start()
 
     def hide_runs(self, node: str) -> None:
@@ -263,9 +263,9 @@ def _brake(process: psutil.Process) -> None:
     with suppress(psutil.Error):
         while process.is_running():
             process.suspend()
-            time.sleep(0.02)
+            time.sleep(0.008)
             process.resume()
-            time.sleep(0.01)
+            time.sleep(0.002)
 
 
 def _open_files(process: psutil.Process) -> list[str]:
