@@ -52,6 +52,14 @@ def test_a_worker_that_went_with_its_node_is_told_without_the_ids_before() -> No
     assert error.got == told
 
 
+def test_a_death_is_told_without_rays_description_of_the_worker() -> None:
+    described = "A worker health check failed.\nWorker info: Worker(actor=Actor(RayTrainWorker, 36ceff4f))"
+    error = translate(
+        {0: PEER_GONE, 1: WorkerHealthCheckFailedError(described, RayActorError(error_msg="Socket closed"))}
+    )
+    assert error.got == "Socket closed"
+
+
 STARVED = WorkerHealthCheckFailedError(
     "A worker health check failed.\nWorker info: rank 1",
     RayActorError(

@@ -21,10 +21,17 @@ from typing import Any, Literal
 import ray
 import ray.train
 
-from orchestrator.errors import ClusterError, HangError, Interrupted, OrchestratorError, TransientError
+from orchestrator.errors import (
+    ClusterError,
+    HangError,
+    Interrupted,
+    MemoryExhaustedError,
+    OrchestratorError,
+    TransientError,
+)
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.scheduling.board import DriverBoard, WorkerBoard
-from orchestrator.scheduling.failures import explain, raised_by_worker
+from orchestrator.scheduling.failures import explain, find_starved, raised_by_worker
 from orchestrator.scheduling.health import Hang, Straggler, find_hang, find_straggler
 from orchestrator.scheduling.rendezvous import RendezvousConfig
 from orchestrator.scheduling.session import worker_runtime_environment
@@ -186,10 +193,14 @@ class _Watch:
             self._watcher.on_retry(self._straggler.reason)
 
     def explained(self, error: OrchestratorError) -> OrchestratorError:
-        """A hang, where the workers were ended for one."""
-        if self.hang is None or not isinstance(error, TransientError | ClusterError):
-            return error
-        return HangError("the workers hang", got=self.hang.reason, do=self._stacks)
+        """A hang, where the workers were ended for one; want of memory, where a kernel ended one for it."""
+        if self.hang is not None and isinstance(error, TransientError | ClusterError):
+            return HangError("the workers hang", got=self.hang.reason, do=self._stacks)
+        starved = find_starved(self._board.last_seen()) if type(error) is TransientError else ()
+        if starved:
+            got = f"the out-of-memory killer of {', '.join(starved)} has struck; {error.what}"
+            return MemoryExhaustedError("a worker's machine ran out of memory", got=got)
+        return error
 
     def _press(self) -> None:
         """Asks the workers to save and end, and gives them up when they show no sign of it."""

@@ -27,6 +27,7 @@ from ray.experimental.internal_kv import (
 
 from orchestrator.scheduling.health import Place, Sighting
 from orchestrator.training.job import Progress
+from orchestrator.training.out_of_memory import kernel_kills
 from orchestrator.training.pulse import Beat, Pulse, posting_period_s
 
 _NAMESPACE = b"orchestrator"
@@ -71,6 +72,10 @@ class DriverBoard:
             self._take({keys[key]: raw for key, raw in found.items()}, since_s)
         return self._sightings
 
+    def last_seen(self) -> Mapping[int, Sighting]:
+        """What the last look at the pulses has shown."""
+        return self._sightings
+
     def _take(self, posts: Mapping[int, bytes], since_s: float) -> None:
         """Keeps what is new; what is not has been unseen for longer."""
         unseen_s = {rank: seen.unseen_s + since_s for rank, seen in self._sightings.items()}
@@ -90,7 +95,12 @@ class DriverBoard:
 
 def _sighting(raw: bytes, unseen_s: float) -> Sighting:
     post = json.loads(raw)
-    return Sighting(place=Place(**post["place"]), beat=Beat(**post["beat"]), unseen_s=unseen_s)
+    return Sighting(
+        place=Place(**post["place"]),
+        beat=Beat(**post["beat"]),
+        unseen_s=unseen_s,
+        kernel_kills=post["kernel_kills"],
+    )
 
 
 class WorkerBoard:
@@ -167,8 +177,13 @@ class WorkerBoard:
             return
         self._posted_at = now
         self._posts += 1  # so that no two posts are the same
-        beat = asdict(self._pulse.beat())
-        self._put(f"pulse/{self._place.rank}", {"number": self._posts, "place": asdict(self._place), "beat": beat})
+        news = {
+            "number": self._posts,
+            "place": asdict(self._place),
+            "beat": asdict(self._pulse.beat()),
+            "kernel_kills": kernel_kills(),
+        }
+        self._put(f"pulse/{self._place.rank}", news)
 
     def _put(self, part: str, value: Any) -> None:
         _internal_kv_put(f"{self._key}/{part}".encode(), json.dumps(value).encode(), namespace=_NAMESPACE)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 
+import ray
 import ray.train
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.errors import CapacityError, ClusterError, MemoryExhaustedError, OrchestratorError, TransientError
-from orchestrator.training.out_of_memory import is_out_of_memory
+from orchestrator.scheduling.health import Sighting
+from orchestrator.scheduling.nodes import ask_nodes
+from orchestrator.training.out_of_memory import is_out_of_memory, kernel_kills
 
 _BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
 """What gloo, NCCL and the rendezvous say when a peer is gone."""
+
+_ASKING_S = 3.0
+"""Longest that machines are asked whether memory ran out there (an answer took 0.1 to 2 s)."""
 
 _PREAMBLES = ("Worker exit detail: ", "due to the node running low on memory. ", "The actor died because ")
 """After these Ray 2.60 says what it knows of a death: of any process's, of one that its memory monitor has decided, and
@@ -90,6 +96,32 @@ def translate(failures: Mapping[int, BaseException]) -> OrchestratorError:
     )
 
 
+def find_starved(sightings: Mapping[int, Sighting]) -> tuple[str, ...]:
+    """Hosts of the workers whose kernel has ended a process for want of memory since they were last seen.
+
+    A process that is ended so cannot tell. Asks the other machines that still answer, which takes 3 s at most; nobody
+    is accused where Ray itself is going down.
+    """
+    try:
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        here = ray.util.get_node_ip_address()
+    except Exception:  # Ray has no one error for that
+        return ()
+    known = [s for s in sightings.values() if s.kernel_kills is not None and s.place.node_id in alive]
+    elsewhere = [seen.place for seen in known if seen.place.node_ip != here]
+    answers = ask_nodes(_kernel_kills, elsewhere, deadline_s=_ASKING_S)
+    starved = set()
+    for seen in known:
+        now = answers.get(seen.place.rank) or _kernel_kills(seen.place.pid)
+        if now.isdigit() and int(now) > (seen.kernel_kills or 0):
+            starved.add(seen.place.host)
+    return tuple(sorted(starved))
+
+
+def _kernel_kills(pid: int) -> str:
+    return str(kernel_kills())
+
+
 def _never_trained(cause: BaseException) -> OrchestratorError:
     """What kept Ray Train from running the workers at all."""
     got = " ".join(str(cause).split())[-400:]
@@ -104,6 +136,7 @@ def _never_trained(cause: BaseException) -> OrchestratorError:
 
 def _last_words(error: BaseException) -> str:
     """What Ray or the worker knows of a death, without Ray's preamble of ids and its guesses at causes."""
+    error = getattr(error, "health_check_failure", error)  # without Ray's description of the worker before it
     text = " ".join((error.text if isinstance(error, WorkerError) else str(error)).split())
     told = (text.partition(preamble)[2] for preamble in _PREAMBLES)
     return next(filter(None, told), text).partition(" Some common causes include")[0][:300]

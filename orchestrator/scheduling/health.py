@@ -59,6 +59,8 @@ class Sighting:
     beat: Beat
     unseen_s: float
     """Seconds since the rank's newest post arrived, by the driver's clock, while the store answered."""
+    kernel_kills: int | None = None
+    """Processes that its machine's kernel had ended for want of memory at that post; None where it does not say."""
 
     @property
     def still_s(self) -> float:

@@ -13,16 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import psutil
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.scheduling.health import Place
+from orchestrator.scheduling.nodes import ask_nodes, one_line
 
 _DEADLINE_S = 15.0
 """For all dumps together: a node that is frozen never answers. Ray's process and py-spy take 2 to 3 s (measured)."""
@@ -59,7 +57,7 @@ def keep_stacks(
 
 def dump_stacks(places: Sequence[Place], *, deadline_s: float = _DEADLINE_S) -> str:
     """The stacks of these ranks as text, with a line for each that did not answer within `deadline_s`. Never raises."""
-    answers = _on_their_nodes(stacks_of, places, deadline_s=deadline_s)
+    answers = ask_nodes(stacks_of, places, deadline_s=deadline_s)
     return "\n".join(f"== {place}\n{answers[place.rank].strip()}\n" for place in places)
 
 
@@ -68,7 +66,7 @@ def end_ranks(places: Sequence[Place], *, deadline_s: float = _DEADLINE_S) -> di
 
     Ray asks a process to end itself, which one that is stopped does not do.
     """
-    return _on_their_nodes(_kill, places, deadline_s=deadline_s)
+    return ask_nodes(_kill, places, deadline_s=deadline_s)
 
 
 def answer_stack_signal() -> None:
@@ -91,42 +89,6 @@ def stacks_of(pid: int) -> str:
     if text.startswith("Process "):
         return f"State: {state}\n{text}"
     return f"State: {state}\n{_own_stacks(pid) or 'no stacks of its own'}\n(py-spy: {text})"
-
-
-def _on_their_nodes(action: Callable[[int], str], places: Sequence[Place], *, deadline_s: float) -> dict[int, str]:
-    """What `action` says of each rank's process, by rank; or why it could not be asked."""
-    answers = {place.rank: f"no answer from its node in {deadline_s:.0f} s" for place in places}
-    asked = {}
-    try:
-        for node_id in {place.node_id for place in places}:
-            there = [place for place in places if place.node_id == node_id]
-            asked[_ask(node_id, action, {place.rank: place.pid for place in there})] = there
-        ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=deadline_s) if asked else ([], [])
-        for answer in ready:
-            answers |= _answer(answer, asked[answer])
-        for answer in late:
-            ray.cancel(answer, force=True)
-    except RayError as error:
-        return {place.rank: f"Ray could not be asked: {_one_line(error)}" for place in places}
-    return answers
-
-
-def _ask(node_id: str, action: Callable[[int], str], pids: Mapping[int, int]) -> ray.ObjectRef:
-    """One task for all processes of a node; on it, and at once, however busy its cores are."""
-    task = ray.remote(num_cpus=0, max_retries=0)(_for_each)
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(action, pids)
-
-
-def _for_each(action: Callable[[int], str], pids: Mapping[int, int]) -> dict[int, str]:
-    return {rank: action(pid) for rank, pid in pids.items()}
-
-
-def _answer(answer: ray.ObjectRef, places: Sequence[Place]) -> dict[int, str]:
-    try:
-        found: dict[int, str] = ray.get(answer)
-    except RayError as error:
-        return {place.rank: f"its node could not be asked: {_one_line(error)}" for place in places}
-    return found
 
 
 def _kill(pid: int) -> str:
@@ -155,7 +117,7 @@ def _py_spy(pid: int) -> str:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return _one_line(error)
+            return one_line(error)
         if done.returncode == 0:
             return done.stdout
         said = done.stderr.partition("Stack backtrace:")[0]
@@ -189,7 +151,3 @@ def _stacks_file(pid: int) -> Path | None:
     except OSError:
         return None
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,7 +1,7 @@
 """Out of memory: telling it from other failures, and the plan that needs less. Pure; the driver acts on it.
 
 No torch and no Ray here: their errors are known by name and by what they say, also after they crossed processes as
-text. A kernel that kills a process says nothing to it, so such a death is left to the retry rule.
+text. A kernel that ends a process says nothing to it; it counts such deaths, and the driver compares.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from orchestrator.planning.run_plan import RunPlan
 
@@ -43,6 +45,18 @@ _SIGNS = re.compile(
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, says that memory ran out on a device or a host."""
     return any(_says_so(one) for one in _with_causes(error))
+
+
+def kernel_kills() -> int | None:
+    """Processes that this machine's kernel has ended for want of memory since it began; None where it does not say.
+
+    Linux counts them in /proc/vmstat (4.13 and later), for all control groups and containers together.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
 
 
 def smaller_micro_batch(plan: RunPlan) -> RunPlan | None:

@@ -121,6 +121,50 @@ def test_a_step_that_does_not_fit_is_taken_in_halves_with_the_same_losses(
     assert "DefaultCPUAllocator: can't allocate memory" in tags["orchestrator.attempt.1"]
 
 
+# -- the kernel's out-of-memory killer -------------------------------------------------------------------------------
+
+_GROUPS = Path("/sys/fs/cgroup")
+_STARVED_BYTES = 400 << 20
+"""Python with torch and DeepSpeed takes 500 MiB."""
+
+
+@pytest.fixture
+def small_room() -> Iterator[Path]:
+    """A control group whose processes get little memory together; left out where none can be made."""
+    of_version_1 = (_GROUPS / "memory").is_dir()
+    group = (_GROUPS / "memory" if of_version_1 else _GROUPS) / f"orchestrator-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if of_version_1 else "memory.max"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(_STARVED_BYTES))
+    except OSError as error:
+        pytest.skip(f"no control group for memory can be made here: {error}")
+    yield group
+    group.rmdir()
+
+
+def test_a_worker_that_the_kernel_ends_for_want_of_memory_comes_back_with_half_the_micro_batch(
+    corpus: Path, small_room: Path, unlimited: tuple[list[float], int]
+) -> None:
+    put: list[int] = []
+
+    def confine(worker: psutil.Process) -> None:
+        if not put:
+            (small_room / "cgroup.procs").write_text(str(worker.pid))
+            put.append(worker.pid)
+
+    said: list[str] = []
+    with for_each_worker(confine):
+        result = launch(training(corpus, "kernel"), runs.listener(said=said))
+    assert put
+    assert (result.status, result.restarts) == ("finished", 1)
+    assert losses(result) == pytest.approx(unlimited[0], abs=1e-5)
+    why = "a worker's machine ran out of memory: again with half the micro-batch, 32 instead of 64"
+    assert said.count(why) == 1
+    tags = runs.mlflow_run(str(result.mlflow_run_id), uri=locations.default_tracking_uri()).data.tags
+    assert "the out-of-memory killer of" in tags["orchestrator.attempt.1"]
+
+
 # -- Ray's memory monitor --------------------------------------------------------------------------------------------
 
 _GROW = """
