@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
@@ -85,3 +86,27 @@ def test_dearer_checkpoints_are_made_less_often_whether_training_waits_or_is_slo
     assert rare[-1][1][COST_METRIC] == pytest.approx(0.5, abs=0.2)
     assert len(rare) < len(cheap)
     assert rare[-1][1][INTERVAL_METRIC] > 1.5 * cheap[-1][1][INTERVAL_METRIC]
+
+
+def test_where_every_checkpoint_is_damaged_the_run_goes_on_once_one_is_whole_again(tmp_path: Path) -> None:
+    job, attempts = pretrain(tmp_path, checkpoint__every_steps=1), Attempts(tmp_path)
+
+    def attempt() -> TrainingJob:
+        return replace(job, attempt=attempts.open(workers=1, cause="started again"))
+
+    with keeper(attempt(), blocked_s=0.0) as keeping:
+        keeping.save(LoopState(step=1), step_s=STEP_S)
+        keeping.newest()
+    (file,) = Path(str(job.checkpoints)).rglob("model.pt")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    for _ in range(2):  # the first refusal must not make the second one forget what there was
+        with (
+            keeper(attempt(), blocked_s=0.0) as keeping,
+            pytest.raises(StorageError, match="no checkpoint of this run"),
+        ):
+            keeping.restore()
+    file.write_bytes(whole)
+    with keeper(attempt(), blocked_s=0.0) as keeping:
+        keeping._engine.load = lambda checkpoint: None  # type: ignore[method-assign]
+        assert keeping.restore().step == 1

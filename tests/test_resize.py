@@ -6,23 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.scheduling.resize import SizeDecision, decide_leaving, decide_size
+from orchestrator.scheduling.resize import SizeDecision, Timing, decide_leaving, decide_size
 
 USABLE = (1, 2, 4, 8)
 RESTART_S = 20.0
 
 
+def timing(**changes: Any) -> Timing:
+    """An hour behind and an hour ahead."""
+    usual: dict[str, Any] = {"since_start_s": 3600.0, "step_s": 1.0, "restart_s": RESTART_S, "steps_left": 3600}
+    return Timing(**{**usual, **changes})
+
+
 def decided(**changes: Any) -> SizeDecision:
     """A run of 2 workers that has had room for 4 for an hour, with an hour of steps to go."""
-    usual: dict[str, Any] = {
-        "running": 2,
-        "room": 4,
-        "since_start_s": 3600.0,
-        "step_s": 1.0,
-        "restart_s": RESTART_S,
-        "steps_left": 3600,
-    }
-    return decide_size(USABLE, **{**usual, **changes})
+    shape = {name: changes.pop(name, usual) for name, usual in (("running", 2), ("room", 4))}
+    return decide_size(USABLE, **shape, timing=timing(**changes))
 
 
 @pytest.mark.parametrize(("room", "workers"), [(1, 1), (3, 2), (7, 4), (8, 8), (50, 8)])
@@ -94,15 +93,8 @@ def test_a_node_that_comes_and_goes_costs_a_bounded_share_of_the_time() -> None:
 
 def left(ratio: float, **changes: Any) -> SizeDecision:
     """The run of 2 workers, one of them on a slow node, with room for as many elsewhere."""
-    usual: dict[str, Any] = {
-        "running": 2,
-        "elsewhere": 2,
-        "since_start_s": 3600.0,
-        "step_s": 1.0,
-        "restart_s": RESTART_S,
-        "steps_left": 3600,
-    }
-    return decide_leaving(ratio, **{**usual, **changes})
+    elsewhere = changes.pop("elsewhere", 2)
+    return decide_leaving(ratio, running=2, elsewhere=elsewhere, timing=timing(**changes))
 
 
 def test_a_straggler_is_left_where_there_is_room_and_that_pays() -> None:
@@ -137,10 +129,7 @@ def test_a_decision_is_a_usable_size_with_room(
         sizes,
         running=running,
         room=room,
-        since_start_s=since,
-        step_s=step,
-        restart_s=restart,
-        steps_left=left,
+        timing=Timing(since_start_s=since, step_s=step, restart_s=restart, steps_left=left),
     )
     assert decision.workers is None or (decision.workers in usable and decision.workers <= room)
     assert (decision.workers is None) == (room < sizes[0])

@@ -29,22 +29,24 @@ class SizeDecision:
     reason: str
 
 
-def decide_size(
-    usable: Sequence[int],
-    *,
-    running: int | None,
-    room: int,
-    since_start_s: float = 0.0,
-    step_s: float | None = None,
-    restart_s: float = 0.0,
-    steps_left: int = 0,
-) -> SizeDecision:
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a change is weighed by; the defaults are those of a training that does not run."""
+
+    since_start_s: float = 0.0
+    """How long the attempt has trained."""
+    step_s: float | None = None
+    """Time of a step at the present size; None while it is not known."""
+    restart_s: float = 0.0
+    """From a wish to change to the first new step."""
+    steps_left: int = 0
+
+
+def decide_size(usable: Sequence[int], *, running: int | None, room: int, timing: Timing = Timing()) -> SizeDecision:
     """The size to go on with: the largest that has room, unless growing to it would not pay.
 
     `usable` are the sizes that the run may take, `running` its present number of workers (None between attempts), and
-    `room` how many it could have, those it has included. `since_start_s` is how long the attempt has trained, `step_s`
-    the time of a step at the present size, None while it is not known; `restart_s` that from a wish to change to the
-    first new step.
+    `room` how many it could have, those it has included.
     """
     fitting = [size for size in usable if size <= room]
     if not fitting:
@@ -62,79 +64,40 @@ def decide_size(
         )
     if largest <= running:
         return SizeDecision(workers=running, act=False, reason=_why_largest(usable, running, room))
-    return _if_it_pays(
-        f"growing from {running} to {_workers(largest)}",
-        running=running,
-        workers=largest,
-        saved_share=1 - running / largest,  # if steps get faster as workers are added
-        since_start_s=since_start_s,
-        step_s=step_s,
-        restart_s=restart_s,
-        steps_left=steps_left,
-    )
+    saved_share = 1 - running / largest  # if steps get faster as workers are added
+    return _if_it_pays(f"growing from {running} to {_workers(largest)}", running, largest, saved_share, timing)
 
 
-def decide_leaving(
-    ratio: float,
-    *,
-    running: int,
-    elsewhere: int,
-    since_start_s: float,
-    step_s: float | None,
-    restart_s: float,
-    steps_left: int,
-) -> SizeDecision:
+def decide_leaving(ratio: float, *, running: int, elsewhere: int, timing: Timing) -> SizeDecision:
     """Whether to leave the node of a straggler, whose work takes `ratio` times as long as the others'.
 
-    `elsewhere` is how many workers the run may have without that node, 0 where it cannot do without; the rest is as in
-    `decide_size`.
+    `elsewhere` is how many workers the run may have without that node, 0 where it cannot do without.
     """
     saved_share = 1 - running / elsewhere / ratio if elsewhere else 0.0
     if saved_share <= 0:
-        return SizeDecision(
-            workers=running,
-            act=False,
-            reason=f"without its node there is room for only {elsewhere} of {_workers(running)}",
-        )
-    return _if_it_pays(
-        f"leaving its node, with {_workers(elsewhere)} elsewhere,",
-        running=running,
-        workers=elsewhere,
-        saved_share=saved_share,
-        since_start_s=since_start_s,
-        step_s=step_s,
-        restart_s=restart_s,
-        steps_left=steps_left,
-    )
+        reason = f"without its node there is room for only {elsewhere} of {_workers(running)}"
+        return SizeDecision(workers=running, act=False, reason=reason)
+    change = f"leaving its node, with {_workers(elsewhere)} elsewhere,"
+    return _if_it_pays(change, running, elsewhere, saved_share, timing)
 
 
-def _if_it_pays(
-    change: str,
-    *,
-    running: int,
-    workers: int,
-    saved_share: float,
-    since_start_s: float,
-    step_s: float | None,
-    restart_s: float,
-    steps_left: int,
-) -> SizeDecision:
+def _if_it_pays(change: str, running: int, workers: int, saved_share: float, timing: Timing) -> SizeDecision:
     """A change to `workers` that saves a share of the time, if it pays both over the time behind and the time ahead."""
 
     def stay(reason: str) -> SizeDecision:
         return SizeDecision(workers=running, act=False, reason=reason)
 
-    if step_s is None:
+    if timing.step_s is None:
         return stay("no step was timed yet at this size")
-    needed_s = PAYBACK * restart_s / saved_share
-    left_s = steps_left * step_s
-    left, restart = human_duration(left_s), human_duration(restart_s)
+    needed_s = PAYBACK * timing.restart_s / saved_share
+    left_s = timing.steps_left * timing.step_s
+    left, restart = human_duration(left_s), human_duration(timing.restart_s)
     if left_s < needed_s:
         return stay(f"{change} would not pay in the {left} that are left: a restart takes {restart}")
-    if since_start_s < needed_s:
+    if timing.since_start_s < needed_s:
         return stay(
             f"{change} waits until {human_duration(needed_s)} after the attempt began, so that the run does not keep "
-            f"restarting; {human_duration(since_start_s)} have passed"
+            f"restarting; {human_duration(timing.since_start_s)} have passed"
         )
     return SizeDecision(
         workers=workers,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 from orchestrator.errors import CapacityError, Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.scheduling.attempt import AttemptEnd, Pause, Watcher, resources_of_worker, run_attempt
 from orchestrator.scheduling.health import Straggler
-from orchestrator.scheduling.resize import decide_leaving, decide_size
+from orchestrator.scheduling.resize import Timing, decide_leaving, decide_size
 from orchestrator.scheduling.retry import Tally, decide_retry, kind_of
 from orchestrator.scheduling.session import draining_nodes, free_shape, nodes_of_workers
 from orchestrator.training import checkpoints
@@ -34,15 +34,6 @@ _SETTLE_S = 5.0
 """What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
 _COUNTED = {"preemption": "preemptions", "resize": "resizes", "straggler": "moves"}
 """Kinds of pauses by the field of `Recovery` that counts them."""
-
-
-class _Timing(TypedDict):
-    """What a change of the running workers is weighed by; as in `resize.decide_size`."""
-
-    since_start_s: float
-    step_s: float | None
-    restart_s: float
-    steps_left: int
 
 
 class Planner(Protocol):
@@ -285,7 +276,9 @@ class _Run:
     ) -> Pause | None:
         node = straggler.place.node_id
         elsewhere = self._room(plan, held, without=(*self._bad_nodes, node))
-        decision = decide_leaving(straggler.ratio, running=plan.workers, elsewhere=elsewhere, **self._timing(progress))
+        decision = decide_leaving(
+            straggler.ratio, running=plan.workers, elsewhere=elsewhere, timing=self._timing(progress)
+        )
         if not decision.act:
             return None
         reason = f"{straggler.reason}; {decision.reason}"
@@ -297,7 +290,7 @@ class _Run:
         room = self._room(plan, held, without=self._bad_nodes)
         if room <= plan.workers:
             return None
-        decision = decide_size(plan.usable_workers, running=plan.workers, room=room, **self._timing(progress))
+        decision = decide_size(plan.usable_workers, running=plan.workers, room=room, timing=self._timing(progress))
         return Pause(kind="resize", reason=decision.reason, workers=decision.workers) if decision.act else None
 
     def _room(self, plan: RunPlan, held: Mapping[str, Mapping[str, float]], *, without: tuple[str, ...]) -> int:
@@ -308,14 +301,14 @@ class _Run:
         except CapacityError:
             return 0
 
-    def _timing(self, progress: Mapping[str, Any]) -> _Timing:
+    def _timing(self, progress: Mapping[str, Any]) -> Timing:
         steps_left = int(progress["steps"]) - int(progress["step"])
-        return {
-            "since_start_s": self._clock.trained_s,
-            "step_s": float(progress["eta_s"]) / steps_left if progress["eta_s"] and steps_left else None,
-            "restart_s": self._clock.start_s,
-            "steps_left": steps_left,
-        }
+        return Timing(
+            since_start_s=self._clock.trained_s,
+            step_s=float(progress["eta_s"]) / steps_left if progress["eta_s"] and steps_left else None,
+            restart_s=self._clock.start_s,
+            steps_left=steps_left,
+        )
 
     def _counting_lost_steps(self) -> Callable[[Mapping[str, Any]], None]:
         """Passes progress on; the first of an attempt says how many steps have to be done again."""

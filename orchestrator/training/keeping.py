@@ -99,13 +99,16 @@ class Keeper:
         """
         self._rewinds = self._agree(self._read_rewinds() if self._leads else None)
         state = self._load_newest()
-        if self._leads and self._job.attempt:
-            self._attempts.note_resumed(self._job.attempt, 0 if state is None else state.step)
         if state is None and self.notes:
             raise StorageError(
-                "no checkpoint of this run can be read", got="; ".join(self.notes), do="start over with --fresh"
+                "no checkpoint of this run can be read",
+                got="; ".join(self.notes),
+                do="make one readable again, or start over with --fresh",
             )
-        return state or LoopState()
+        state = state or LoopState()
+        if self._leads and self._job.attempt:  # only now: it makes later checkpoints of earlier attempts void
+            self._attempts.note_resumed(self._job.attempt, state.step)
+        return state
 
     def rewind(self, verdict: Verdict, step: int, samples_of: Callable[[int], list[int]]) -> LoopState | None:
         """Undoes everything since the checkpoint before a bad step and leaves out the batches that may be to blame.

@@ -27,6 +27,8 @@ _POLL_S = 0.02
 _COMMAND_S = 600.0
 """Longest life of one command; a guess: a training takes 30 s, and each recovery half a minute on a busy machine."""
 _MOST_COMMANDS = 6
+_NOTHING_LEFT = "no checkpoint of this run can be read"
+"""The one ending after which the same command does not help: a random fault has damaged the only checkpoint."""
 _STALL_WITHIN_S = 15.0
 """How long after a fault training may go on before it stands still; a guess."""
 _GONE_S = 20.0
@@ -195,7 +197,7 @@ def _act(scene: Scene, strikes: list[Strike]) -> list[Answer]:
     while len(answers) < _MOST_COMMANDS and (not answers or answers[-1].ending != FINISHED):
         if answers:
             scene.repair()
-        scene.start_command()
+        scene.start_command(fresh=bool(answers) and _NOTHING_LEFT in answers[-1].ending)
         deadline = time.monotonic() + _COMMAND_S
         while (answer := scene.answer()) is None:
             if strikes and strikes[0].when(scene) and _struck(scene, strikes[0]):
@@ -243,7 +245,7 @@ def _judge(
         *([f"{apart.twice} points are there twice"] if apart.twice else []),
         *([f"{name} is out of order" for name in out_of_order(run)]),
         *([f"{again} steps were taken again"] if again > scenario.most_again else []),
-        *([f"{len(run.run_ids)} MLflow runs"] if len(run.run_ids) != 1 else []),
+        *([f"{len(run.run_ids)} MLflow runs"] if len(run.run_ids) != scene.runs else []),
         *([f"MLflow says {run.status}"] if run.status != "FINISHED" else []),
         *(f"left over: {title}" for title in left_over),
         *scene.problems,

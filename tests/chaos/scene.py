@@ -124,6 +124,8 @@ class Scene:
         """When each fault struck, seconds since the epoch."""
         self.notes: list[str] = []
         """What a reader of the table should know."""
+        self.runs = 1
+        """MLflow runs that there should be."""
         self.problems: list[str] = []
         """What is wrong whatever the outcome is."""
         self._spec, self._folder = spec, folder
@@ -133,11 +135,12 @@ class Scene:
         self._commands = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start_command(self) -> None:
-        """`orchestrator run SPEC --json` on the head's machine."""
+    def start_command(self, *, fresh: bool = False) -> None:
+        """`orchestrator run SPEC --json` on the head's machine; `fresh` gives up what was kept."""
         self._commands += 1
+        self.runs += fresh
         self._process = processes.start(
-            [sys.executable, "-m", "orchestrator", "run", str(self._spec), "--json"],
+            [sys.executable, "-m", "orchestrator", "run", str(self._spec), "--json", *(["--fresh"] if fresh else [])],
             part=DRIVER,
             log=self._log,
             out=self._out,
