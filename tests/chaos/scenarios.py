@@ -352,6 +352,9 @@ def random_scenario(seed: int) -> Scenario:
         moment = draw.choice(list(moments)[: 2 if number == 0 else 3])
         strikes.append(Strike(when=moments[moment], what=_KILLS[name]))
         said.append(f"{name} {moment}")
+    if sum("node killed" in each for each in said) > 1:  # one is spare
+        strikes.append(Strike(when=faults.after(20), what=faults.add_nodes))
+        said.append("the nodes come back 20 s later")
     fault = f"seed {seed}: {'; '.join(said)}"
     again = 3 * SAVE_EVERY * len(strikes)  # a fault during a checkpoint, and the one before it damaged
     return Scenario(name=f"random-{seed}", fault=fault, strikes=tuple(strikes), endings=None, most_again=again)
