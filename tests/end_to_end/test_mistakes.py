@@ -221,7 +221,7 @@ def test_ctrl_c_on_a_terminal_saves_and_a_damaged_checkpoint_is_passed_over(plac
     spec = str(place.write(training__steps=400, training__eval_every_steps=20, checkpoint__every_steps=20))
     with terminal() as (ours, theirs), place.start("run", spec, terminal=theirs, TERM="xterm") as running:
         os.close(theirs)
-        shown = read_until(ours, "step 8") + read_until(ours, "eval/loss")  # drawn at least twice
+        shown = read_until(ours, "step ") + read_until(ours, "eval/loss")  # drawn at least twice, at whatever speed
         asked = time.monotonic()
         os.write(ours, b"\x03")  # as the key does: to every process of the foreground group
         shown += read_until(ours, None)
