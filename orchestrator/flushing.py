@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import console, locations
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.tracking.sync import Shipment
@@ -19,6 +19,7 @@ def flush_command(folder: Path | None, *, everything: bool, as_json: bool) -> in
 
     Raises SpecError for a folder without runs.
     """
+    from orchestrator.scheduling.run_folder import fetch_points
     from orchestrator.tracking.desired import find_runs
     from orchestrator.tracking.sync import flush
 
@@ -33,6 +34,11 @@ def flush_command(folder: Path | None, *, everything: bool, as_json: bool) -> in
             allowed="a run folder (`run --json` names it), or a folder that holds some",
             do="`orchestrator flush` without a folder takes all runs of the default storage",
         )
+    for run in found:
+        try:
+            fetch_points(run)
+        except StorageError as error:
+            sys.stderr.write(f"{run}: {error.what} ({error.got})\n")
     shipments = flush(found)
     waiting = [shipment for shipment in shipments if shipment.why is not None]
     if as_json:

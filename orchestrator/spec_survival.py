@@ -104,7 +104,8 @@ class CheckpointSpec(Block):
     """How many of the newest checkpoints stay."""
     storage: str | None = None
     """Where runs are kept: a folder that every node sees, or a bucket as `s3://BUCKET/PATH` or `gs://BUCKET/PATH`; none
-    given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`)."""
+    given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`). With a bucket a training needs
+    no folder that its machines share."""
 
     @field_validator("storage")
     @classmethod

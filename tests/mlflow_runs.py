@@ -44,7 +44,7 @@ def opened(uri: str, folder: Path, *, experiment: str = "exp", name: str = "tiny
 
 def log(tracker: MlflowTracker, folder: Path, metrics: dict[str, float], *, step: int = 1, **how: Any) -> None:
     """Logs one step as rank 0 does; `how` as for `MetricLog`."""
-    points = MetricLog(tracker.handle, folder, **how)
+    points = MetricLog(folder, **how)
     points.log(step, metrics)
     points.close()
 

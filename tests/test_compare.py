@@ -198,7 +198,7 @@ def train(
         "params": {"training": {"learning_rate": 1e-4}},
     }
     tracker = opened(uri, folder / name, **what) if parent is None else parent.open_trial(folder / name, **what)
-    log = MetricLog(tracker.handle, folder / name)
+    log = MetricLog(folder / name)
     for step, accuracy in enumerate(accuracies, start=1):
         log.log(step, {"train/loss": 1 - accuracy, "train/tokens": 100.0 * step, "cost/usd": 0.5 * step})
         log.log(step, {"eval/accuracy": accuracy, "eval/loss": 1.1 - accuracy})

@@ -60,7 +60,7 @@ def test_what_waits_and_why_is_said_of_each_run_while_the_server_is_away(orchest
     leave(folder, uri)
     run = desired.read(folder)
     assert run is not None
-    points = MetricLog(run.handle, folder)
+    points = MetricLog(folder)
     points.log(1, {"train/loss": 2.0, "train/tokens": 8.0})
     points.close()
     code, out, _ = orchestrator("flush", "--json")

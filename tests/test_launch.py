@@ -127,7 +127,7 @@ def test_a_second_command_for_a_run_that_goes_on_is_refused(tmp_path: Path) -> N
         with pytest.raises(ClusterError, match="another command drives this run"):
             tracked(one, listener()).__enter__()
         with pytest.raises(ClusterError, match="another command drives this run"):
-            forget(one.run_folder)
+            forget(one.spec, one.run_folder)
     assert (tmp_path / "run").is_dir()
 
 
@@ -157,7 +157,7 @@ def test_a_run_that_is_forgotten_leaves_behind_only_what_mlflow_has_not_taken(tm
     for name, uri in (("told", new_store(tmp_path)), ("untold", f"http://127.0.0.1:{free_port()}")):
         log(opened(uri, storage / name), storage / name, {"train/loss": 2.0})
         (storage / name / "model").mkdir()
-        forget(storage / name)
+        forget(spec(PRETRAIN), storage / name)
         assert not (storage / name).exists()
     (told,) = all_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert told.info.status == "KILLED"

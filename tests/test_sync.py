@@ -53,7 +53,7 @@ sync(Path(sys.argv[1]))
 
 def test_processes_that_sync_at_once_make_one_run_with_each_point_once(uri: str, tmp_path: Path) -> None:
     desired.put(tmp_path, wanted(uri))
-    points = MetricLog(None, tmp_path)
+    points = MetricLog(tmp_path)
     for step in range(1, 1201):
         points.log(step, {"train/loss": 1 / step})
     points.close()
@@ -131,7 +131,7 @@ class Training:
     """Logs a step at a time, and knows how long the longest took."""
 
     def __init__(self, tracker: MlflowTracker, folder: Path, **how: Any) -> None:
-        self._points = MetricLog(tracker.handle, folder, **how)
+        self._points = MetricLog(folder, **how)
         self.slowest_s = 0.0
 
     def steps(self, steps: range) -> None:
@@ -210,7 +210,7 @@ from orchestrator.tracking.tracker import MetricLog, open_run
 folder, uri, attempt, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with driving(folder):
     tracker = open_run(folder, uri=uri, experiment="exp", name="tiny", say=lambda line: None)
-    points = MetricLog(tracker.handle, folder, attempt=attempt, resumed_from=first - 1)
+    points = MetricLog(folder, attempt=attempt, resumed_from=first - 1)
     for step in range(first, 100_000):
         points.log(step, {"train/loss": 1 / step, "train/tokens": 8.0 * step})
         print(step, flush=True)
@@ -278,35 +278,6 @@ def test_trials_are_nested_below_a_search_that_the_server_did_not_know_when_they
 
 
 # -- who ships what --------------------------------------------------------------------------------------------------
-
-
-def test_a_worker_that_does_not_see_the_drivers_disk_ships_its_points_itself(uri: str, tmp_path: Path) -> None:
-    tracker = opened(uri, tmp_path / "drivers")
-    points = MetricLog(tracker.handle, tmp_path / "workers")
-    points.log(1, {"train/loss": 2.0})
-    assert points.close(timeout_s=60) == 0
-    assert curve(uri, tracker.run_id, "train/loss") == [(1, 2.0)]
-    assert get_run(uri, tracker.run_id).info.status == "RUNNING", "how it ended is for the driver to say"
-
-
-def test_a_worker_creates_neither_the_run_nor_a_second_store(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "drivers-disk" / "mlflow.db"
-    points = MetricLog(wanted(f"sqlite:///{elsewhere}").handle, tmp_path / "run")
-    points.log(1, {"train/loss": 2.0})
-    assert points.close(timeout_s=10) == 1
-    assert not elsewhere.exists()
-
-
-def test_what_a_worker_on_another_disk_could_not_send_is_flushed_from_there(uri: str, tmp_path: Path) -> None:
-    handle, folder = wanted(uri).handle, tmp_path / "workers"
-    points = MetricLog(handle, folder)
-    points.log(1, {"train/loss": 2.0})
-    assert points.close(timeout_s=3) == 1
-    desired.put(tmp_path / "drivers", DesiredRun(handle=handle))
-    sync(tmp_path / "drivers")
-    (done,) = flush([folder])
-    assert (done.sent, done.why, done.run_id) == (1, None, run_id_of(tmp_path / "drivers"))
-    assert curve(uri, done.run_id, "train/loss") == [(1, 2.0)]
 
 
 def test_the_next_command_ships_what_killed_drivers_left_and_no_living_ones(uri: str, tmp_path: Path) -> None:
@@ -377,7 +348,7 @@ def test_a_run_that_goes_on_has_nothing_to_explain(uri: str, tmp_path: Path) -> 
     with desired.driving(tmp_path):
         desired.put(tmp_path, wanted(uri))
         sync(tmp_path)
-        points = MetricLog(None, tmp_path)
+        points = MetricLog(tmp_path)
         points.log(1, {"train/loss": 2.0})
         points.close()
         assert (shipment(tmp_path).waiting, shipment(tmp_path).why) == (1, None)

@@ -300,7 +300,7 @@ def worker_main(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> dict[str, Any]:
-    Attempts(job.run_folder).check_seen(job.attempt)
+    Attempts(job.run_folder, job.exchange()).check_seen(job.attempt)
     from orchestrator.training.loop import train
 
     if parcel is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,17 @@ from orchestrator.planning.plan import check_samples, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
 from orchestrator.scheduling.attempt import Watcher
-from orchestrator.scheduling.run_folder import check_storage, forget, ledger_folder, make_folder, run_folder_of
+from orchestrator.scheduling.run_folder import (
+    RESULT,
+    check_storage,
+    exchange_of,
+    forget,
+    ledger_folder,
+    make_folder,
+    note_bucket,
+    run_folder_of,
+    take_up,
+)
 from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
 from orchestrator.scheduling.tokenize import encode_on_ray
 from orchestrator.scheduling.train_run import TrainingResult, run_training
@@ -27,22 +37,22 @@ from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import desired
 from orchestrator.tracking.description import described
-from orchestrator.tracking.desired import RunHandle, driving, find_runs
+from orchestrator.tracking.desired import HANDLE, OUTBOX, driving, find_runs
 from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.tracking.mlflow_run import STOP_REASON_TAG, TAG
 from orchestrator.tracking.store import check_uri
 from orchestrator.tracking.sync import flush, flush_left_behind
 from orchestrator.tracking.tracker import LAST_PASS_S, NoTracker, Tracker, note_attempt, note_recovery, open_run
-from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.ledger import Ledger, with_ledger
+from orchestrator.training.attempts import ATTEMPTS
+from orchestrator.training.exchange import Exchange, following
+from orchestrator.training.job import Outcome, TrainingJob, bucket_of
+from orchestrator.training.ledger import LEDGER, Ledger, with_ledger
 from orchestrator.training.prepare import EncodeMany, PreparedData, find_prepared, prepare
 from orchestrator.training.tokenization import Chunk
 from orchestrator.whole_file import write_json
 
 T = TypeVar("T")
 
-_RESULT = "result.json"
-"""In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
 _ONLY_MEMBER = "run"
 """Name in its ledger of a training that is not part of a search."""
 _LAST_PASS_INTERRUPTED_S = 5.0
@@ -103,7 +113,9 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     check_storage(spec)
     data = look_ahead(spec)
     if data is not None and not fresh:
-        earlier = finished_earlier(run_folder_of(spec, data), spec, listener)
+        folder = run_folder_of(spec, data)
+        take_up(spec, folder)
+        earlier = finished_earlier(folder, spec, listener)
         if earlier is not None:
             return earlier
     if spec.tracking.enabled:
@@ -118,8 +130,9 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         plan_to_run(spec, cluster)  # refuses what the cluster cannot do before any data is read
         prepared = prepare_run(spec, cluster, listener)
         if fresh:
-            forget(prepared.run_folder)
+            forget(spec, prepared.run_folder)
         check_stop(listener)
+        take_up(spec, prepared.run_folder)
         return finished_earlier(prepared.run_folder, spec, listener) or _train(prepared, listener)
 
 
@@ -169,16 +182,19 @@ def _until_stopped(listener: Listener) -> EncodeMany:
 
 def _train(prepared: Prepared, listener: Listener) -> RunResult:
     folder = prepared.run_folder
+    exchange = exchange_of(prepared.spec, folder)
     with tracked(prepared, listener) as tracker:
+        note_bucket(prepared.spec, folder)
+        exchange.send(f"{OUTBOX}/{HANDLE}")
         job = TrainingJob(
             spec=with_ledger(prepared.spec, ledger_folder(folder), member=_ONLY_MEMBER),
             plan=prepared.plan,
             data=prepared.data,
             run_folder=folder,
-            handle=tracker.handle,
+            exchanged_at=bucket_of(prepared.spec, folder),
         )
         listener.say("starting workers")
-        result = _trained(job, listener)
+        result = _trained(job, exchange, listener)
         tracker.tag({f"{TAG}restarts": str(result.restarts)})
         outcome = result.outcome
         if outcome.status == "interrupted":
@@ -190,10 +206,11 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
         answer = _result(folder, outcome, restarts=result.restarts)
         end_run(tracker, answer)
         keep_result(answer, prepared.spec)
+        exchange.send(RESULT)
     return shipped(answer, tracker)
 
 
-def _trained(job: TrainingJob, listener: Listener) -> TrainingResult:
+def _trained(job: TrainingJob, exchange: Exchange, listener: Listener) -> TrainingResult:
     """The training's end; whatever it was, all of its time is on the budget, and MLflow knows each attempt."""
     folder, flops = job.run_folder, 0.0
     watcher = replace(
@@ -202,12 +219,20 @@ def _trained(job: TrainingJob, listener: Listener) -> TrainingResult:
         on_recovery=lambda step, totals: note_recovery(folder, totals, step=step),
     )
     try:
-        result = run_training(
-            job, watcher, planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept)
-        )
+        with following(exchange, fetch=(ATTEMPTS, OUTBOX)):
+            result = run_training(
+                job, watcher, planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept)
+            )
         flops = result.outcome.metrics.get("cost/flops", 0.0)
+        take_up(job.spec, folder)
+    except BaseException:
+        with suppress(StorageError):  # what ended the training is told, not this
+            exchange.fetch(OUTBOX, LEDGER)
+        raise
     finally:
         Ledger(ledger_folder(folder)).settle(_ONLY_MEMBER, job.plan, flops=flops)
+        with suppress(StorageError):  # it is kept here; only a driver elsewhere would count less as spent
+            exchange.send(LEDGER)
     return result
 
 
@@ -250,7 +275,7 @@ def _say_how_it_failed(tracker: Tracker, error: BaseException, listener: Listene
 def _opened(prepared: Prepared, listener: Listener) -> Tracker:
     """The MLflow run of a run folder: a new one, or the folder's own, which has not ended any more."""
     spec, folder = prepared.spec, prepared.run_folder
-    (folder / _RESULT).unlink(missing_ok=True)
+    (folder / RESULT).unlink(missing_ok=True)
     if not spec.tracking.enabled:
         return NoTracker()
     tracker = open_run(
@@ -280,12 +305,6 @@ def _ship_left_behind(run_folder: Path, say: Callable[[str], None]) -> None:
         say(f"MLflow has now what earlier runs had left for it: {', '.join(done)}")
 
 
-def remembered_handle(folder: Path) -> RunHandle | None:
-    """What names the MLflow run of a run folder, if it is tracked."""
-    run = desired.read(folder)
-    return None if run is None else run.handle
-
-
 def remembered_run_id(folder: Path) -> str | None:
     """Its id, if MLflow knows it."""
     run = desired.stored_run(folder)
@@ -297,7 +316,7 @@ def finished_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResu
 
     Tells MLflow what it could not be told before.
     """
-    file = folder / _RESULT
+    file = folder / RESULT
     if not file.is_file():
         return None
     value = json.loads(file.read_text())
@@ -320,7 +339,7 @@ def is_spent(budget: Budget | None, spent: Budget) -> bool:
 
 def keep_result(result: RunResult, spec: RunSpec) -> None:
     """Remembers the result of a training or search in its folder."""
-    write_json(Path(result.run_folder) / _RESULT, {"result": result.to_dict(), "budget": spec.budget})
+    write_json(Path(result.run_folder) / RESULT, {"result": result.to_dict(), "budget": spec.budget})
 
 
 def end_run(tracker: Tracker, result: RunResult, *, trials: Sequence[Path] = ()) -> None:

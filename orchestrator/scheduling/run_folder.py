@@ -1,8 +1,9 @@
-"""The folder of a run: where it is, whether it can be written, and how it is forgotten."""
+"""The folder of a run: where it is, whether it can be written, how it is taken up on another machine, and forgotten."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,18 @@ from orchestrator import locations
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import desired
-from orchestrator.tracking.desired import driving, find_runs
+from orchestrator.tracking.desired import OUTBOX, driving, find_runs
 from orchestrator.tracking.sync import flush
+from orchestrator.training.attempts import ATTEMPTS
+from orchestrator.training.exchange import BucketExchange, CommonFolder, Exchange
+from orchestrator.training.job import MODEL, OUTCOME, bucket_of
+from orchestrator.training.ledger import LEDGER
 from orchestrator.training.prepare import PreparedData
+from orchestrator.whole_file import write_json
 
-_LEDGER = "ledger"
-"""In a run folder: what was spent of its budget."""
+RESULT = "result.json"
+"""In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
+_BUCKET = "bucket.json"
 
 
 def run_folder_of(spec: RunSpec, data: PreparedData) -> Path:
@@ -31,7 +38,7 @@ def run_folder_of(spec: RunSpec, data: PreparedData) -> Path:
 
 def ledger_folder(run_folder: Path) -> Path:
     """Where a training, or a search for all its trials, keeps what was spent of its budget."""
-    return run_folder / _LEDGER
+    return run_folder / LEDGER
 
 
 def check_storage(spec: RunSpec) -> None:
@@ -51,15 +58,48 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def forget(folder: Path) -> None:
-    """Removes an earlier run's folder; what MLflow has not taken of it stays beside it, for `flush`.
+def exchange_of(spec: RunSpec, folder: Path) -> Exchange:
+    """How the driver of a training shares its run folder with other machines; a search's is seen by all of them.
 
-    Raises ClusterError when another command drives that run.
+    Raises StorageError when the bucket cannot be opened.
     """
+    bucket = bucket_of(spec, folder)
+    return CommonFolder() if bucket is None or spec.search is not None else BucketExchange(folder, bucket)
+
+
+def take_up(spec: RunSpec, folder: Path) -> None:
+    """Brings what earlier drivers and workers of a run have left on other machines. Raises StorageError."""
+    exchange_of(spec, folder).fetch(ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL)
+
+
+def note_bucket(spec: RunSpec, folder: Path) -> None:
+    """Keeps where the machines of a run exchange files, for `fetch_points`."""
+    bucket = bucket_of(spec, folder)
+    if bucket is not None and spec.search is None:
+        write_json(folder / _BUCKET, {"uri": bucket})
+
+
+def fetch_points(folder: Path) -> None:
+    """Brings the metrics that workers of a run have left in its bucket, if it has one. Raises StorageError."""
+    file = folder / _BUCKET
+    if file.is_file():
+        BucketExchange(folder, json.loads(file.read_text())["uri"]).fetch(OUTBOX)
+
+
+def forget(spec: RunSpec, folder: Path) -> None:
+    """Removes an earlier run's folder and what it has in a bucket; what MLflow has not taken of it stays beside it, for
+    `flush`.
+
+    Raises ClusterError when another command drives that run, StorageError when the bucket cannot be emptied.
+    """
+    if folder.is_dir():
+        with driving(folder):
+            pass
+    bucket = bucket_of(spec, folder)
+    if bucket is not None:
+        BucketExchange(folder, bucket).forget()
     if not folder.is_dir():
         return
-    with driving(folder):
-        pass
     if any(shipment.why and not shipment.is_final for shipment in flush(find_runs(folder))):
         desired.set_aside(folder)
     shutil.rmtree(folder, ignore_errors=True)

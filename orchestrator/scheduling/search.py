@@ -50,7 +50,7 @@ from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec, SearchSpec
 from orchestrator.tracking.mlflow_run import STOP_REASON_TAG, TAG
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.training.job import Outcome
+from orchestrator.training.job import TRIALS, Outcome
 
 _NO_CPU = {"node:__internal_head__": 0.001}
 """A trial whose workers Ray Train places apart holds no core itself, or trials and workers could starve each other."""
@@ -65,7 +65,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     points = trials(spec)
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
     if fresh:
-        forget(base.run_folder)
+        forget(spec, base.run_folder)
     earlier = finished_earlier(base.run_folder, spec, listener)
     if earlier is not None:
         return earlier
@@ -74,7 +74,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
         TrialTask(
             trial=trial,
             parcel=parcels[plan.data.path],
-            prepared=replace(plan, run_folder=base.run_folder / "trials" / trial.name),
+            prepared=replace(plan, run_folder=base.run_folder / TRIALS / trial.name),
         )
         for trial, plan in zip(points, plans, strict=True)
     ]

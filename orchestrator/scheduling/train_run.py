@@ -145,7 +145,7 @@ class _Run:
 
     def __init__(self, job: TrainingJob, watcher: Watcher, planner: Planner | None) -> None:
         self._job, self._watcher, self._planner = job, watcher, planner
-        self._attempts = Attempts(job.run_folder)
+        self._attempts = Attempts(job.run_folder, job.exchange())
         self._tally = Tally()
         self._recovery = Recovery()
         self._failed_at: int | None = None
@@ -197,6 +197,8 @@ class _Run:
             return end.pause.reason, self._with_room(plan, wanted=end.pause.workers)
         kind = kind_of(end.error)
         saved = self._saved_step()
+        with suppress(StorageError):  # as far as it is known
+            self._attempts.refresh()
         started_from = self._attempts.resumed_step(number)
         progressed = saved is not None and saved > (started_from or 0)
         decision = decide_retry(

@@ -24,14 +24,15 @@ from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.failures import WorkerError
-from orchestrator.scheduling.launch import Prepared, remembered_handle
+from orchestrator.scheduling.launch import Prepared
 from orchestrator.scheduling.run_folder import ledger_folder
 from orchestrator.scheduling.shipping import Parcel, unpack
 from orchestrator.scheduling.train_run import attempt_in_words, run_training
 from orchestrator.search_space import Trial
 from orchestrator.tracking.tracker import note_attempt
 from orchestrator.training.attempts import Attempts, unseen
-from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
+from orchestrator.training.exchange import BucketExchange
+from orchestrator.training.job import Outcome, TrainingJob, WorkerContext, bucket_of
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
 from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
 from orchestrator.whole_file import write_json
@@ -274,7 +275,6 @@ def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
         plan=plan,
         data=task.prepared.data,
         run_folder=task.folder,
-        handle=remembered_handle(task.folder),
         final_checkpoint=spec.checkpoint.every_steps is not None or spec.budget is not None,
     )
 
@@ -312,6 +312,9 @@ def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
     if outcome.status != "finished" or task.prepared.spec.checkpoint.every_steps is not None:
         return outcome
     shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+    bucket = bucket_of(task.prepared.spec, task.folder)
+    if bucket is not None:
+        BucketExchange(task.folder, bucket).forget()
     return replace(outcome, checkpoint=None)
 
 

@@ -30,6 +30,8 @@ Status = Literal["running", "finished", "failed", "killed"]
 OUTBOX = "outbox"
 """In a run folder: all that is on its way to MLflow."""
 _DESIRED, _DESIRED_LOCK, _DRIVER_LOCK = "desired.json", "desired.lock", "driver.lock"
+HANDLE = "handle.json"
+"""Beside it: which run it is, without what may be secret, for a driver on another machine that takes the run up."""
 _RUN_FILE = "mlflow.json"
 """In a run folder: which MLflow run it has become."""
 _RESERVE, _RESERVE_BYTES = "reserve", 131_072
@@ -82,8 +84,6 @@ class DesiredRun:
     """On a search: run folder of the trial whose figures it shows, seen from its own."""
     trials: tuple[str, ...] = ()
     """On a search that shows its best trial: run folders of all its trials, seen from its own."""
-    is_copy: bool = False
-    """On the disk of a worker that does not see its driver's: there are only points to send."""
 
     def digest(self) -> str:
         """Another one after every change."""
@@ -106,6 +106,17 @@ def new_handle(*, uri: str, experiment: str, name: str, parent: str | None) -> R
         created_ms=now_ms(),
         parent=parent,
     )
+
+
+def known_handle(run_folder: Path, *, uri: str) -> RunHandle | None:
+    """The handle that a driver on another machine gave the run of a folder; None where there was none."""
+    file = run_folder / OUTBOX / HANDLE
+    return RunHandle(**json.loads(file.read_text()), uri=uri) if file.is_file() else None
+
+
+def note_handle(run_folder: Path, handle: RunHandle) -> None:
+    """Keeps it for `known_handle`; the URI of a store may hold a password. Raises StorageError when it cannot."""
+    write_private(run_folder / OUTBOX / HANDLE, {key: value for key, value in asdict(handle).items() if key != "uri"})
 
 
 def now_ms() -> int:

@@ -35,6 +35,10 @@ from orchestrator.whole_file import write_json
 BATCH_POINTS = 1000
 """Points of one batch: the most that MLflow's `log_batch` takes (mlflow.utils.validation, 3.17)."""
 
+POINTS_FILES = "a*.jsonl"
+"""The points of all attempts."""
+_LARGEST_BYTES = 1 << 20
+"""A points file that has grown so large is followed by another: some 1,000 steps."""
 _TOTALS_FILE = "totals.jsonl"
 _SHIPPED_FILE = "shipped.json"
 _POINTS_FILE = re.compile(r"a(?P<attempt>\d+)\.(?P<part>\d+)-from-(?P<resumed_from>\d+)\.jsonl")
@@ -91,6 +95,8 @@ class Outbox:
         torn, self._torn = self._torn, True
         _append(self._file, self._folder, metrics, step=step, behind_torn_line=torn)
         self._torn = False
+        if os.fstat(self._file).st_size >= _LARGEST_BYTES:  # where it is copied as it grows, that must stay cheap
+            self.rewind(step)
 
     def rewind(self, step: int) -> None:
         """This attempt goes on from an earlier step: what it wrote beyond that is void unless sent.

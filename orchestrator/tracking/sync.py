@@ -35,12 +35,11 @@ _CONFIRMED, _SYNC_LOCK = "confirmed.json", "sync.lock"
 _BY_FLUSH = "its driver ended without saying how"
 
 
-def sync(folder: Path, *, creates: bool = True, probe: bool = True) -> int:
+def sync(folder: Path, *, probe: bool = True) -> int:
     """Makes the store agree with a run folder; returns the points sent, 0 when there was nothing to do.
 
-    Without `creates` the run must be in the store already. `probe` looks first whether the store answers, which MLflow
-    itself takes half a minute to find out. Raises StorageError when the store does not take it all, SpecError when it
-    never will; what it has not taken stays.
+    `probe` looks first whether the store answers, which MLflow itself takes half a minute to find out. Raises
+    StorageError when the store does not take it all, SpecError when it never will; what it has not taken stays.
     """
     wanted = desired.read(folder)
     if wanted is None or _agrees(folder, wanted):
@@ -48,19 +47,19 @@ def sync(folder: Path, *, creates: bool = True, probe: bool = True) -> int:
     uri = wanted.handle.uri
     if probe:
         store.check_store(uri)
-    client = _client(uri, creates)
+    client = _client(uri)
     with store.translated(uri, doing=f"take the run {wanted.handle.name!r}"):
-        parent_run_id = _parent_run_id(client, folder, wanted, creates=creates)
+        parent_run_id = _parent_run_id(client, folder, wanted)
         with desired.locked(folder / OUTBOX / _SYNC_LOCK):
             wanted = desired.read(folder) or wanted
-            run = _found_or_created(client, folder, wanted, parent_run_id=parent_run_id, creates=creates)
+            run = _found_or_created(client, folder, wanted, parent_run_id=parent_run_id)
             return _agree(client, folder, wanted, run)
 
 
 def is_settled(folder: Path) -> bool:
     """Whether the run of a folder has ended and the store has it all."""
     wanted = desired.read(folder)
-    return wanted is None or (_agrees(folder, wanted) and (wanted.status != "running" or wanted.is_copy))
+    return wanted is None or (_agrees(folder, wanted) and wanted.status != "running")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ def settle_dead(folder: Path) -> DesiredRun:
     """The wanted run, with a truthful status where its driver is dead: killed, when the last points were written."""
 
     def judged(run: DesiredRun) -> DesiredRun:
-        if run.status != "running" or run.is_copy or desired.driver_lives(folder):
+        if run.status != "running" or desired.driver_lives(folder):
             return run
         ended_ms = outbox.newest_point_ms(folder / OUTBOX) or run.handle.created_ms
         return desired.ended(run, "killed", tags={mlflow_run.ERROR_TAG: _BY_FLUSH}, ended_ms=ended_ms)
@@ -182,8 +181,8 @@ def settle_dead(folder: Path) -> DesiredRun:
 class Shipper:
     """Syncs run folders in the background until `close`, and says when the store goes away and comes back."""
 
-    def __init__(self, folder: Path, *, say: Callable[[str], None], creates: bool = True) -> None:
-        self._folders, self._say, self._creates = [folder], say, creates
+    def __init__(self, folder: Path, *, say: Callable[[str], None]) -> None:
+        self._folders, self._say = [folder], say
         self._root, self._start_waits = folder, True
         self._error: OrchestratorError | None = None
         self._first_pass = threading.Event()
@@ -246,7 +245,7 @@ class Shipper:
         first: OrchestratorError | None = None
         for folder in list(self._folders):
             try:
-                sync(folder, creates=self._creates, probe=probe)
+                sync(folder, probe=probe)
                 if folder != self._root and is_settled(folder):
                     self._folders.remove(folder)
             except UserError as error:
@@ -279,7 +278,7 @@ def _confirmed(folder: Path) -> dict[str, Any]:
 def _agree(client: MlflowClient, folder: Path, wanted: DesiredRun, run: StoredRun) -> int:
     """What the run is, then its points in order, then how it ended."""
     confirmed, digest = _confirmed(folder), wanted.digest()
-    is_new = confirmed.get("digest") != digest and not wanted.is_copy
+    is_new = confirmed.get("digest") != digest
     if is_new:
         mlflow_run.describe(client, run.run_id, wanted, known_artifacts=confirmed.get("artifacts", {}))
     sent = outbox.flush_folder(folder / OUTBOX, lambda batch: mlflow_run.send(client, run, batch))
@@ -304,7 +303,7 @@ def _end(client: MlflowClient, folder: Path, wanted: DesiredRun, run: StoredRun)
 
 
 def _found_or_created(
-    client: MlflowClient, folder: Path, wanted: DesiredRun, *, parent_run_id: str | None, creates: bool
+    client: MlflowClient, folder: Path, wanted: DesiredRun, *, parent_run_id: str | None
 ) -> StoredRun:
     """The run of a folder; remembers there what the store calls it."""
     run = desired.stored_run(folder)
@@ -315,15 +314,13 @@ def _found_or_created(
     else:
         experiment_id = store.experiment_id(client, wanted.handle.uri, wanted.handle.experiment)
         run = mlflow_run.find(client, wanted.handle, experiment_id)
-        if run is None and creates:
-            run = mlflow_run.create(client, wanted, experiment_id, parent_run_id=parent_run_id)
         if run is None:
-            raise StorageError("the driver has not created the run in MLflow yet", got=wanted.handle.name)
+            run = mlflow_run.create(client, wanted, experiment_id, parent_run_id=parent_run_id)
     desired.write_stored_run(folder, run)
     return run
 
 
-def _parent_run_id(client: MlflowClient, child: Path, wanted: DesiredRun, *, creates: bool) -> str | None:
+def _parent_run_id(client: MlflowClient, child: Path, wanted: DesiredRun) -> str | None:
     """The run of the search, in the store before its trials; None on a disk that does not hold the search."""
     if wanted.handle.parent is None:
         return None
@@ -332,11 +329,10 @@ def _parent_run_id(client: MlflowClient, child: Path, wanted: DesiredRun, *, cre
     if known is not None or parent is None:
         return None if known is None else known.run_id
     with desired.locked(folder / OUTBOX / _SYNC_LOCK):
-        return _found_or_created(client, folder, parent, parent_run_id=None, creates=creates).run_id
+        return _found_or_created(client, folder, parent, parent_run_id=None).run_id
 
 
 @functools.lru_cache(maxsize=8)
-def _client(uri: str, creates: bool) -> MlflowClient:
-    """One client of a store for all runs of the process. Without `creates` no SQLite file is made: on another machine
-    than its own that would be a second store."""
-    return store.client(uri, create=creates)
+def _client(uri: str) -> MlflowClient:
+    """One client of a store for all runs of the process."""
+    return store.client(uri)

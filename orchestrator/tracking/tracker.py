@@ -3,18 +3,17 @@
 Driver:
 
     tracker = open_run(folder, uri=..., experiment=..., name=..., tags=run_tags(spec), say=print)
-    ... workers get `tracker.handle` ...
     tracker.end_run("finished")
     tracker.ship()
 
 Worker of rank 0, which only writes to the run's folder:
 
-    metrics = MetricLog(handle, folder, attempt=2, resumed_from=30, holds=fence.holds)
+    metrics = MetricLog(folder, attempt=2, resumed_from=30, holds=fence.holds)
     metrics.log(step, {"train/loss": 2.31})
     metrics.close()
 
 What they want to say lies in the run's folder (`desired`, `outbox`), and a thread of the driver gives it to MLflow as
-soon as that takes it (`sync`). `NoTracker` and `MetricLog(None, folder)` stand in when tracking is off.
+soon as that takes it (`sync`). `NoTracker` stands in when tracking is off.
 """
 
 from __future__ import annotations
@@ -172,6 +171,7 @@ def open_run(
     before = desired.read(folder)
     run = _wanted(folder, uri=uri, experiment=experiment, name=name, tags=tags, params=params, artifacts=artifacts)
     desired.put(folder, run)
+    desired.note_handle(folder, run.handle)
     shipper = Shipper(folder, say=say)
     try:
         shipper.start(patience_s=patience_s)
@@ -196,14 +196,10 @@ def note_recovery(folder: Path, totals: Mapping[str, float], *, step: int) -> No
 
 
 class MetricLog:
-    """Rank 0's side: metrics go to a points file of this attempt in the run's folder.
-
-    The driver ships them from there. On a disk that the driver does not see, this process does so itself.
-    """
+    """Rank 0's side: metrics go to a points file of this attempt in the run's folder. The driver ships them."""
 
     def __init__(
         self,
-        handle: RunHandle | None,
         folder: Path,
         *,
         attempt: int = 1,
@@ -212,12 +208,6 @@ class MetricLog:
     ) -> None:
         self._folder, self._holds = folder / OUTBOX, holds
         self._points = outbox.Outbox(self._folder, attempt=attempt, resumed_from=resumed_from)
-        self._shipper: Shipper | None = None
-        wanted = desired.read(folder)
-        if handle is not None and (wanted is None or wanted.is_copy or wanted.handle.key != handle.key):
-            desired.put(folder, DesiredRun(handle=handle, is_copy=True))
-            self._shipper = Shipper(folder, say=_logger.warning, creates=False)
-            self._shipper.start(patience_s=0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the metrics of an optimizer step; never waits for the store. Nothing, once a newer attempt exists.
@@ -231,12 +221,9 @@ class MetricLog:
         """Training goes on from an earlier step: what was logged beyond it does not count unless it has been sent."""
         self._points.rewind(step)
 
-    def close(self, *, timeout_s: float = LAST_PASS_S) -> int:
-        """Lets go of the file; returns the points still waiting in the folder."""
+    def close(self) -> None:
+        """Lets go of the file."""
         self._points.close()
-        if self._shipper is not None:
-            self._shipper.close(patience_s=timeout_s)
-        return outbox.count_waiting(self._folder)
 
 
 def _wanted(
@@ -253,7 +240,9 @@ def _wanted(
     """A run that is running: a new one, or the folder's own, of which nothing that it ended with is true any more."""
     before = desired.read(folder)
     if before is None:
-        handle = desired.new_handle(uri=uri, experiment=experiment, name=name, parent=parent)
+        handle = desired.known_handle(folder, uri=uri) or desired.new_handle(
+            uri=uri, experiment=experiment, name=name, parent=parent
+        )
         before = DesiredRun(handle=handle, tags=source_tags(Path.cwd()))
     return replace(
         before,

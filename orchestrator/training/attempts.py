@@ -7,6 +7,8 @@
 A worker that was cut off or stopped may wake up when another attempt has long taken its place. Two rules keep it from
 doing harm, and neither needs a clock or a lock: it looks for a newer number before it writes (`Fence`), and what it
 managed to write for steps beyond the one that a later attempt went on from does not count (`Attempts.is_void`).
+
+Where machines exchange their files through a bucket, they see each other's as often as they look (`exchange`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 from orchestrator.errors import FencedError, StorageError
 from orchestrator.planning.run_plan import Kept
+from orchestrator.training.exchange import CommonFolder, Exchange
 from orchestrator.whole_file import write_json
 
 _LOOK_EVERY_S = 0.25
@@ -30,13 +34,19 @@ _SEEN_WITHIN_S = 10.0
 """How long a network file system may take to show a new file to another machine (a guess: NFS caches for seconds)."""
 _DIGITS = 4
 _KEPT = "kept.json"
+ATTEMPTS = "attempts"
+"""In a run folder."""
 
 
 class Attempts:
     """The attempts of one run, in its folder. Raises StorageError when that cannot be read or written."""
 
-    def __init__(self, run_folder: Path) -> None:
-        self._folder = run_folder / "attempts"
+    def __init__(self, run_folder: Path, exchange: Exchange | None = None) -> None:
+        self._folder, self._exchange = run_folder / ATTEMPTS, exchange or CommonFolder()
+
+    def refresh(self) -> None:
+        """Brings what other machines have written."""
+        self._exchange.fetch(ATTEMPTS)
 
     def open(self, *, workers: int, cause: str, after: int | None = None) -> int:
         """A new attempt's number; from here on the workers of all earlier ones are fenced out.
@@ -44,25 +54,26 @@ class Attempts:
         `cause` is `first start`, or what ended the attempt before. `after` is the attempt that whoever opens this one
         has opened before: raises FencedError when another has opened one since, which must not be fenced out.
         """
+        self.refresh()
         while True:
             newest = self.newest()
             if after is not None and newest != after:
                 raise _taken_over(after, newest)
             number = newest + 1
             try:
-                self._write(
-                    f"{number:0{_DIGITS}d}.json",
-                    {"number": number, "workers": workers, "cause": cause, "started_s": time.time()},
-                    new=True,
-                )
+                value = {"number": number, "workers": workers, "cause": cause, "started_s": time.time()}
+                self._write(_name(number), {**value, "driver": uuid.uuid4().hex}, new=True)
             except FileExistsError:  # another driver took this number
                 continue
+            if not self._exchange.stands(f"{ATTEMPTS}/{_name(number)}"):  # one on another machine did
+                raise _taken_over(number, number)
             return number
 
     def check_seen(self, number: int, *, within_s: float = _SEEN_WITHIN_S) -> None:
         """A worker makes sure that its machine sees what the driver has written. Raises StorageError when it does not:
         its checkpoints and metrics would lie where nobody looks for them."""
-        file = self._folder / f"{number:0{_DIGITS}d}.json"
+        self.refresh()
+        file = self._folder / _name(number)
         deadline = time.monotonic() + within_s
         while not file.is_file():
             if time.monotonic() > deadline:
@@ -108,7 +119,7 @@ class Attempts:
 
     def fence(self, number: int) -> Fence:
         """What the workers of an attempt ask before they write."""
-        return Fence(number, newest=self.newest)
+        return Fence(number, newest=self.newest, refresh=self.refresh)
 
     def _write(self, name: str, value: dict[str, Any], *, new: bool = False) -> None:
         """Raises FileExistsError when `new` finds the name taken."""
@@ -119,6 +130,7 @@ class Attempts:
             raise
         except OSError as error:
             raise self._unusable(error) from error
+        self._exchange.send(f"{ATTEMPTS}/{name}")
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
@@ -142,8 +154,13 @@ def unseen(run_folder: Path) -> StorageError:
     return StorageError(
         "a worker's machine does not see the run's folder",
         got=f"{socket.gethostname()}: {run_folder}",
-        do="set ORCHESTRATOR_HOME on all nodes, or checkpoint.storage, to a folder that every node sees",
+        do="set ORCHESTRATOR_HOME on all nodes, or checkpoint.storage, to a folder that every node sees; "
+        "a training, but not a search, may use a bucket instead: checkpoint.storage=s3://BUCKET/PATH",
     )
+
+
+def _name(number: int) -> str:
+    return f"{number:0{_DIGITS}d}.json"
 
 
 def _resumed_name(number: int) -> str:
@@ -153,8 +170,16 @@ def _resumed_name(number: int) -> str:
 class Fence:
     """Tells the workers of one attempt whether they may still write."""
 
-    def __init__(self, number: int, *, newest: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._number, self._newest, self._clock = number, newest, clock
+    def __init__(
+        self,
+        number: int,
+        *,
+        newest: Callable[[], int],
+        refresh: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`refresh` makes sure that `newest` knows what other machines have written by now."""
+        self._number, self._newest, self._refresh, self._clock = number, newest, refresh, clock
         self._looked_s = float("-inf")
         self._holds = True
 
@@ -164,6 +189,8 @@ class Fence:
         Once it does not hold it never will again.
         """
         if self._holds and (now or self._clock() - self._looked_s >= _LOOK_EVERY_S):
+            if now:
+                self._refresh()
             self._holds = self._newest() <= self._number
             self._looked_s = self._clock()
         return self._holds
@@ -177,6 +204,6 @@ class Fence:
 def _taken_over(number: int, newest: int) -> FencedError:
     return FencedError(
         "another command has taken this run over",
-        got=f"attempt {number}, while attempt {newest} has begun",
+        got=f"attempt {number}, while attempt {newest} of the other has begun",
         do="leave this run to the other command, or stop that one first",
     )

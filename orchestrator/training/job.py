@@ -9,19 +9,33 @@ from typing import Any, Literal
 
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
-from orchestrator.tracking.desired import RunHandle
+from orchestrator.training.exchange import BucketExchange, CommonFolder, Exchange
 from orchestrator.training.prepare import PreparedData
 from orchestrator.training.pulse import Pulse
 
 Status = Literal["finished", "stopped_by_budget", "interrupted"]
 
 
+TRIALS = "trials"
+"""In the run folder of a search: those of its trials."""
+MODEL, OUTCOME = "model", "outcome.json"
+"""In a run folder, once the training is over."""
+
+
+def bucket_of(spec: RunSpec, run_folder: Path) -> str | None:
+    """URI of a run's prefix in a bucket, a trial's within its search's; None where it is kept in a folder."""
+    storage = spec.checkpoint.storage
+    if storage is None or not spec.checkpoint.in_a_bucket:
+        return None
+    is_trial = run_folder.parent.name == TRIALS
+    name = "/".join(run_folder.parts[-3:]) if is_trial else run_folder.name
+    return f"{storage.rstrip('/')}/{name}"
+
+
 def checkpoints_of(spec: RunSpec, run_folder: Path) -> Path | str:
     """Folder of a run's checkpoints, or the URI of its prefix in a bucket."""
-    storage = spec.checkpoint.storage
-    if storage is not None and spec.checkpoint.in_a_bucket:
-        return f"{storage.rstrip('/')}/{run_folder.name}/checkpoints"
-    return run_folder / "checkpoints"
+    bucket = bucket_of(spec, run_folder)
+    return run_folder / "checkpoints" if bucket is None else f"{bucket}/checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +47,6 @@ class TrainingJob:
     data: PreparedData
     run_folder: Path
     """Holds `checkpoints/`, `outbox/`, `model/` and `outcome.json`."""
-    handle: RunHandle | None = None
-    """The MLflow run to log to; None logs nowhere."""
     final_checkpoint: bool = True
     """Whether the end of the training is saved as a checkpoint too; a search's trials need only their model."""
     stop_after_step: int | None = None
@@ -43,11 +55,19 @@ class TrainingJob:
     """Rank 0 waits after this step, once it is told, for as long as `hold_file` is there: someone kills a worker."""
     attempt: int = 0
     """Number of this start of the run's workers (`attempts`); 0 where nobody else can start them too."""
+    exchanged_at: str | None = None
+    """Where in a bucket the run's machines exchange what lies in its folder; None where all of them see that."""
 
     @property
     def checkpoints(self) -> Path | str:
         """Folder of this run's checkpoints, or the URI of its prefix in a bucket."""
         return checkpoints_of(self.spec, self.run_folder)
+
+    def exchange(self) -> Exchange:
+        """What this machine takes part in. Raises StorageError when the bucket cannot be opened."""
+        if self.exchanged_at is None:
+            return CommonFolder()
+        return BucketExchange(self.run_folder, self.exchanged_at)
 
     @property
     def hold_file(self) -> Path:
@@ -57,12 +77,12 @@ class TrainingJob:
     @property
     def model_folder(self) -> Path:
         """Where the finished model goes, as a Hugging Face folder."""
-        return self.run_folder / "model"
+        return self.run_folder / MODEL
 
     @property
     def outcome_file(self) -> Path:
         """Written last: its presence says that the run is over."""
-        return self.run_folder / "outcome.json"
+        return self.run_folder / OUTCOME
 
     @property
     def budget_stop_file(self) -> Path:

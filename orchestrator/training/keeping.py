@@ -9,20 +9,25 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StorageError, TransientError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, interval_steps
+from orchestrator.tracking.desired import OUTBOX
+from orchestrator.tracking.outbox import POINTS_FILES
 from orchestrator.training import checkpoints
-from orchestrator.training.attempts import Attempts
+from orchestrator.training.attempts import ATTEMPTS, Attempts
 from orchestrator.training.batches import batch_number
 from orchestrator.training.checkpoints import Checkpoint
 from orchestrator.training.conversion import has_shape
 from orchestrator.training.engine import Engine, needed_by
+from orchestrator.training.exchange import following
 from orchestrator.training.guard import Rewind, Verdict, decide_rewind, diverged, skipped_batches
 from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
+from orchestrator.training.ledger import LEDGER
 from orchestrator.training.save_cost import SaveCost
 from orchestrator.training.saving import Saver
 from orchestrator.training.storage import open_storage
@@ -30,6 +35,10 @@ from orchestrator.whole_file import write_json
 
 INTERVAL_METRIC, COST_METRIC = "checkpoint/interval_steps", "checkpoint/lost_s"
 """Under `every_steps: auto`: steps to the next checkpoint, and seconds of training that one costs."""
+_REWINDS = "rewinds.json"
+_POINTS = f"{OUTBOX}/{POINTS_FILES}"
+_BY_LEADER = (_POINTS, LEDGER)
+"""What rank 0 writes in a run's folder all the time."""
 _RESTART_S = 20.0
 """From a death to the first new step: 18 to 19 s on two cores (measured); it only enters the stated overhead."""
 
@@ -52,7 +61,8 @@ class Keeper:
         """`any_rank` says whether something holds on at least one rank."""
         self._engine, self._job, self._rank, self._nodes, self._agree = engine, job, context.rank, context.nodes, agree
         self._any_rank = any_rank
-        self._attempts = Attempts(job.run_folder)
+        self._exchange = job.exchange()
+        self._attempts = Attempts(job.run_folder, self._exchange)
         self._fence = self._attempts.fence(job.attempt)
         self._scratch = tempfile.TemporaryDirectory(prefix="checkpoints-")
         self._storage = open_storage(job.checkpoints, scratch=Path(self._scratch.name))
@@ -61,8 +71,16 @@ class Keeper:
         self._saved_step = 0
         self._interval: int | None = None
         self._cost = SaveCost()
-        self._rewinds_file = job.run_folder / "rewinds.json"
+        self._rewinds_file = job.run_folder / _REWINDS
         self._rewinds: tuple[Rewind, ...] = ()
+        self._attempts.refresh()
+        self._following = ExitStack()
+        sent = _BY_LEADER if self._leads else ()
+        self._following.enter_context(
+            following(self._exchange, fetch=(ATTEMPTS,), send=sent, may_send=self._fence.holds)
+        )
+        if self._leads:
+            self._exchange.fetch(_REWINDS, LEDGER, job.budget_stop_file.name)
         self.notes: tuple[str, ...] = ()
         """What a user should know."""
 
@@ -88,6 +106,7 @@ class Keeper:
             attempt=self._job.attempt,
             keep=self._job.spec.checkpoint.keep,
             holds=lambda: self._fence.holds(now=True),
+            before_publishing=lambda: self._exchange.send(_POINTS),
         )
 
     # -- going on and going back -------------------------------------------------------------------------------
@@ -196,10 +215,18 @@ class Keeper:
         """Whether this attempt may still write."""
         return self._fence.holds()
 
+    def show(self, file: Path) -> None:
+        """What rank 0 has written into the run's folder, a file or a folder, becomes visible to the run's driver."""
+        self._exchange.send(file.name)
+
     def close(self) -> None:
         """Gives up what is not complete yet."""
         self._saver.close()
         self._scratch.cleanup()
+        self._following.close()
+        if self._leads and self._fence.holds():
+            with suppress(StorageError):  # what ended the training is told, and checkpoints have theirs
+                self._exchange.send(*_BY_LEADER)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -269,3 +296,4 @@ class Keeper:
     def _write_rewinds(self) -> None:
         with checkpoints.storage_errors(self._job.run_folder):
             write_json(self._rewinds_file, [rewind.to_dict() for rewind in self._rewinds])
+        self.show(self._rewinds_file)

@@ -23,6 +23,8 @@ from orchestrator.quantities import Budget
 from orchestrator.spec import RunSpec
 from orchestrator.whole_file import write_json
 
+LEDGER = "ledger"
+"""In the run folder of a training, or of a search for all its trials."""
 _ENTRY, _CLOCK = ".entry", "search.clock"
 """Files of a ledger, in JSON."""
 _TICK_S = 1.0

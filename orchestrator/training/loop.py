@@ -126,7 +126,6 @@ class _Loop:
         if self._leads:
             job = self._job
             self._log = MetricLog(
-                job.handle,
                 job.run_folder,
                 attempt=max(1, job.attempt),
                 resumed_from=state.step,
@@ -170,6 +169,7 @@ class _Loop:
             file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
             with checkpoints.storage_errors(self._job.run_folder):
                 write_json(file, outcome.to_dict())
+            self._keeper.show(file)
         return outcome
 
     def close(self) -> None:
@@ -331,6 +331,7 @@ class _Loop:
             self._keeper.check_fence()
             with checkpoints.storage_errors(self._job.run_folder):
                 models.export(state, self._spec, self._plan, self._job.data, self._job.model_folder)
+            self._keeper.show(self._job.model_folder)
 
     def _outcome(self, status: Status) -> Outcome:
         """Once every rank has written all that it was given to write."""

@@ -99,11 +99,14 @@ class Saver:
         attempt: int,
         keep: int,
         holds: Callable[[], bool],
+        before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
-        """`holds` says whether this attempt is still the newest one; the writing thread asks it."""
+        """The writing thread calls both: `holds` says whether this attempt is still the newest one, and rank 0's
+        `before_publishing` brings to safety what must not be lost once a run goes on from the checkpoint."""
         self._engine, self._storage = engine, open_storage(place)
         self._rank, self._world_size, self._zero_stage = rank, world_size, zero_stage
         self._attempt, self._keep, self._holds = attempt, keep, holds
+        self._before_publishing = before_publishing
         self._thread: threading.Thread | None = None
         self._handover: _Handover | None = None
         self._abandoned = threading.Event()
@@ -233,6 +236,7 @@ class Saver:
         """Rank 0: one manifest of all ranks' notes makes it a checkpoint, and older ones are no longer needed."""
         step = handover.state.step
         files = self._gather(step, handover.serial)
+        self._before_publishing()
         if not self._holds():
             raise fenced_out(self._attempt)
         checkpoint = Checkpoint(

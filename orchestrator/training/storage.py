@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.errors import StorageError
 from orchestrator.training.file_sums import CHUNK_BYTES, FileSum, file_problem
@@ -222,17 +222,7 @@ class ObjectStorage:
 
     def __init__(self, uri: str, *, scratch: Path | None) -> None:
         """Opens it. Raises StorageError when the URI names nothing that can be opened."""
-        from pyarrow.fs import FileSystem
-
-        try:
-            self._files, self._prefix = FileSystem.from_uri(uri)
-        except (OSError, ValueError) as error:
-            raise StorageError(
-                "the object store cannot be opened",
-                got=f"{uri} ({' '.join(str(error).split())[:200]})",
-                allowed="a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or another URI of pyarrow.fs",
-                do="check checkpoint.storage and the credentials of every node",
-            ) from error
+        self._files, self._prefix = open_bucket(uri)
         self._uri = uri.rstrip("/")
         self._own_scratch: Path | None = None
         if scratch is not None:
@@ -355,6 +345,25 @@ class ObjectStorage:
     def _read(self, key: str) -> str:
         with self._files.open_input_stream(f"{self._prefix}/{key}") as stream:
             return bytes(stream.read()).decode()
+
+
+def open_bucket(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system for a URI, and the path in it.
+
+    Raises StorageError when it names nothing that can be opened.
+    """
+    from pyarrow.fs import FileSystem
+
+    try:
+        files, prefix = FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            "the object store cannot be opened",
+            got=f"{uri} ({' '.join(str(error).split())[:200]})",
+            allowed="a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or another URI of pyarrow.fs",
+            do="check checkpoint.storage and the credentials of every node",
+        ) from error
+    return files, prefix
 
 
 def fenced_out(attempt: int) -> StorageError:

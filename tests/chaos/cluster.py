@@ -35,6 +35,8 @@ class Layout:
     """Cores of each node but the head, by name."""
     on_hosts: bool = False
     """Each node, the head too, is a namespace host of its own."""
+    apart: bool = False
+    """Each of those hosts but the head has a folder of runs of its own."""
 
 
 class Cluster:
@@ -116,6 +118,10 @@ class Cluster:
         for _ in range(_TRIES):
             if self.network is not None:
                 self._machines[name] = self.network.start(name)
+                if self.layout.apart and name != HEAD:
+                    runs = Path(self.environment["ORCHESTRATOR_HOME"], "runs")
+                    runs.mkdir(exist_ok=True)
+                    subprocess.run([*self.machine(name).enter, "mount", "-t", "tmpfs", "tmpfs", runs], check=True)
             self._launch(name, cpus=cpus)
             if self._came_up(name):
                 return

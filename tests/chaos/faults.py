@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,12 @@ def kill_cluster(scene: Scene) -> None:
     """Every node, the head and with it the driver."""
     processes.kill(processes.of(DRIVER))
     scene.cluster.kill_all()
+
+
+def lose_run_folder(scene: Scene) -> None:
+    """The disk of the driver's machine goes with the cluster; what is in a bucket stays."""
+    kill_cluster(scene)
+    shutil.rmtree(scene.files.folder or "none yet")
 
 
 def add_nodes(scene: Scene) -> None:

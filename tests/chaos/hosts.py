@@ -26,6 +26,8 @@ _HOST = (*_SUITE, "--uts", "--ipc")
 _BRIDGE = "chaos0"
 _NETWORK = "10.77.0."
 """Addresses of the bridge (1) and the hosts; nothing outside the suite's namespace sees them."""
+SUITE = Machine(address=f"{_NETWORK}1")
+"""Where the suite itself runs, as hosts see it."""
 _UP_S = 20.0
 """How long a host may take to come up; 0.1 s when the machine is idle."""
 

@@ -17,6 +17,8 @@ from tests import specs
 from tests.chaos import processes
 from tests.chaos.cluster import HEAD, Cluster
 from tests.chaos.curves import COMPARED, LOSSES, Tracked, difference, longest_pause_s, out_of_order, tracked
+from tests.chaos.hosts import SUITE
+from tests.chaos.processes import HERE, Machine
 from tests.chaos.scenarios import FINISHED, LAYOUTS, SAVE_EVERY, STEPS, Scenario, Strike
 from tests.chaos.scene import Answer, RunFiles, Scene
 from tests.chaos.servers import BUCKET, Bucket, object_store, s3_environment, tracking_server
@@ -151,7 +153,11 @@ class Stage:
         head = cluster.machine(HEAD)
         with _small_disk(folder / "disk") if scenario.small_disk else nullcontext() as disk:
             server = tracking_server(self._store, folder=folder, machine=head) if scenario.server else None
-            objects = object_store(folder=folder, port=self._s3_port) if scenario.objects else None
+            objects = (
+                object_store(folder=folder, port=self._s3_port, machine=_reached_by_all(scenario.layout))
+                if scenario.objects
+                else None
+            )
             for started in (server, objects):
                 if started is not None:
                     started.start()
@@ -183,12 +189,20 @@ class Stage:
         if self._layout != layout:
             self.close()
             folder = self._folder / layout
-            environment = {"ORCHESTRATOR_HOME": str(self._home), **s3_environment(self._s3_port)}
+            environment = {
+                "ORCHESTRATOR_HOME": str(self._home),
+                **s3_environment(_reached_by_all(layout), self._s3_port),
+            }
             self._cluster = Cluster(LAYOUTS[layout], folder=folder, environment=environment)
             self._layout = layout
         assert self._cluster is not None
         self._cluster.repair()
         return self._cluster
+
+
+def _reached_by_all(layout: str) -> Machine:
+    """Where a server of the suite's listens for all nodes of a layout."""
+    return SUITE if LAYOUTS[layout].on_hosts else HERE
 
 
 def _act(scene: Scene, strikes: list[Strike]) -> list[Answer]:

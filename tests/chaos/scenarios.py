@@ -19,8 +19,10 @@ SAVE_EVERY = 10
 LAYOUTS = {
     "nodes": Layout(nodes={"node-1": 1, "node-2": 1, "node-3": 1}),
     "hosts": Layout(nodes={"host-1": 1, "host-2": 1}, on_hosts=True),
+    "apart": Layout(nodes={"host-1": 1, "host-2": 1}, on_hosts=True, apart=True),
 }
-"""By name: two workers and room for a third, on this machine; two workers on two namespace hosts, nothing to spare."""
+"""By name: two workers and room for a third, on this machine; two workers on two namespace hosts, nothing to spare; two
+such hosts that share no folder of runs with each other or the driver."""
 _ELASTIC: Mapping[str, Any] = {"resources.workers": [1, 2]}
 _LASTING: Mapping[str, Any] = {"training.steps": 300}
 """So many steps, of 0.2 s and more, go on for longer than a server that comes back takes to start."""
@@ -174,6 +176,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         objects=True,
         most_again=2 * SAVE_EVERY,
     ),
+    Scenario(
+        name="new-head",
+        fault="kill -9 of the whole cluster, its disk lost: all goes on from the bucket",
+        strikes=_once(at_step(37), faults.lose_run_folder),
+        objects=True,
+        endings=(KILLED, FINISHED),
+    ),
     Scenario(name="hang", fault="SIGSTOP of a rank", strikes=_once(at_step(37), faults.stop_other)),
     Scenario(name="hang-leader", fault="SIGSTOP of rank 0", strikes=_once(at_step(37), faults.stop_leader)),
     Scenario(
@@ -295,6 +304,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         layout="hosts",
         endings=("does not see the run's folder", FINISHED),
         most_again=0,
+    ),
+    Scenario(
+        name="apart",
+        fault="power cut of rank 0's host, no common folder, a bucket instead",
+        strikes=_once(at_step(27), faults.kill_node_of_leader),
+        layout="apart",
+        objects=True,
+        changes={**_ELASTIC, **_MINUTES},
+        sizes=(2, 1),
+        tolerance=_AT_ANOTHER_SIZE,
     ),
     Scenario(
         name="link",

@@ -93,8 +93,8 @@ def tracking_server(store_uri: str, *, folder: Path, machine: Machine) -> Server
     )
 
 
-def object_store(*, folder: Path, port: int) -> Server:
-    """An S3 server in memory (moto's) on this machine."""
+def object_store(*, folder: Path, port: int, machine: Machine) -> Server:
+    """An S3 server in memory (moto's)."""
 
     def command(address: str, port: int) -> list[str]:
         return [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
@@ -105,16 +105,17 @@ def object_store(*, folder: Path, port: int) -> Server:
         ready="/moto-api/",
         log=folder / "object-store.log",
         port=port,
+        machine=machine,
     )
 
 
-def s3_environment(port: int) -> dict[str, str]:
+def s3_environment(machine: Machine, port: int) -> dict[str, str]:
     """What a client of `object_store` needs."""
     return {
         "AWS_ACCESS_KEY_ID": _KEY,
         "AWS_SECRET_ACCESS_KEY": _KEY,
         "AWS_DEFAULT_REGION": _REGION,
-        "AWS_ENDPOINT_URL": f"http://{HERE.address}:{port}",
+        "AWS_ENDPOINT_URL": f"http://{machine.address}:{port}",
     }
 
 

@@ -1,0 +1,99 @@
+"""The folder of a run, and what of it lies in a bucket: a real S3 server's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ClusterError
+from orchestrator.flushing import flush_command
+from orchestrator.scheduling.run_folder import exchange_of, forget, note_bucket, take_up
+from orchestrator.spec import RunSpec
+from orchestrator.tracking.desired import driving
+from orchestrator.training.exchange import BucketExchange, CommonFolder
+from orchestrator.training.job import bucket_of, checkpoints_of
+from tests.mlflow_runs import curve, new_store, opened
+from tests.s3 import BUCKET
+from tests.specs import PRETRAIN, spec
+
+RUNS = f"s3://{BUCKET}/runs"
+SEARCH = {"space": {"training.learning_rate": {"grid": [1e-3, 1e-4]}}, "scheduler": "none"}
+
+
+def in_bucket(tmp_path: Path) -> RunSpec:
+    return spec(PRETRAIN, checkpoint__storage=f"{RUNS}/{tmp_path.name}")
+
+
+def test_runs_and_the_trials_of_different_searches_never_share_a_place_in_a_bucket() -> None:
+    one = spec(PRETRAIN, checkpoint__storage=f"{RUNS}/")
+    assert bucket_of(one, Path("/home/runs/tiny-1234")) == f"{RUNS}/tiny-1234"
+    trials = [Path(f"/home/runs/{search}/trials/00-scratch") for search in ("search-1", "search-2")]
+    places = [checkpoints_of(one, trial) for trial in trials]
+    assert places == [f"{RUNS}/{search}/trials/00-scratch/checkpoints" for search in ("search-1", "search-2")]
+    assert bucket_of(spec(PRETRAIN), trials[0]) is None
+    assert checkpoints_of(spec(PRETRAIN), trials[0]) == trials[0] / "checkpoints"
+
+
+@pytest.mark.slow
+def test_only_a_training_in_a_bucket_exchanges_files(s3: Any, tmp_path: Path) -> None:
+    assert isinstance(exchange_of(in_bucket(tmp_path), tmp_path), BucketExchange)
+    assert isinstance(exchange_of(spec(PRETRAIN), tmp_path), CommonFolder)
+    assert isinstance(exchange_of(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path), CommonFolder)
+
+
+@pytest.mark.slow
+def test_another_machine_takes_up_a_run_with_its_mlflow_run_its_points_and_its_model(s3: Any, tmp_path: Path) -> None:
+    uri, run = new_store(tmp_path), in_bucket(tmp_path)
+    first, second = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    tracker = opened(uri, first)
+    points = first / "outbox" / "a0001.00-from-00000000.jsonl"
+    points.write_text('{"key": "train/loss", "value": 2.0, "step": 1, "timestamp_ms": 1}\n')
+    (first / "model").mkdir()
+    (first / "model" / "config.json").write_text("{}")
+    exchange_of(run, first).send("outbox/handle.json", "outbox/a*.jsonl", "model")
+    tracker.ship()
+
+    take_up(run, second)
+    assert (second / "model" / "config.json").read_text() == "{}"
+    again = opened(uri, second)
+    assert again.run_id == tracker.run_id
+    again.end_run("finished")
+    again.ship()
+    assert curve(uri, tracker.run_id, "train/loss") == [(1, 2.0)]
+    secret = "".join(path.read_text() for path in second.rglob("handle.json"))
+    assert uri not in secret
+
+
+@pytest.mark.slow
+def test_a_forgotten_run_is_forgotten_in_its_bucket_too_unless_it_is_driven(s3: Any, tmp_path: Path) -> None:
+    run, folder = in_bucket(tmp_path), tmp_path / "run"
+    key = f"runs/{tmp_path.name}/run/checkpoints/step-00000010.a1/manifest.json"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"{}")
+    with driving(folder), pytest.raises(ClusterError, match="drives this run"):
+        forget(run, folder)
+    assert s3.list_objects_v2(Bucket=BUCKET, Prefix=key)["KeyCount"] == 1
+    forget(run, folder)
+    assert s3.list_objects_v2(Bucket=BUCKET, Prefix=key)["KeyCount"] == 0
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_flush_ships_what_workers_elsewhere_left_in_the_bucket_of_a_dead_run(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, run = new_store(tmp_path), in_bucket(tmp_path)
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    tracker = opened(uri, folder)
+    tracker.ship()
+    note_bucket(run, folder)
+    (elsewhere / "outbox").mkdir(parents=True)
+    points = elsewhere / "outbox" / "a0001.00-from-00000000.jsonl"
+    points.write_text('{"key": "train/loss", "value": 2.0, "step": 1, "timestamp_ms": 1}\n')
+    bucket = bucket_of(run, folder)
+    assert bucket is not None
+    BucketExchange(elsewhere, bucket).send("outbox")
+    assert flush_command(folder, everything=False, as_json=True) == 0
+    assert '"sent": 1' in capsys.readouterr().out
+    assert curve(uri, tracker.run_id, "train/loss") == [(1, 2.0)]
