@@ -12,6 +12,7 @@ from orchestrator.flushing import flush_command
 from orchestrator.scheduling.run_folder import exchange_of, forget, note_bucket, take_up
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.desired import driving
+from orchestrator.tracking.tracker import MetricLog
 from orchestrator.training.exchange import BucketExchange, CommonFolder
 from orchestrator.training.job import bucket_of, checkpoints_of
 from tests.mlflow_runs import curve, new_store, opened
@@ -97,3 +98,26 @@ def test_flush_ships_what_workers_elsewhere_left_in_the_bucket_of_a_dead_run(
     assert flush_command(folder, everything=False, as_json=True) == 0
     assert '"sent": 1' in capsys.readouterr().out
     assert curve(uri, tracker.run_id, "train/loss") == [(1, 2.0)]
+
+
+@pytest.mark.slow
+def test_steps_that_a_lost_machine_had_shipped_and_another_takes_again_are_in_mlflow_once(
+    s3: Any, tmp_path: Path
+) -> None:
+    """The driver shipped what it saw before the bucket had it; the run goes on from a checkpoint before."""
+    uri, run = new_store(tmp_path), in_bucket(tmp_path)
+    first, second = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    tracker = opened(uri, first)
+    points = MetricLog(first)
+    points.log(1, {"train/loss": 2.0})
+    exchange_of(run, first).send("outbox/handle.json", "outbox/a*.jsonl")
+    points.log(2, {"train/loss": 1.5})
+    tracker.ship()
+
+    take_up(run, second)
+    again = opened(uri, second)
+    resumed = MetricLog(second, attempt=2, resumed_from=1)
+    for step, loss in ((2, 1.5), (3, 1.2)):
+        resumed.log(step, {"train/loss": loss})
+    again.ship()
+    assert curve(uri, tracker.run_id, "train/loss") == [(1, 2.0), (2, 1.5), (3, 1.2)]

@@ -13,13 +13,14 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StorageError
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.scheduling.attempt import Watcher
@@ -314,7 +315,8 @@ def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
     shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
     bucket = bucket_of(task.prepared.spec, task.folder)
     if bucket is not None:
-        BucketExchange(task.folder, bucket).forget()
+        with suppress(StorageError):  # it stays there, and the trial has come to its end all the same
+            BucketExchange(task.folder, bucket).forget()
     return replace(outcome, checkpoint=None)
 
 

@@ -45,6 +45,12 @@ def find(client: MlflowClient, handle: RunHandle, experiment_id: str) -> StoredR
     return StoredRun(run_id=min(found), experiment_id=experiment_id, uri=handle.uri) if found else None
 
 
+def newest_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """By metric, the highest step that the store has."""
+    keys = client.get_run(run_id).data.metrics
+    return {key: max(point.step for point in client.get_metric_history(run_id, key)) for key in keys}
+
+
 def create(client: MlflowClient, run: DesiredRun, experiment_id: str, *, parent_run_id: str | None) -> StoredRun:
     """Creates the run that `find` has not found, once: a request that was answered too late is repeated by MLflow's
     client, and what that leaves is deleted."""

@@ -158,6 +158,12 @@ def ship_batch(folder: Path, send: Send) -> int:
     return len(batch)
 
 
+def assume_shipped(folder: Path, highest_step: Mapping[str, int]) -> None:
+    """Someone else has shipped the points up to these steps, by metric; what this folder knows of its own stands."""
+    if not (folder / _SHIPPED_FILE).exists():
+        _write_shipped(folder, _Shipped(highest_step=highest_step))
+
+
 def flush_folder(folder: Path, send: Send) -> int:
     """Sends all that waits; returns how many points. Whatever `send` raises passes."""
     total = 0

@@ -314,7 +314,9 @@ def _found_or_created(
     else:
         experiment_id = store.experiment_id(client, wanted.handle.uri, wanted.handle.experiment)
         run = mlflow_run.find(client, wanted.handle, experiment_id)
-        if run is None:
+        if run is not None:  # given it by a driver on another machine, or by one that died right after
+            outbox.assume_shipped(folder / OUTBOX, mlflow_run.newest_steps(client, run.run_id))
+        else:
             run = mlflow_run.create(client, wanted, experiment_id, parent_run_id=parent_run_id)
     desired.write_stored_run(folder, run)
     return run

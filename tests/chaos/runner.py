@@ -136,7 +136,9 @@ class Stage:
         shaping = {key: value for key, value in scenario.changes.items() if key.startswith(("training.", "model."))}
         name = "-".join(["undisturbed", layout, *(str(value) for value in shaping.values())])
         if name not in self._references:
-            undisturbed = Scenario(name=name, fault="none", strikes=(), layout=layout, changes=shaping)
+            undisturbed = Scenario(
+                name=name, fault="none", strikes=(), layout=layout, changes=shaping, objects=LAYOUTS[layout].apart
+            )
             with self._scene(undisturbed) as scene:
                 answers = _act(scene, [])
             if [answer.ending for answer in answers] != [FINISHED]:
