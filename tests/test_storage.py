@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from orchestrator.errors import StorageError
-from orchestrator.training import checkpoints
+from orchestrator.training import checkpoints, storage
 from orchestrator.training.checkpoints import newest_good
 from orchestrator.training.engine import needed_by
 from orchestrator.training.job import LoopState
@@ -187,8 +187,37 @@ def test_a_uri_of_no_known_kind_is_refused(tmp_path: Path) -> None:
         open_storage("gopher://somewhere/else", scratch=tmp_path)
 
 
+class FailingAtFirst:
+    """A bucket that is away at the first call of each kind, and there at the next."""
+
+    def __init__(self, files: Any) -> None:
+        self._files, self._failed = files, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._failed:
+            return getattr(self._files, name)
+        self._failed.add(name)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError("AWS Error NETWORK_CONNECTION during an operation: connection refused")
+
+        return fail
+
+
+def test_a_training_bears_a_bucket_that_is_away_for_a_while_and_a_look_at_it_does_not(s3: Any, tmp_path: Path) -> None:
+    place = bucket(s3, tmp_path)
+    place._files = FailingAtFirst(place._files)  # type: ignore[attr-defined]
+    assert save(place, 10) is not None
+    assert newest_step(place) == 10
+    looking = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    looking._files = FailingAtFirst(looking._files)  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        looking.entries()
+
+
 def test_a_server_that_is_gone_fails_the_checkpoint_and_does_not_hold_up_the_training(s3: Any, tmp_path: Path) -> None:
     with socket.socket() as nobody, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "PATIENCE_S", 1.0)
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
         place = bucket(s3, tmp_path)

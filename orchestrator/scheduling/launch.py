@@ -44,6 +44,7 @@ from orchestrator.tracking.store import check_uri
 from orchestrator.tracking.sync import flush, flush_left_behind
 from orchestrator.tracking.tracker import LAST_PASS_S, NoTracker, Tracker, note_attempt, note_recovery, open_run
 from orchestrator.training.attempts import ATTEMPTS
+from orchestrator.training.bucket import PATIENCE_S
 from orchestrator.training.exchange import Exchange, following
 from orchestrator.training.job import Outcome, TrainingJob, bucket_of
 from orchestrator.training.ledger import LEDGER, Ledger, with_ledger
@@ -224,7 +225,7 @@ def _trained(job: TrainingJob, exchange: Exchange, listener: Listener) -> Traini
                 job, watcher, planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept)
             )
         flops = result.outcome.metrics.get("cost/flops", 0.0)
-        take_up(job.spec, folder)
+        take_up(job.spec, folder, patience_s=PATIENCE_S)
     except BaseException:
         with suppress(StorageError):  # what ended the training is told, not this
             exchange.fetch(OUTBOX, LEDGER)

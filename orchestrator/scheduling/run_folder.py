@@ -67,9 +67,12 @@ def exchange_of(spec: RunSpec, folder: Path) -> Exchange:
     return CommonFolder() if bucket is None or spec.search is not None else BucketExchange(folder, bucket)
 
 
-def take_up(spec: RunSpec, folder: Path) -> None:
-    """Brings what earlier drivers and workers of a run have left on other machines. Raises StorageError."""
-    exchange_of(spec, folder).fetch(ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL)
+def take_up(spec: RunSpec, folder: Path, *, patience_s: float = 0.0) -> None:
+    """Brings what earlier drivers and workers of a run have left on other machines.
+
+    Raises StorageError, where the bucket is away only after so many seconds.
+    """
+    exchange_of(spec, folder).fetch(ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL, patience_s=patience_s)
 
 
 def note_bucket(spec: RunSpec, folder: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from orchestrator.errors import FencedError, StorageError
 from orchestrator.planning.run_plan import Kept
+from orchestrator.training.bucket import PATIENCE_S
 from orchestrator.training.exchange import CommonFolder, Exchange
 from orchestrator.whole_file import write_json
 
@@ -46,7 +47,7 @@ class Attempts:
 
     def refresh(self) -> None:
         """Brings what other machines have written."""
-        self._exchange.fetch(ATTEMPTS)
+        self._exchange.fetch(ATTEMPTS, patience_s=PATIENCE_S)
 
     def open(self, *, workers: int, cause: str, after: int | None = None) -> int:
         """A new attempt's number; from here on the workers of all earlier ones are fenced out.
@@ -130,7 +131,7 @@ class Attempts:
             raise
         except OSError as error:
             raise self._unusable(error) from error
-        self._exchange.send(f"{ATTEMPTS}/{name}")
+        self._exchange.send(f"{ATTEMPTS}/{name}", patience_s=PATIENCE_S)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

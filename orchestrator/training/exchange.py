@@ -20,12 +20,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import StorageError
+from orchestrator.training.bucket import open_bucket, patiently
 from orchestrator.training.file_sums import CHUNK_BYTES
-from orchestrator.training.storage import open_bucket
 
 PERIOD_S = 5.0
 """Pause between looks at the bucket while a run lasts: 720 an hour and machine, where a thousand cost half a cent
@@ -38,13 +39,16 @@ _GROWING = ".jsonl"
 class Exchange(Protocol):
     """What a machine does to see what others wrote of a run, and to show them what it wrote."""
 
-    def fetch(self, *parts: str) -> None:
-        """Brings files, or all files of folders, given by their names in the run's folder. Raises StorageError."""
+    def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
+        """Brings files, or all files of folders, given by their names in the run's folder.
 
-    def send(self, *parts: str) -> None:
+        Raises StorageError, where the bucket is away only after so many seconds.
+        """
+
+    def send(self, *parts: str, patience_s: float = 0.0) -> None:
         """Shows them, or those that a pattern fits, to the others; what has not changed since is not sent again.
 
-        Raises StorageError.
+        Raises StorageError, where the bucket is away only after so many seconds.
         """
 
     def stands(self, name: str) -> bool:
@@ -57,10 +61,10 @@ class Exchange(Protocol):
 class CommonFolder:
     """Every machine sees the run's folder: there is nothing to do."""
 
-    def fetch(self, *parts: str) -> None:
+    def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`."""
 
-    def send(self, *parts: str) -> None:
+    def send(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`."""
 
     def stands(self, name: str) -> bool:
@@ -82,30 +86,17 @@ class BucketExchange:
         self._sent: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, *parts: str) -> None:
+    def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`: in the order of their names, so that a later points file is not there before an earlier."""
         with self._lock, self._errors("read"):
             for part in parts:
-                for info in self._objects(part):
-                    name = info.path.removeprefix(f"{self._prefix}/")
-                    state = (info.size, info.mtime)
-                    if self._fetched.get(name) != state:
-                        self._bring(name, info)
-                        self._fetched[name] = state
+                patiently(partial(self._fetch, part), patience_s=patience_s)
 
-    def send(self, *parts: str) -> None:
+    def send(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`."""
         with self._lock, self._errors("written"):
             for part in parts:
-                for file in _visible_files(self._folder, part):
-                    name = str(file.relative_to(self._folder))
-                    state = _state(file)
-                    if self._sent.get(name) != state:
-                        self._upload(file, name)
-                        if _state(file) == state and not name.endswith(_GROWING):  # as old as its copy, by one clock
-                            _set_time(file, self._files.get_file_info(f"{self._prefix}/{name}").mtime)
-                            state = _state(file)
-                        self._sent[name] = state
+                patiently(partial(self._send, part), patience_s=patience_s)
 
     def stands(self, name: str) -> bool:
         """See `Exchange`: looks only after what another has begun to write is there. The last one stands."""
@@ -119,6 +110,25 @@ class BucketExchange:
             self._files.delete_dir_contents(self._prefix, missing_dir_ok=True)
             with suppress(FileNotFoundError):
                 self._files.delete_dir(self._prefix)
+
+    def _fetch(self, part: str) -> None:
+        for info in self._objects(part):
+            name = info.path.removeprefix(f"{self._prefix}/")
+            state = (info.size, info.mtime)
+            if self._fetched.get(name) != state:
+                self._bring(name, info)
+                self._fetched[name] = state
+
+    def _send(self, part: str) -> None:
+        for file in _visible_files(self._folder, part):
+            name = str(file.relative_to(self._folder))
+            state = _state(file)
+            if self._sent.get(name) != state:
+                self._upload(file, name)
+                if _state(file) == state and not name.endswith(_GROWING):  # as old as its copy, by one clock
+                    _set_time(file, self._files.get_file_info(f"{self._prefix}/{name}").mtime)
+                    state = _state(file)
+                self._sent[name] = state
 
     def _objects(self, part: str) -> list[Any]:
         from pyarrow.fs import FileSelector, FileType

@@ -21,6 +21,7 @@ from orchestrator.tracking.outbox import POINTS_FILES
 from orchestrator.training import checkpoints
 from orchestrator.training.attempts import ATTEMPTS, Attempts
 from orchestrator.training.batches import batch_number
+from orchestrator.training.bucket import PATIENCE_S
 from orchestrator.training.checkpoints import Checkpoint
 from orchestrator.training.conversion import has_shape
 from orchestrator.training.engine import Engine, needed_by
@@ -80,7 +81,7 @@ class Keeper:
             following(self._exchange, fetch=(ATTEMPTS,), send=sent, may_send=self._fence.holds)
         )
         if self._leads:
-            self._exchange.fetch(_REWINDS, LEDGER, job.budget_stop_file.name)
+            self._exchange.fetch(_REWINDS, LEDGER, job.budget_stop_file.name, patience_s=PATIENCE_S)
         self.notes: tuple[str, ...] = ()
         """What a user should know."""
 
@@ -106,7 +107,7 @@ class Keeper:
             attempt=self._job.attempt,
             keep=self._job.spec.checkpoint.keep,
             holds=lambda: self._fence.holds(now=True),
-            before_publishing=lambda: self._exchange.send(_POINTS),
+            before_publishing=lambda: self._exchange.send(_POINTS, patience_s=PATIENCE_S),
         )
 
     # -- going on and going back -------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class Keeper:
 
     def show(self, file: Path) -> None:
         """What rank 0 has written into the run's folder, a file or a folder, becomes visible to the run's driver."""
-        self._exchange.send(file.name)
+        self._exchange.send(file.name, patience_s=PATIENCE_S)
 
     def close(self) -> None:
         """Gives up what is not complete yet."""

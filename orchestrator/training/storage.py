@@ -12,23 +12,27 @@ No torch, and plain OSErrors: `checkpoints` and `saving` translate them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from orchestrator.errors import StorageError
+from orchestrator.training.bucket import PATIENCE_S, open_bucket, patiently
 from orchestrator.training.file_sums import CHUNK_BYTES, FileSum, file_problem
 
 MANIFEST = "manifest.json"
 _COMPLETE = re.compile(r"step-(\d{8})(?:\.a(\d+))?(\.replaced)?")
 _IN_PROGRESS = re.compile(r"step-\d{8}\.a(\d+)\.writing")
 _REMOVING = ".removing"
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Storage(Protocol):
     def begin(self, step: int, attempt: int) -> Path:
         """A folder on this machine for the files of this rank."""
 
-    def hand_in(self, step: int, attempt: int, names: Iterable[str]) -> None:
+    def hand_in(self, step: int, attempt: int, names: Collection[str]) -> None:
         """Makes files below `begin`'s folder visible to all ranks."""
 
     def write_note(self, step: int, attempt: int, name: str, text: str) -> None:
@@ -118,7 +122,7 @@ class FolderStorage:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def hand_in(self, step: int, attempt: int, names: Iterable[str]) -> None:
+    def hand_in(self, step: int, attempt: int, names: Collection[str]) -> None:
         """See `Storage`: they are where everyone looks; their names must outlive a power cut too."""
         folder = self._writing(step, attempt)
         for parent in {(folder / name).parent for name in names}:
@@ -217,12 +221,24 @@ class FolderStorage:
             raise fenced_out(attempt)
 
 
+def _patient(method: Callable[Concatenate[ObjectStorage, P], T]) -> Callable[Concatenate[ObjectStorage, P], T]:
+    """The method, done patiently: it may begin anew after any part of it."""
+
+    @functools.wraps(method)
+    def patient(self: ObjectStorage, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return patiently(lambda: method(self, *args, **kwargs), patience_s=self._patience_s)
+
+    return patient
+
+
 class ObjectStorage:
-    """A bucket or a prefix in one: any URI that `pyarrow.fs` takes. `AWS_ENDPOINT_URL` names another S3 server."""
+    """A bucket or a prefix in one: any URI that `pyarrow.fs` takes. `AWS_ENDPOINT_URL` names another S3 server.
+    With a scratch folder it serves a training, which outlives a bucket that is away for a while (`patiently`)."""
 
     def __init__(self, uri: str, *, scratch: Path | None) -> None:
         """Opens it. Raises StorageError when the URI names nothing that can be opened."""
         self._files, self._prefix = open_bucket(uri)
+        self._patience_s = 0.0 if scratch is None else PATIENCE_S
         self._uri = uri.rstrip("/")
         self._own_scratch: Path | None = None
         if scratch is not None:
@@ -243,10 +259,13 @@ class ObjectStorage:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def hand_in(self, step: int, attempt: int, names: Iterable[str]) -> None:
+    @_patient
+    def hand_in(self, step: int, attempt: int, names: Collection[str]) -> None:
         """See `Storage`: uploads them, each freeing its space here."""
         folder = self.begin(step, attempt)
         for name in names:
+            if not (folder / name).exists():  # it is there since the last try
+                continue
             key = f"{self._prefix}/{_name(step)}.a{attempt}/{name}"
             with (folder / name).open("rb") as source, self._files.open_output_stream(key) as target:
                 while chunk := source.read(CHUNK_BYTES):
@@ -254,15 +273,18 @@ class ObjectStorage:
             (folder / name).unlink()
         shutil.rmtree(folder)
 
+    @_patient
     def write_note(self, step: int, attempt: int, name: str, text: str) -> None:
         """See `Storage`."""
         with self._files.open_output_stream(f"{self._prefix}/{_name(step)}.a{attempt}/{name}") as stream:
             stream.write(text.encode())
 
+    @_patient
     def notes(self, step: int, attempt: int) -> set[str]:
         """See `Storage`."""
         return {name for name in self._list(f"{self._prefix}/{_name(step)}.a{attempt}") if name.endswith(".json")}
 
+    @_patient
     def read_note(self, step: int, attempt: int, name: str) -> str:
         """See `Storage`."""
         return self._read(f"{_name(step)}.a{attempt}/{name}")
@@ -272,6 +294,7 @@ class ObjectStorage:
         self.write_note(step, attempt, MANIFEST, manifest)
         return f"{self._uri}/{_name(step)}.a{attempt}"
 
+    @_patient
     def entries(self) -> list[Entry]:
         """See `Storage`: those with a manifest."""
         return [
@@ -280,10 +303,12 @@ class ObjectStorage:
             if self._size(f"{name}/{MANIFEST}") is not None
         ]
 
+    @_patient
     def read_manifest(self, entry: Entry) -> str:
         """See `Storage`."""
         return self._read(f"{entry.name}/{MANIFEST}")
 
+    @_patient
     def problem(self, entry: Entry, name: str, expected: FileSum) -> str | None:
         """See `Storage`: by its size; its checksum is compared where it arrives."""
         size = self._size(f"{entry.name}/{name}")
@@ -291,6 +316,7 @@ class ObjectStorage:
             return f"{name} is missing"
         return None if size == expected.bytes else f"{name} has {size} bytes instead of {expected.bytes}"
 
+    @_patient
     def fetch(self, entry: Entry, files: Mapping[str, FileSum]) -> Path:
         """See `Storage`."""
         folder = self.local(entry)
@@ -315,11 +341,13 @@ class ObjectStorage:
         """See `Storage`."""
         return f"{self._uri}/{entry.name}"
 
+    @_patient
     def remove(self, entry: Entry) -> None:
         """See `Storage`: the manifest goes first."""
         self._files.delete_file(f"{self._prefix}/{entry.name}/{MANIFEST}")
         self._files.delete_dir(f"{self._prefix}/{entry.name}")
 
+    @_patient
     def sweep(self, attempt: int) -> None:
         """See `Storage`."""
         for _, writer, name in self._all():
@@ -345,25 +373,6 @@ class ObjectStorage:
     def _read(self, key: str) -> str:
         with self._files.open_input_stream(f"{self._prefix}/{key}") as stream:
             return bytes(stream.read()).decode()
-
-
-def open_bucket(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system for a URI, and the path in it.
-
-    Raises StorageError when it names nothing that can be opened.
-    """
-    from pyarrow.fs import FileSystem
-
-    try:
-        files, prefix = FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            "the object store cannot be opened",
-            got=f"{uri} ({' '.join(str(error).split())[:200]})",
-            allowed="a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or another URI of pyarrow.fs",
-            do="check checkpoint.storage and the credentials of every node",
-        ) from error
-    return files, prefix
 
 
 def fenced_out(attempt: int) -> StorageError:

@@ -1,0 +1,53 @@
+"""Reaching an object store: opened by its URI, and patience with one that is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from orchestrator.errors import StorageError
+
+PATIENCE_S = 300.0
+"""How long a training bears a bucket that is away, mostly behind its steps (a guess: outages of minutes happen)."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
+"""In the messages of pyarrow's S3 errors: the names of those that waiting does not mend."""
+
+T = TypeVar("T")
+
+
+def open_bucket(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system for a URI, and the path in it.
+
+    Raises StorageError when it names nothing that can be opened.
+    """
+    from pyarrow.fs import FileSystem
+
+    try:
+        files, prefix = FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            "the object store cannot be opened",
+            got=f"{uri} ({' '.join(str(error).split())[:200]})",
+            allowed="a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or another URI of pyarrow.fs",
+            do="check checkpoint.storage and the credentials of every node",
+        ) from error
+    return files, prefix
+
+
+def patiently(action: Callable[[], T], *, patience_s: float) -> T:
+    """Does something with a bucket, again and again for some seconds where the bucket is away.
+
+    Raises the OSError that it met last, and at once what waiting does not mend: no access, no such file, a full disk.
+    """
+    pause_s, deadline = _FIRST_PAUSE_S, time.monotonic() + patience_s
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            is_local = error.errno is not None  # pyarrow's errors of a bucket have none
+            if is_local or any(word in str(error) for word in _LASTING) or time.monotonic() + pause_s > deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
