@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.tracking.desired import OUTBOX
 from tests.chaos import processes
 from tests.chaos.scene import DRIVER, Scene
 
@@ -125,7 +126,9 @@ def kill_cluster(scene: Scene) -> None:
 def lose_run_folder(scene: Scene) -> None:
     """The disk of the driver's machine goes with the cluster; what is in a bucket stays."""
     kill_cluster(scene)
-    shutil.rmtree(scene.files.folder or "none yet")
+    assert scene.files.folder is not None, "the run has begun"
+    shutil.move(scene.files.folder / OUTBOX, scene.files.lost)
+    shutil.rmtree(scene.files.folder)
 
 
 def add_nodes(scene: Scene) -> None:

@@ -171,6 +171,7 @@ class Stage:
                     runs=disk or self._home / "runs",
                     name=scenario.name,
                     bucket=None if objects is None else Bucket(objects.uri),
+                    lost=folder / "lost",
                 ),
                 spec=_write_spec(scenario, folder=folder, corpus=self._corpus, uri=uri, storage=storage),
                 folder=folder,
@@ -252,7 +253,8 @@ def _judge(
     losses = run.metrics.get("train/loss", ())
     pauses = [longest_pause_s(losses, after_s=at_s, within_s=_STALL_WITHIN_S) for at_s in scene.struck_at]
     steps = scene.files.steps()
-    again = len(steps) - len(set(steps))
+    told = run.metrics.get("recovery/lost_steps", ())  # where the points of a lost disk are lost with it
+    again = max(len(steps) - len(set(steps)), *(int(point.value) for point in told), 0)
     problems = [
         *_ending_problems(scenario, endings),
         *size_problems(scenario, run.tags),

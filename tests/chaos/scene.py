@@ -36,6 +36,8 @@ class RunFiles:
     name: str
     bucket: Bucket | None = None
     """Where its checkpoints go instead, if not to the run's folder."""
+    lost: Path | None = None
+    """Where the suite keeps the points of a disk that the run has lost, to count its steps."""
 
     @property
     def folder(self) -> Path | None:
@@ -80,11 +82,12 @@ class RunFiles:
 
     def _points(self) -> list[Path]:
         """Files of metrics; checkpoints, which come and go meanwhile, are not looked into."""
-        found = []
-        for parent, folders, names in os.walk(self.folder or self.runs / "none yet"):
-            folders[:] = [name for name in folders if name != "checkpoints"]
-            found += [Path(parent, name) for name in names if name.endswith(".jsonl")]
-        return sorted(found)
+        found = {}
+        for place in (self.folder, self.lost):  # of a file in both, the lost one is longer
+            for parent, folders, names in os.walk(place or self.runs / "none yet"):
+                folders[:] = [name for name in folders if name != "checkpoints"]
+                found.update({name: Path(parent, name) for name in names if name.endswith(".jsonl")})
+        return [found[name] for name in sorted(found)]
 
     def _objects(self, step: int) -> list[str]:
         assert self.bucket is not None
