@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from orchestrator.errors import FencedError, StorageError
 from orchestrator.training import exchange as exchanges
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.exchange import BucketExchange, CommonFolder, following
+from orchestrator.verifying import read_points
+from tests import training_runs
 from tests.s3 import BUCKET
 
 pytestmark = pytest.mark.slow  # a server
@@ -215,3 +218,49 @@ def test_of_two_machines_that_take_a_run_up_at_the_same_moment_one_is_told_so(ma
     for thread in threads:
         thread.join(60)
     assert sorted(map(str, outcomes)) == ["1", "another command has taken this run over"]
+
+
+# -- a training whose machines see no common folder ------------------------------------------------------------------
+
+
+def test_a_training_that_loses_its_machine_goes_on_elsewhere_with_every_step_once(
+    machine: Machine, s3: Any, tmp_path: Path
+) -> None:
+    changes = {"checkpoint__every_steps": 2, "checkpoint__storage": f"s3://{BUCKET}/{tmp_path.name}"}
+    whole = training_runs.pretrain(tmp_path / "whole", checkpoint__every_steps=2)
+    training_runs.run(whole)
+    driver = Attempts(tmp_path / "driver", machine("driver"))
+
+    def attempt(name: str, **events: int) -> None:
+        """In a process on a machine of its own."""
+        job = training_runs.pretrain(tmp_path / name / "run", **changes)
+        uri = f"s3://{BUCKET}/{tmp_path.name}/run"
+        group = training_runs.Workers(1)
+        try:
+            group.run(
+                replace(job, attempt=driver.open(workers=1, cause="x"), exchanged_at=uri),
+                training_runs.Events(**events),
+            )
+        finally:
+            group.end()
+
+    with pytest.raises(training_runs.WorkerDied):
+        attempt("one", kill_at=5)
+    driver.refresh()
+    machine("driver").fetch("outbox")
+    saved = max(int(key.split("step-")[1][:8]) for key in keys(s3, tmp_path) if key.endswith("manifest.json"))
+    assert saved in (2, 4), "the one of step 4 was still on its way, or not"
+    assert set(range(1, saved + 1)) <= set(losses(tmp_path / "driver")), "a checkpoint comes after its points"
+
+    attempt("two")
+    driver.refresh()
+    assert driver.resumed_step(2) == saved
+    machine("driver").fetch("outbox", "model", "outcome.json")
+    assert list(losses(tmp_path / "driver").values()) == training_runs.curve(whole)
+    assert (tmp_path / "driver" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "driver" / "outcome.json").is_file()
+
+
+def losses(run_folder: Path) -> dict[int, float]:
+    """By step, as it was taken last."""
+    return {step: value for step, key, value in read_points(run_folder) if key == "train/loss"}

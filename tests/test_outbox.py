@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StorageError
+from orchestrator.tracking import outbox as outbox_module
 from orchestrator.tracking.outbox import (
     Metric,
     Outbox,
+    assume_shipped,
     count_waiting,
     flush_folder,
     is_empty,
@@ -143,6 +145,34 @@ def test_a_rewind_voids_what_was_logged_beyond_it(tmp_path: Path) -> None:
     outbox.close()
     flush_folder(tmp_path, store)
     assert store.curve("train/loss") == expected(range(1, 21))
+
+
+def test_a_file_that_has_grown_large_is_followed_by_another_and_nothing_becomes_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "_LARGEST_BYTES", 1000)
+    write(tmp_path, range(1, 21))
+    write(tmp_path, range(11, 31), attempt=2, resumed_from=10)
+    sizes = [file.stat().st_size for file in tmp_path.glob("a*.jsonl")]
+    assert len(sizes) > 4
+    assert max(sizes) < 1300
+    store = Store()
+    flush_folder(tmp_path, store)
+    assert store.curve("train/loss") == expected(range(1, 31))
+    assert store.curve("train/tokens") == [(step, 8.0 * step) for step in range(1, 31)]
+
+
+def test_what_another_machine_has_shipped_is_not_sent_and_what_this_one_knows_stands(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 6))
+    assume_shipped(tmp_path, {"train/loss": 3})
+    store = Store()
+    flush_folder(tmp_path, store)
+    assert store.curve("train/loss") == expected(range(4, 6))
+    assert len(store.curve("train/tokens")) == 5
+    assume_shipped(tmp_path, {})
+    write(tmp_path, range(5, 8), attempt=2, resumed_from=4)
+    flush_folder(tmp_path, store)
+    assert store.curve("train/loss") == expected(range(4, 8))
 
 
 def test_no_two_processes_write_one_file_even_as_the_same_attempt(tmp_path: Path) -> None:
