@@ -226,8 +226,9 @@ def test_of_two_machines_that_take_a_run_up_at_the_same_moment_one_is_told_so(ma
 def test_a_training_that_loses_its_machine_goes_on_elsewhere_with_every_step_once(
     machine: Machine, s3: Any, tmp_path: Path
 ) -> None:
-    changes = {"checkpoint__every_steps": 2, "checkpoint__storage": f"s3://{BUCKET}/{tmp_path.name}"}
-    whole = training_runs.pretrain(tmp_path / "whole", checkpoint__every_steps=2)
+    length = {"training__steps": 30, "checkpoint__every_steps": 2}
+    changes = {**length, "checkpoint__storage": f"s3://{BUCKET}/{tmp_path.name}"}
+    whole = training_runs.pretrain(tmp_path / "whole", **length)
     training_runs.run(whole)
     driver = Attempts(tmp_path / "driver", machine("driver"))
 
@@ -245,11 +246,11 @@ def test_a_training_that_loses_its_machine_goes_on_elsewhere_with_every_step_onc
             group.end()
 
     with pytest.raises(training_runs.WorkerDied):
-        attempt("one", kill_at=5)
+        attempt("one", kill_at=27)
     driver.refresh()
     machine("driver").fetch("outbox")
     saved = max(int(key.split("step-")[1][:8]) for key in keys(s3, tmp_path) if key.endswith("manifest.json"))
-    assert saved in (2, 4), "the one of step 4 was still on its way, or not"
+    assert 2 <= saved <= 26, "the last ones were still on their way, or not"
     assert set(range(1, saved + 1)) <= set(losses(tmp_path / "driver")), "a checkpoint comes after its points"
 
     attempt("two")
