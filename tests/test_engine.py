@@ -141,7 +141,7 @@ def test_a_checkpoint_of_rank_0_is_as_large_as_its_copy_was_planned(tmp_path: Pa
         deepspeed__zero_stage=stage,
         training__precision=precision,
         training__steps=1,
-        model__overrides={**NO_DROPOUT, "n_embd": 512},
+        model__overrides={**NO_DROPOUT, "n_embd": 256},
     )
     checkpoint = newest_good(job.checkpoints).checkpoint
     assert checkpoint is not None

@@ -132,7 +132,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         finally:
             family = started.process.children(recursive=True)
             process.terminate()
-            psutil.wait_procs(family, timeout=20)
+            psutil.wait_procs(family, timeout=3)  # most end with it, and some never
             for left in family:
                 if left.is_running():
                     left.kill()
