@@ -13,6 +13,7 @@ from orchestrator.quantities import Budget, BudgetUnit
 from orchestrator.scheduling.launch import (
     Prepared,
     RunResult,
+    answered_earlier,
     end_run,
     finished_earlier,
     forget,
@@ -58,6 +59,16 @@ def result(folder: Path, status: str) -> RunResult:
         notes=("one", "two"),
         best={"trial": "00", "run_folder": str(folder / "trials" / "00"), "mlflow_run_id": None},
     )
+
+
+def test_what_is_known_here_is_answered_without_a_look_into_the_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    run = spec(PRETRAIN, checkpoint__storage="s3://away/runs")
+    kept = result(tmp_path, "finished")
+    keep_result(kept, run)
+    assert answered_earlier(tmp_path, run, listener()) == kept
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped_by_budget"])

@@ -114,9 +114,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     check_storage(spec)
     data = look_ahead(spec)
     if data is not None and not fresh:
-        folder = run_folder_of(spec, data)
-        take_up(spec, folder)
-        earlier = finished_earlier(folder, spec, listener)
+        earlier = answered_earlier(run_folder_of(spec, data), spec, listener)
         if earlier is not None:
             return earlier
     if spec.tracking.enabled:
@@ -133,8 +131,16 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         if fresh:
             forget(spec, prepared.run_folder)
         check_stop(listener)
-        take_up(spec, prepared.run_folder)
-        return finished_earlier(prepared.run_folder, spec, listener) or _train(prepared, listener)
+        return answered_earlier(prepared.run_folder, spec, listener) or _train(prepared, listener)
+
+
+def answered_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResult | None:
+    """What a training answered that is over, here or on another machine."""
+    answer = finished_earlier(folder, spec, listener)
+    if answer is None:
+        take_up(spec, folder)
+        answer = finished_earlier(folder, spec, listener)
+    return answer
 
 
 def look_ahead(spec: RunSpec) -> PreparedData | None:
