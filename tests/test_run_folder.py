@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, SpecError
 from orchestrator.flushing import flush_command
 from orchestrator.scheduling.run_folder import exchange_of, forget, note_bucket, take_up
 from orchestrator.spec import RunSpec
@@ -42,6 +42,17 @@ def test_only_a_training_in_a_bucket_exchanges_files(s3: Any, tmp_path: Path) ->
     assert isinstance(exchange_of(in_bucket(tmp_path), tmp_path), BucketExchange)
     assert isinstance(exchange_of(spec(PRETRAIN), tmp_path), CommonFolder)
     assert isinstance(exchange_of(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path), CommonFolder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", [None, SEARCH])
+def test_a_bucket_that_does_not_exist_is_refused_before_anything_starts(
+    s3: Any, tmp_path: Path, search: dict[str, Any] | None
+) -> None:
+    run = spec(PRETRAIN, checkpoint__storage=f"s3://no-such-{BUCKET}/runs", search=search)
+    with pytest.raises(SpecError, match=f"(?s)there is no such bucket.*no-such-{BUCKET}.*create it"):
+        take_up(run, tmp_path)
+    take_up(in_bucket(tmp_path), tmp_path / "run")
 
 
 @pytest.mark.slow

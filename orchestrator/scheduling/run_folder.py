@@ -14,6 +14,7 @@ from orchestrator.tracking import desired
 from orchestrator.tracking.desired import OUTBOX, driving, find_runs
 from orchestrator.tracking.sync import flush
 from orchestrator.training.attempts import ATTEMPTS
+from orchestrator.training.bucket import check_bucket
 from orchestrator.training.exchange import BucketExchange, CommonFolder, Exchange
 from orchestrator.training.job import MODEL, OUTCOME, bucket_of
 from orchestrator.training.ledger import LEDGER
@@ -70,8 +71,11 @@ def exchange_of(spec: RunSpec, folder: Path) -> Exchange:
 def take_up(spec: RunSpec, folder: Path, *, patience_s: float = 0.0) -> None:
     """Brings what earlier drivers and workers of a run have left on other machines.
 
-    Raises StorageError, where the bucket is away only after so many seconds.
+    Raises SpecError when its bucket does not exist, StorageError where that is away, after so many seconds.
     """
+    bucket = bucket_of(spec, folder)
+    if bucket is not None:
+        check_bucket(bucket)
     exchange_of(spec, folder).fetch(ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL, patience_s=patience_s)
 
 

@@ -24,8 +24,8 @@ from orchestrator.scheduling.launch import (
     Listener,
     Prepared,
     RunResult,
+    answered_earlier,
     end_run,
-    finished_earlier,
     keep_result,
     prepare_run,
     remembered_run_id,
@@ -66,7 +66,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
     if fresh:
         forget(spec, base.run_folder)
-    earlier = finished_earlier(base.run_folder, spec, listener)
+    earlier = answered_earlier(base.run_folder, spec, listener)
     if earlier is not None:
         return earlier
     parcels = {plan.data.path: pack(plan.data.path) for plan in plans}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import SpecError, StorageError
 
 PATIENCE_S = 300.0
 """How long a training bears a bucket that is away, mostly behind its steps (a guess: outages of minutes happen)."""
@@ -34,6 +35,24 @@ def open_bucket(uri: str) -> tuple[Any, str]:
             do="check checkpoint.storage and the credentials of every node",
         ) from error
     return files, prefix
+
+
+def check_bucket(uri: str) -> None:
+    """Refuses a bucket that is not there; one that may not be asked for is found out by whoever writes to it.
+
+    Raises SpecError, and StorageError when the URI names nothing that can be opened.
+    """
+    from pyarrow.fs import FileType
+
+    files, prefix = open_bucket(uri)
+    bucket = prefix.partition("/")[0]
+    with suppress(OSError):
+        if files.get_file_info(bucket).type == FileType.NotFound:
+            raise SpecError(
+                "there is no such bucket",
+                got=f"{bucket}, in {uri}",
+                do="create it, or set checkpoint.storage to one that every node can write",
+            )
 
 
 def patiently(action: Callable[[], T], *, patience_s: float) -> T:
