@@ -369,7 +369,8 @@ def shipped(result: RunResult, tracker: Tracker) -> RunResult:
 def with_run_ids(result: RunResult) -> RunResult:
     """The result with what MLflow calls its run, and a search's best trial, by now."""
     best = result.best and {**result.best, "mlflow_run_id": remembered_run_id(Path(result.best["run_folder"]))}
-    return replace(result, mlflow_run_id=remembered_run_id(Path(result.run_folder)), best=best)
+    run_id = remembered_run_id(Path(result.run_folder)) or result.mlflow_run_id  # the latter of another machine
+    return replace(result, mlflow_run_id=run_id, best=best)
 
 
 def tracking_uri(spec: RunSpec) -> str:
