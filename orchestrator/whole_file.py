@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,7 @@ def write_json(path: Path, value: Any, *, new: bool = False, durable: bool = Fal
     `new` refuses to replace a file, `durable` also outlasts a crash of the machine, `private` lets only the owner read
     it. Raises FileExistsError when `new` finds the name taken, OSError when it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with draft_of(path) as draft:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(json.dumps(value, indent=1))
@@ -27,5 +28,13 @@ def write_json(path: Path, value: Any, *, new: bool = False, durable: bool = Fal
             os.link(draft, path)  # unlike a rename it fails when the name is taken
         else:
             draft.replace(path)
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A new hidden name beside a file, for what is to replace it; gone afterwards, also where that failed."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield draft
     finally:
         draft.unlink(missing_ok=True)

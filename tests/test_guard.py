@@ -168,7 +168,9 @@ def test_healthy_losses_of_any_shape_are_left_alone(
     series: Callable[[np.random.Generator, int], np.ndarray], samples_per_step: int
 ) -> None:
     for seed in range(3):
-        fed(series(np.random.default_rng(seed), 2000).tolist(), samples_per_step=samples_per_step)
+        losses = series(np.random.default_rng(seed), 2000).tolist()
+        guard = fed(losses, samples_per_step=samples_per_step)
+        assert guard.judge(2000, loss=losses[-1], grad_norm=1.0).ok
 
 
 def test_one_or_two_strange_samples_in_a_small_batch_are_no_spike() -> None:

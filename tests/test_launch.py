@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import locations
-from orchestrator.errors import ClusterError, Interrupted, TransientError
+from orchestrator.errors import ClusterError, Interrupted, SpecError, TransientError
 from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import Budget, BudgetUnit
 from orchestrator.scheduling.launch import (
@@ -19,6 +19,7 @@ from orchestrator.scheduling.launch import (
     forget,
     is_spent,
     keep_result,
+    launch,
     shipped,
     tracked,
     tracking_uri,
@@ -59,6 +60,14 @@ def result(folder: Path, status: str) -> RunResult:
         notes=("one", "two"),
         best={"trial": "00", "run_folder": str(folder / "trials" / "00"), "mlflow_run_id": None},
     )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_bucket_that_does_not_exist_is_refused_before_ray_starts(s3: Any, fresh: bool) -> None:
+    run = spec(PRETRAIN, data__train=str(corpus()), checkpoint__storage="s3://no-such-bucket/runs")
+    hears = replace(listener(), connected=lambda: pytest.fail("Ray was started"))
+    with pytest.raises(SpecError, match="there is no such bucket"):
+        launch(run, hears, fresh=fresh)
 
 
 def test_what_is_known_here_is_answered_without_a_look_into_the_bucket(

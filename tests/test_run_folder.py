@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.flushing import flush_command
-from orchestrator.scheduling.run_folder import exchange_of, forget, note_bucket, take_up
+from orchestrator.scheduling.run_folder import check_bucket_of, exchanged_at, forget, shared, take_up
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.desired import driving
 from orchestrator.tracking.tracker import MetricLog
-from orchestrator.training.exchange import BucketExchange, CommonFolder
+from orchestrator.training.exchange import BucketExchange, CommonFolder, exchange_at
 from orchestrator.training.job import bucket_of, checkpoints_of
 from tests.mlflow_runs import curve, new_store, opened
 from tests.s3 import BUCKET
@@ -37,11 +37,11 @@ def test_runs_and_the_trials_of_different_searches_never_share_a_place_in_a_buck
     assert checkpoints_of(spec(PRETRAIN), trials[0]) == trials[0] / "checkpoints"
 
 
-@pytest.mark.slow
-def test_only_a_training_in_a_bucket_exchanges_files(s3: Any, tmp_path: Path) -> None:
-    assert isinstance(exchange_of(in_bucket(tmp_path), tmp_path), BucketExchange)
-    assert isinstance(exchange_of(spec(PRETRAIN), tmp_path), CommonFolder)
-    assert isinstance(exchange_of(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path), CommonFolder)
+def test_only_a_training_in_a_bucket_exchanges_files(tmp_path: Path) -> None:
+    assert exchanged_at(in_bucket(tmp_path), tmp_path) == f"{RUNS}/{tmp_path.name}/{tmp_path.name}"
+    assert exchanged_at(spec(PRETRAIN), tmp_path) is None
+    assert exchanged_at(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path) is None
+    assert isinstance(exchange_at(tmp_path, None), CommonFolder)
 
 
 @pytest.mark.slow
@@ -51,8 +51,9 @@ def test_a_bucket_that_does_not_exist_is_refused_before_anything_starts(
 ) -> None:
     run = spec(PRETRAIN, checkpoint__storage=f"s3://no-such-{BUCKET}/runs", search=search)
     with pytest.raises(SpecError, match=f"(?s)there is no such bucket.*no-such-{BUCKET}.*create it"):
-        take_up(run, tmp_path)
-    take_up(in_bucket(tmp_path), tmp_path / "run")
+        check_bucket_of(run)
+    check_bucket_of(in_bucket(tmp_path))
+    check_bucket_of(spec(PRETRAIN))
 
 
 @pytest.mark.slow
@@ -64,7 +65,7 @@ def test_another_machine_takes_up_a_run_with_its_mlflow_run_its_points_and_its_m
     points.write_text('{"key": "train/loss", "value": 2.0, "step": 1, "timestamp_ms": 1}\n')
     (first / "model").mkdir()
     (first / "model" / "config.json").write_text("{}")
-    exchange_of(run, first).send("outbox/handle.json", "outbox/a*.jsonl", "model")
+    exchange_at(first, exchanged_at(run, first)).send("outbox/handle.json", "outbox/a*.jsonl", "model")
     tracker.ship()
 
     take_up(run, second)
@@ -99,7 +100,7 @@ def test_flush_ships_what_workers_elsewhere_left_in_the_bucket_of_a_dead_run(
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     tracker = opened(uri, folder)
     tracker.ship()
-    note_bucket(run, folder)
+    shared(run, folder)
     (elsewhere / "outbox").mkdir(parents=True)
     points = elsewhere / "outbox" / "a0001.00-from-00000000.jsonl"
     points.write_text('{"key": "train/loss", "value": 2.0, "step": 1, "timestamp_ms": 1}\n')
@@ -121,7 +122,7 @@ def test_steps_that_a_lost_machine_had_shipped_and_another_takes_again_are_in_ml
     tracker = opened(uri, first)
     points = MetricLog(first)
     points.log(1, {"train/loss": 2.0})
-    exchange_of(run, first).send("outbox/handle.json", "outbox/a*.jsonl")
+    exchange_at(first, exchanged_at(run, first)).send("outbox/handle.json", "outbox/a*.jsonl")
     points.log(2, {"train/loss": 1.5})
     tracker.ship()
 

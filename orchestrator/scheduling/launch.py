@@ -21,13 +21,15 @@ from orchestrator.quantities import Budget, parse_budget
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.run_folder import (
     RESULT,
+    SHARED,
+    check_bucket_of,
     check_storage,
-    exchange_of,
+    exchanged_at,
     forget,
     ledger_folder,
     make_folder,
-    note_bucket,
     run_folder_of,
+    shared,
     take_up,
 )
 from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
@@ -46,7 +48,7 @@ from orchestrator.tracking.tracker import LAST_PASS_S, NoTracker, Tracker, note_
 from orchestrator.training.attempts import ATTEMPTS
 from orchestrator.training.bucket import PATIENCE_S
 from orchestrator.training.exchange import Exchange, following
-from orchestrator.training.job import Outcome, TrainingJob, bucket_of
+from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.ledger import LEDGER, Ledger, with_ledger
 from orchestrator.training.prepare import EncodeMany, PreparedData, find_prepared, prepare
 from orchestrator.training.tokenization import Chunk
@@ -113,10 +115,10 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     spec = with_base_found(spec)
     check_storage(spec)
     data = look_ahead(spec)
-    if data is not None and not fresh:
-        earlier = answered_earlier(run_folder_of(spec, data), spec, listener)
-        if earlier is not None:
-            return earlier
+    if data is None or fresh:
+        check_bucket_of(spec)
+    elif (earlier := answered_earlier(run_folder_of(spec, data), spec, listener)) is not None:
+        return earlier
     if spec.tracking.enabled:
         check_uri(tracking_uri(spec))
     with ray_session() as cluster, placement_groups_given_back():
@@ -131,13 +133,16 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         if fresh:
             forget(spec, prepared.run_folder)
         check_stop(listener)
-        return answered_earlier(prepared.run_folder, spec, listener) or _train(prepared, listener)
+        unasked = data is None and not fresh
+        earlier = answered_earlier(prepared.run_folder, spec, listener) if unasked else None
+        return earlier or _train(prepared, listener)
 
 
 def answered_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResult | None:
     """What a training answered that is over, here or on another machine."""
     answer = finished_earlier(folder, spec, listener)
     if answer is None:
+        check_bucket_of(spec)
         take_up(spec, folder)
         answer = finished_earlier(folder, spec, listener)
     return answer
@@ -189,16 +194,15 @@ def _until_stopped(listener: Listener) -> EncodeMany:
 
 def _train(prepared: Prepared, listener: Listener) -> RunResult:
     folder = prepared.run_folder
-    exchange = exchange_of(prepared.spec, folder)
     with tracked(prepared, listener) as tracker:
-        note_bucket(prepared.spec, folder)
+        exchange = shared(prepared.spec, folder)
         exchange.send(f"{OUTBOX}/{HANDLE}")
         job = TrainingJob(
             spec=with_ledger(prepared.spec, ledger_folder(folder), member=_ONLY_MEMBER),
             plan=prepared.plan,
             data=prepared.data,
             run_folder=folder,
-            exchanged_at=bucket_of(prepared.spec, folder),
+            exchanged_at=exchanged_at(prepared.spec, folder),
         )
         listener.say("starting workers")
         result = _trained(job, exchange, listener)
@@ -231,7 +235,7 @@ def _trained(job: TrainingJob, exchange: Exchange, listener: Listener) -> Traini
                 job, watcher, planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept)
             )
         flops = result.outcome.metrics.get("cost/flops", 0.0)
-        take_up(job.spec, folder, patience_s=PATIENCE_S)
+        exchange.fetch(*SHARED, patience_s=PATIENCE_S)
     except BaseException:
         with suppress(StorageError):  # what ended the training is told, not this
             exchange.fetch(OUTBOX, LEDGER)

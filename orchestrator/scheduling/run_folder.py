@@ -15,7 +15,7 @@ from orchestrator.tracking.desired import OUTBOX, driving, find_runs
 from orchestrator.tracking.sync import flush
 from orchestrator.training.attempts import ATTEMPTS
 from orchestrator.training.bucket import check_bucket
-from orchestrator.training.exchange import BucketExchange, CommonFolder, Exchange
+from orchestrator.training.exchange import Exchange, exchange_at
 from orchestrator.training.job import MODEL, OUTCOME, bucket_of
 from orchestrator.training.ledger import LEDGER
 from orchestrator.training.prepare import PreparedData
@@ -23,6 +23,8 @@ from orchestrator.whole_file import write_json
 
 RESULT = "result.json"
 """In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
+SHARED = (ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL)
+"""In a run folder: what a driver needs that others may have written."""
 _BUCKET = "bucket.json"
 
 
@@ -43,10 +45,16 @@ def ledger_folder(run_folder: Path) -> Path:
 
 
 def check_storage(spec: RunSpec) -> None:
-    """Refuses a storage folder that is a file; raises SpecError."""
+    """Refuses a storage folder that is a file; raises SpecError. A bucket takes `check_bucket_of` to look into."""
     storage = spec.checkpoint.storage
     if storage is not None and not spec.checkpoint.in_a_bucket and Path(storage).expanduser().is_file():
         raise SpecError("checkpoint.storage is a file", got=storage, do="give a folder, new or existing")
+
+
+def check_bucket_of(spec: RunSpec) -> None:
+    """Raises SpecError when the spec's bucket does not exist, StorageError when it cannot be opened."""
+    if spec.checkpoint.storage is not None and spec.checkpoint.in_a_bucket:
+        check_bucket(spec.checkpoint.storage)
 
 
 def make_folder(folder: Path) -> None:
@@ -59,38 +67,32 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def exchange_of(spec: RunSpec, folder: Path) -> Exchange:
-    """How the driver of a training shares its run folder with other machines; a search's is seen by all of them.
+def exchanged_at(spec: RunSpec, folder: Path) -> str | None:
+    """Where in a bucket the machines of a training share its folder; None where all see it, as those of a search."""
+    return None if spec.search is not None else bucket_of(spec, folder)
+
+
+def take_up(spec: RunSpec, folder: Path) -> None:
+    """Brings what earlier drivers and workers of a run have left on other machines. Raises StorageError."""
+    exchange_at(folder, exchanged_at(spec, folder)).fetch(*SHARED)
+
+
+def shared(spec: RunSpec, folder: Path) -> Exchange:
+    """The exchange of a training that begins; where it is, is kept for `fetch_points`.
 
     Raises StorageError when the bucket cannot be opened.
     """
-    bucket = bucket_of(spec, folder)
-    return CommonFolder() if bucket is None or spec.search is not None else BucketExchange(folder, bucket)
-
-
-def take_up(spec: RunSpec, folder: Path, *, patience_s: float = 0.0) -> None:
-    """Brings what earlier drivers and workers of a run have left on other machines.
-
-    Raises SpecError when its bucket does not exist, StorageError where that is away, after so many seconds.
-    """
-    bucket = bucket_of(spec, folder)
-    if bucket is not None:
-        check_bucket(bucket)
-    exchange_of(spec, folder).fetch(ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL, patience_s=patience_s)
-
-
-def note_bucket(spec: RunSpec, folder: Path) -> None:
-    """Keeps where the machines of a run exchange files, for `fetch_points`."""
-    bucket = bucket_of(spec, folder)
-    if bucket is not None and spec.search is None:
-        write_json(folder / _BUCKET, {"uri": bucket})
+    uri = exchanged_at(spec, folder)
+    if uri is not None:
+        write_json(folder / _BUCKET, {"uri": uri})
+    return exchange_at(folder, uri)
 
 
 def fetch_points(folder: Path) -> None:
     """Brings the metrics that workers of a run have left in its bucket, if it has one. Raises StorageError."""
     file = folder / _BUCKET
     if file.is_file():
-        BucketExchange(folder, json.loads(file.read_text())["uri"]).fetch(OUTBOX)
+        exchange_at(folder, json.loads(file.read_text())["uri"]).fetch(OUTBOX)
 
 
 def forget(spec: RunSpec, folder: Path) -> None:
@@ -102,9 +104,7 @@ def forget(spec: RunSpec, folder: Path) -> None:
     if folder.is_dir():
         with driving(folder):
             pass
-    bucket = bucket_of(spec, folder)
-    if bucket is not None:
-        BucketExchange(folder, bucket).forget()
+    exchange_at(folder, bucket_of(spec, folder)).forget()
     if not folder.is_dir():
         return
     if any(shipment.why and not shipment.is_final for shipment in flush(find_runs(folder))):

@@ -32,7 +32,7 @@ from orchestrator.scheduling.train_run import attempt_in_words, run_training
 from orchestrator.search_space import Trial
 from orchestrator.tracking.tracker import note_attempt
 from orchestrator.training.attempts import Attempts, unseen
-from orchestrator.training.exchange import BucketExchange
+from orchestrator.training.exchange import exchange_at
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext, bucket_of
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
 from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
@@ -313,10 +313,8 @@ def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
     if outcome.status != "finished" or task.prepared.spec.checkpoint.every_steps is not None:
         return outcome
     shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
-    bucket = bucket_of(task.prepared.spec, task.folder)
-    if bucket is not None:
-        with suppress(StorageError):  # it stays there, and the trial has come to its end all the same
-            BucketExchange(task.folder, bucket).forget()
+    with suppress(StorageError):  # it stays there, and the trial has come to its end all the same
+        exchange_at(task.folder, bucket_of(task.prepared.spec, task.folder)).forget()
     return replace(outcome, checkpoint=None)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.training.file_sums import CHUNK_BYTES
 
 PATIENCE_S = 300.0
 """How long a training bears a bucket that is away, mostly behind its steps (a guess: outages of minutes happen)."""
@@ -53,6 +56,18 @@ def check_bucket(uri: str) -> None:
                 got=f"{bucket}, in {uri}",
                 do="create it, or set checkpoint.storage to one that every node can write",
             )
+
+
+def upload(files: Any, source: Path, key: str) -> None:
+    """Puts a file of this machine into a bucket; raises OSError."""
+    with source.open("rb") as stream, files.open_output_stream(key) as target:
+        shutil.copyfileobj(stream, target, CHUNK_BYTES)
+
+
+def download(files: Any, key: str, target: Path) -> None:
+    """Puts an object into a file of this machine, in a folder that exists; raises OSError."""
+    with files.open_input_stream(key) as source, target.open("wb") as stream:
+        shutil.copyfileobj(source, stream, CHUNK_BYTES)
 
 
 def patiently(action: Callable[[], T], *, patience_s: float) -> T:

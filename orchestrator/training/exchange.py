@@ -13,10 +13,8 @@ longer one. Checkpoints lie in the same bucket, but are `storage`'s.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -25,8 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import StorageError
-from orchestrator.training.bucket import open_bucket, patiently
-from orchestrator.training.file_sums import CHUNK_BYTES
+from orchestrator.training.bucket import download, open_bucket, patiently, upload
+from orchestrator.whole_file import draft_of
 
 PERIOD_S = 5.0
 """Pause between looks at the bucket while a run lasts: 720 an hour and machine, where a thousand cost half a cent
@@ -124,9 +122,10 @@ class BucketExchange:
             name = str(file.relative_to(self._folder))
             state = _state(file)
             if self._sent.get(name) != state:
-                self._upload(file, name)
+                key = f"{self._prefix}/{name}"
+                upload(self._files, file, key)
                 if _state(file) == state and not name.endswith(_GROWING):  # as old as its copy, by one clock
-                    _set_time(file, self._files.get_file_info(f"{self._prefix}/{name}").mtime)
+                    _set_time(file, self._files.get_file_info(key).mtime)
                     state = _state(file)
                 self._sent[name] = state
 
@@ -147,19 +146,10 @@ class BucketExchange:
             if here.st_size >= info.size if name.endswith(_GROWING) else here.st_mtime >= info.mtime.timestamp():
                 return
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with self._files.open_input_stream(info.path) as source, draft.open("wb") as copy:
-                shutil.copyfileobj(source, copy, CHUNK_BYTES)
+        with draft_of(target) as draft:
+            download(self._files, info.path, draft)
             _set_time(draft, info.mtime)
             draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
-
-    def _upload(self, file: Path, name: str) -> None:
-        with file.open("rb") as source, self._files.open_output_stream(f"{self._prefix}/{name}") as target:
-            while chunk := source.read(CHUNK_BYTES):
-                target.write(chunk)
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -171,6 +161,14 @@ class BucketExchange:
                 got=f"{self._uri} ({' '.join(str(error).split())[:200]})",
                 do="check checkpoint.storage and the credentials of every node; the same command then goes on",
             ) from error
+
+
+def exchange_at(folder: Path, uri: str | None) -> Exchange:
+    """How a machine shares a run's folder with others: through a prefix in a bucket, or, without one, it need not.
+
+    Raises StorageError when the URI names nothing that can be opened.
+    """
+    return CommonFolder() if uri is None else BucketExchange(folder, uri)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
-from orchestrator.training.exchange import BucketExchange, CommonFolder, Exchange
+from orchestrator.training.exchange import Exchange, exchange_at
 from orchestrator.training.prepare import PreparedData
 from orchestrator.training.pulse import Pulse
 
@@ -65,9 +65,7 @@ class TrainingJob:
 
     def exchange(self) -> Exchange:
         """What this machine takes part in. Raises StorageError when the bucket cannot be opened."""
-        if self.exchanged_at is None:
-            return CommonFolder()
-        return BucketExchange(self.run_folder, self.exchanged_at)
+        return exchange_at(self.run_folder, self.exchanged_at)
 
     @property
     def hold_file(self) -> Path:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from orchestrator.errors import StorageError
-from orchestrator.training.bucket import PATIENCE_S, open_bucket, patiently
-from orchestrator.training.file_sums import CHUNK_BYTES, FileSum, file_problem
+from orchestrator.training.bucket import PATIENCE_S, download, open_bucket, patiently, upload
+from orchestrator.training.file_sums import FileSum, file_problem
 
 MANIFEST = "manifest.json"
 _COMPLETE = re.compile(r"step-(\d{8})(?:\.a(\d+))?(\.replaced)?")
@@ -266,10 +266,7 @@ class ObjectStorage:
         for name in names:
             if not (folder / name).exists():  # it is there since the last try
                 continue
-            key = f"{self._prefix}/{_name(step)}.a{attempt}/{name}"
-            with (folder / name).open("rb") as source, self._files.open_output_stream(key) as target:
-                while chunk := source.read(CHUNK_BYTES):
-                    target.write(chunk)
+            upload(self._files, folder / name, f"{self._prefix}/{_name(step)}.a{attempt}/{name}")
             (folder / name).unlink()
         shutil.rmtree(folder)
 
@@ -325,9 +322,7 @@ class ObjectStorage:
             if file_problem(file, name, expected) is None:
                 continue
             file.parent.mkdir(parents=True, exist_ok=True)
-            source = self._files.open_input_stream(f"{self._prefix}/{entry.name}/{name}")
-            with source, file.open("wb") as target:
-                shutil.copyfileobj(source, target, CHUNK_BYTES)
+            download(self._files, f"{self._prefix}/{entry.name}/{name}", file)
             problem = file_problem(file, name, expected)
             if problem is not None:
                 raise StorageError(f"checkpoint {entry.name} arrived damaged: {problem}", got=self._uri)
