@@ -48,7 +48,7 @@ chaos: install ## every fault on a real cluster, as a table: ONLY="leader disk",
 bench: install ## measure this machine: throughput against a bare script, start-up, tokenising, tracking
 	$(BIN)/python -m tests.bench.run
 
-bench-memory: install ## measure peak memory on a GPU and keep it as evidence
+bench-memory: install ## measure peak memory on this machine's GPU, or CPU, and keep it as evidence
 	$(BIN)/python -m tests.bench.memory
 
 evidence: install ## score the advisor and the planner on published figures, beside trivial answers

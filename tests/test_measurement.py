@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts, RunPlan
+from orchestrator.training.job import WORKER_ENVIRONMENT
 from orchestrator.training.measurement import WARMUP_STEPS, Pace, figures, host_peak_gib, reset_host_peak
 from tests import training_runs
 from tests.specs import PRETRAIN, spec
@@ -97,16 +98,16 @@ def test_the_peak_of_a_process_holds_what_it_has_let_go_until_it_is_reset() -> N
 
 
 def test_what_an_earlier_training_has_freed_is_no_part_of_the_next_ones_peak() -> None:
-    """With these settings, which workers have, glibc keeps freed memory, for the next step to use."""
+    """In a worker's environment glibc keeps freed memory, for the next step to use."""
     script = (
         "from orchestrator.training.measurement import host_peak_gib, reset_host_peak\n"
-        "block = bytearray(256 << 20)\n"
-        "end = bytearray(1 << 20)  # lies behind it, so the heap cannot shrink by itself\n"
-        "del block\n"
+        "blocks = [bytearray(64 << 20) for _ in range(4)]\n"
+        "end = bytearray(1 << 20)  # lies behind them, so the heap cannot shrink by itself\n"
+        "del blocks\n"
         "reset_host_peak()\n"
         "print(host_peak_gib())"
     )
-    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+    environment = {**os.environ, **WORKER_ENVIRONMENT}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.2
 

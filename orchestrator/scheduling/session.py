@@ -20,14 +20,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from orchestrator.scheduling.doctor import check_ray_address
-
-WORKER_ENVIRONMENT: Mapping[str, str] = {
-    "TOKENIZERS_PARALLELISM": "false",
-    # Without these, glibc hands every freed large tensor back to the kernel and faults it in again at the next step.
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-}
-"""Environment of every worker process."""
+from orchestrator.training.job import WORKER_ENVIRONMENT
 
 _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",

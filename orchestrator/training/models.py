@@ -59,7 +59,7 @@ def build_model(
     """
     _quieten()
     torch.manual_seed(spec.training.seed)
-    with _sharded_construction(plan):
+    with sharded_construction(plan):
         model = _new_weights(spec, plan, data) if _is_new(spec) else _pretrained(spec, data, say)
     if plan.activation_checkpointing:
         # The reentrant kind needs inputs with gradients, which would send a frozen backbone's backward pass to its end.
@@ -84,15 +84,15 @@ def _is_new(spec: RunSpec) -> bool:
 
 
 @contextlib.contextmanager
-def _sharded_construction(plan: RunPlan) -> Iterator[None]:
-    """Under ZeRO-3, transformers builds each weight already sharded while this configuration object is alive."""
+def sharded_construction(plan: RunPlan) -> Iterator[None]:
+    """Under ZeRO-3, transformers meanwhile builds each weight already sharded."""
     if plan.zero_stage < 3:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    alive = HfDeepSpeedConfig(plan.deepspeed)
+    alive = HfDeepSpeedConfig(plan.deepspeed)  # transformers looks for such an object
     try:
         yield
     finally:

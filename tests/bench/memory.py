@@ -1,9 +1,9 @@
-"""`make bench-memory`: peak memory of real trainings on one GPU, beside what the planner predicts.
+"""`make bench-memory`: peak memory of real trainings on this machine's GPU, or else on its CPU, kept as evidence.
 
 python -m tests.bench.memory [--out tests/evidence/measured_memory.csv]
 
-Every configuration runs in a process of its own, since an allocator never gives back what it reserved. Without a GPU
-it says so and exits with 2. `python -m tests.evidence.score_memory` fits on one half of the rows and scores the other.
+Each worker of a configuration is a process of its own, since an allocator never gives back what it reserved. Rows of
+other devices in the file stay. `python -m tests.evidence.score_measured` compares them with the planner.
 """
 
 from __future__ import annotations
@@ -11,51 +11,30 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import platform
+import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.hardware import local_cluster
-from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.model_shape import FAMILY_DEFAULTS, ModelShape, model_shape
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.spec import RunSpec
-from tests import specs
+from orchestrator.training.job import WORKER_ENVIRONMENT
+from tests.evidence.score_measured import MEASURED, Configuration, config_of, predict, spec_of
 
-OUT = Path(__file__).parents[1] / "evidence" / "measured_memory.csv"
 STEPS = 3
 """The first makes Adam's moments, the second meets them, the third shows that nothing grows."""
 _TIMEOUT_S = 600.0
 
-SIZES: dict[str, dict[str, Any]] = {
-    # Depth, width and heads as of Pythia-160M, Pythia-410M, Llama-3.2-1B and Llama-3.2-3B.
-    "160M": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12},
-    "410M": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 16},
-    "1B": {"num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32},
-    "3B": {"num_hidden_layers": 28, "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """One training to measure."""
-
-    size: str
-    method: str = "full"
-    zero_stage: int = 0
-    sequence_length: int = 1024
-    micro_batch: int = 1
-    checkpointing: bool = False
-
-
-CONFIGURATIONS = (
-    *(Configuration(size="160M", zero_stage=stage) for stage in range(4)),
+ON_A_GPU = (
+    *(Configuration(size="110M", zero_stage=stage) for stage in range(4)),
     *(Configuration(size="410M", micro_batch=count) for count in (1, 2, 4, 8)),
     *(Configuration(size="410M", sequence_length=length) for length in (256, 2048, 4096)),
     *(Configuration(size="1B", zero_stage=stage) for stage in range(4)),
@@ -65,107 +44,92 @@ CONFIGURATIONS = (
     *(Configuration(size="3B", method="lora", checkpointing=True, micro_batch=count) for count in (1, 8)),
     Configuration(size="3B", zero_stage=1, checkpointing=True),
 )
+ON_A_CPU = (
+    *(Configuration(size="15M", zero_stage=stage, sequence_length=256) for stage in range(4)),
+    *(Configuration(size="42M", workers=2, zero_stage=stage, sequence_length=256) for stage in range(4)),
+    *(Configuration(size="42M", micro_batch=count, sequence_length=256) for count in (1, 2, 4, 8)),
+    *(Configuration(size="42M", sequence_length=length) for length in (128, 512, 1024)),
+    *(Configuration(size="110M", zero_stage=stage, sequence_length=128) for stage in (0, 1)),
+    *(Configuration(size="110M", workers=2, zero_stage=stage, sequence_length=128) for stage in (0, 2, 3)),
+    *(Configuration(size="110M", checkpointing=True, sequence_length=length) for length in (256, 1024)),
+    *(Configuration(size="110M", method="lora", sequence_length=256, micro_batch=count) for count in (1, 4)),
+    Configuration(size="110M", method="lora", checkpointing=True, sequence_length=256, micro_batch=8),
+)
+
+VERSIONS = ("torch", "deepspeed", "transformers", "peft")
+COLUMNS = (
+    *("device", "precision", *(field.name for field in fields(Configuration))),
+    *("parameters", "outcome", "peak_gib", "allocated_gib", "hardware", *VERSIONS),
+)
 
 
 def main() -> None:
-    """Measures, or says why it cannot."""
+    """Measures everything for this machine's device."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # the configuration of a measuring process, as JSON
+    parser.add_argument("--out", type=Path, default=MEASURED)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the configuration of a worker, as JSON
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measure(Configuration(**json.loads(options.one)))))
         return
-    if not local_cluster().gpus:
-        sys.stderr.write("bench-memory measures peaks on a GPU, and this machine has none that nvidia-smi knows\n")
-        sys.exit(2)
+    machine = local_cluster()
+    on_gpu = bool(machine.gpus)
     rows = []
-    for configuration in CONFIGURATIONS:
-        row = in_own_process(configuration)
-        print(f"{configuration}: {row.get('reserved_gib', 'failed')} GiB, predicted {row['predicted_gib']:.2f}")
-        rows.append(row)
-    write(options.out, rows)
+    for configuration in ON_A_GPU if on_gpu else ON_A_CPU:
+        row = in_own_processes(configuration)
+        predicted, shape = predict(configuration, on_gpu=on_gpu)
+        print(f"{configuration}: {row.get('peak_gib', 'no memory for it')} GiB, predicted {predicted.peak_gib.mid:.2f}")
+        rows.append({**asdict(configuration), "parameters": shape.parameters, **row})
+    write(options.out, rows, device=machine.device_name)
     print(f"{len(rows)} rows in {options.out}")
 
 
-def spec_of(configuration: Configuration, base: Path) -> RunSpec:
-    """The configuration as a spec; `base` is a folder with the model's config.json."""
-    base.mkdir(parents=True, exist_ok=True)
-    (base / "config.json").write_text(json.dumps(config_of(configuration)))
-    return specs.spec(
-        specs.PRETRAIN,
-        kind="finetune",
-        model={"base": str(base)},
-        method=configuration.method,
-        data__sequence_length=configuration.sequence_length,
-        training__global_batch=configuration.micro_batch,
-        training__micro_batch=configuration.micro_batch,
-        training__activation_checkpointing=configuration.checkpointing,
-        deepspeed={"zero_stage": configuration.zero_stage, "offload": "none"},
-    )
-
-
-def config_of(configuration: Configuration) -> dict[str, Any]:
-    """A Llama of the size, with its usual vocabulary."""
-    sizes = SIZES[configuration.size]
-    return {
-        **FAMILY_DEFAULTS["llama"],
-        **sizes,
-        "num_key_value_heads": sizes["num_attention_heads"],
-        "max_position_embeddings": 8192,
-    }
-
-
-def predict(configuration: Configuration, *, precision: str = "bf16") -> tuple[MemoryEstimate, ModelShape]:
-    """What the planner says for one GPU."""
-    shape = model_shape(config_of(configuration), task="causal-lm")
-    with tempfile.TemporaryDirectory() as folder:
-        trainable = trainable_parameters(spec_of(configuration, Path(folder)), shape)
-    layout = Layout(
-        workers=1,
-        device="cuda",
-        zero_stage=configuration.zero_stage,
-        offload="none",
-        precision=precision,  # type: ignore[arg-type]
-        micro_batch=configuration.micro_batch,
-        sequence_length=configuration.sequence_length,
-        activation_checkpointing=configuration.checkpointing,
-    )
-    return peak_memory(layout, shape=shape, method=configuration.method, trainable=trainable), shape  # type: ignore[arg-type]
-
-
-def in_own_process(configuration: Configuration) -> dict[str, Any]:
-    """The row of one configuration; without measured figures where it ran out of memory."""
-    predicted, shape = predict(configuration)
-    row = {**asdict(configuration), "parameters": shape.parameters, "predicted_gib": predicted.peak_gib.mid}
+def in_own_processes(configuration: Configuration) -> dict[str, Any]:
+    """What the workers of a configuration measured; nothing where one ran out of memory."""
     command = [sys.executable, "-m", "tests.bench.memory", "--one", json.dumps(asdict(configuration))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-    if done.returncode != 0:
-        if "OutOfMemoryError" not in done.stderr:
-            raise SystemExit(f"{configuration} failed:\n{done.stderr[-3000:]}")
-        return row | {"outcome": "OOM"}
-    return row | {"outcome": "measured"} | json.loads(done.stdout.splitlines()[-1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    environment = {**os.environ, **WORKER_ENVIRONMENT, **environment}
+    others = [
+        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=subprocess.DEVNULL)
+        for rank in range(1, configuration.workers)
+    ]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    if done.returncode == 0:
+        return {"outcome": "measured", **json.loads(done.stdout.splitlines()[-1])}
+    if "OutOfMemoryError" not in done.stderr:
+        raise SystemExit(f"{configuration} failed:\n{done.stderr[-3000:]}")
+    return {"outcome": "OOM"}
 
 
 def measure(configuration: Configuration) -> dict[str, Any]:
-    """Trains a few steps and reads the allocator, in this process."""
+    """Trains a few steps in this process, the worker RANK, and asks the engine for its peak."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        spec = spec_of(configuration, Path(folder))
+        base = Path(folder)
+        (base / "config.json").write_text(json.dumps(config_of(configuration)))
+        spec = spec_of(configuration, base)
         plan = make_plan(spec, local_cluster())
-        train(spec, plan, configuration)
+        peak_gib = train(spec, plan, configuration)
+    on_gpu = plan.device == "cuda"
     return {
-        "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
-        "device": torch.cuda.get_device_name(),
+        "hardware": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "precision": plan.precision,
-        **{name: version(name) for name in ("torch", "deepspeed", "transformers", "peft")},
+        "peak_gib": peak_gib,
+        "allocated_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        **{name: version(name) for name in VERSIONS},
     }
 
 
-def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> None:
-    """The engine's own steps on random tokens, with weights drawn instead of loaded."""
+def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> float:
+    """The engine's own steps on random tokens, with weights drawn instead of loaded; the peak in GiB."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -174,10 +138,12 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> None:
     from orchestrator.training.job import WorkerContext
     from orchestrator.training.objectives import objective_for
 
-    context = WorkerContext()
+    rank = int(os.environ.get("RANK", "0"))
+    context = WorkerContext(rank=rank, world_size=plan.workers, local_rank=rank)
     join_process_group(plan, context)
     sizes = config_of(configuration)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(sizes.pop("model_type"), **sizes))
+    with models.sharded_construction(plan):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(sizes.pop("model_type"), **sizes))
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if configuration.method == "lora":
@@ -187,22 +153,21 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> None:
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     for _ in range(STEPS):
         engine.step([batch] * plan.accumulation, 1e-4, seeds=range(plan.accumulation))
+    peak_gib = engine.peak_gib()
     engine.close()
+    return peak_gib
 
 
-COLUMNS = (
-    *(field.name for field in fields(Configuration)),
-    *("parameters", "outcome", "allocated_gib", "reserved_gib", "predicted_gib", "precision"),
-    *("device", "torch", "deepspeed", "transformers", "peft"),
-)
-
-
-def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows as a table."""
+def write(file: Path, rows: list[dict[str, Any]], *, device: str) -> None:
+    """The rows of a device as a table, in place of those that it had; the catalogue names devices."""
+    kept = []
+    if file.is_file():
+        with file.open(newline="", encoding="utf-8") as stream:
+            kept = [row for row in csv.DictReader(stream) if row["device"] != device]
     with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows([*kept, *({"device": device, **row} for row in rows)])
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import standard_shape
 
 EVIDENCE = Path(__file__).with_name("memory.csv")
-MEASURED = Path(__file__).with_name("measured_memory.csv")
-"""What `make bench-memory` wrote on a GPU; absent where nobody has run it."""
 _DEVICES = {"24": "A10G", "40": "A100-40GB", "48": "L40S", "80": "A100-80GB", "96": "H100-96GB"}
 _MULTIPLIERS = {"full": 16.0, "lora": 2.0, "qlora": 0.5}
 """Bytes per weight that people multiply with: mixed-precision Adam, 16-bit weights, 4-bit weights."""
@@ -170,37 +168,6 @@ def _row(raw: dict[str, str], peak: Interval, *, scale: float) -> Row:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasuredScore:
-    """Our own engine's peaks on a GPU: a factor fitted on every other row, and both scored on the rest."""
-
-    rows: int
-    factor: float
-    """Median of measured over predicted on the first half; 1 needs no correction."""
-    shipped_error: float
-    """Median absolute relative error on the second half, as the planner predicts."""
-    fitted_error: float
-    """The same with the factor."""
-
-
-def score_measured(file: Path = MEASURED) -> MeasuredScore | None:
-    """The score of a file of `make bench-memory`; None where there is none, or fewer than two rows measured."""
-    if not file.is_file():
-        return None
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = [raw for raw in csv.DictReader(stream) if raw["outcome"] == "measured"]
-    ratios = [float(raw["reserved_gib"]) / float(raw["predicted_gib"]) for raw in rows]
-    if len(ratios) < 2:
-        return None
-    factor, scored = statistics.median(ratios[::2]), ratios[1::2]
-    return MeasuredScore(
-        rows=len(ratios),
-        factor=factor,
-        shipped_error=statistics.median(abs(1 / ratio - 1) for ratio in scored),
-        fitted_error=statistics.median(abs(factor / ratio - 1) for ratio in scored),
-    )
-
-
 def main() -> None:
     """Prints the rows and all scores."""
     for heading, sizes_known in (("with the models' sizes", True), ("by parameters alone", False)):
@@ -218,12 +185,6 @@ def main() -> None:
                 f"{found.coverage:.0%} inside the interval, wrong fits {found.wrong_fits}, "
                 f"wrong refusals {found.wrong_refusals} of {len(found.rows)}"
             )
-    measured = score_measured()
-    if measured is not None:
-        print(
-            f"\nour own engine: {measured.rows} peaks; median error {measured.shipped_error:.1%} on one half, "
-            f"{measured.fitted_error:.1%} after a factor of {measured.factor:.2f} from the other"
-        )
 
 
 if __name__ == "__main__":
