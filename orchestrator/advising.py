@@ -276,7 +276,7 @@ def _write_spec(path: Path, advice: Recommendation, question: Question, source: 
 
     name = path.stem.replace("_", "-").lower()
     spec = first_spec(advice, question, source, name=name)
-    lines = [f"# {reason}" for reason in (*advice.reasons, *remarks(spec, question))]
+    lines = [f"# {reason}" for reason in (*advice.reasons, *remarks(spec, question, advice))]
     text = "\n".join([*lines, f"#   orchestrator run {path}", yaml.safe_dump(spec, sort_keys=False)])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,11 @@ from orchestrator.errors import SpecError
 from orchestrator.planning.hardware import find_device
 from orchestrator.policy.advise import advise
 from orchestrator.policy.candidates import Candidate, candidates
-from orchestrator.policy.question import Question
+from orchestrator.policy.question import Base, Given, Question, ask
 from orchestrator.quantities import Budget
 from tests.questions import LLAMA, MINILM, labelled, raw
 
+GUANACO = labelled(9000, base=Base(parameters=65_000_000_000, tokens=1.4e12), gpu="L40S", gpus=1)
 QUESTIONS = {
     "labels": labelled(2000, base=MINILM, gpu="A100"),
     "few labels": labelled(40, base=LLAMA, gpu="H100", gpus=2),
@@ -47,6 +48,34 @@ def test_more_memory_never_makes_a_strategy_infeasible(name: str) -> None:
     small, large = (replace(QUESTIONS[name], device=find_device(device), gpus=1) for device in ladder)
     fitting = {one.strategy for one in candidates(small) if one.feasible}
     assert fitting <= {one.strategy for one in candidates(large) if one.feasible}
+
+
+def test_states_are_not_offloaded_to_memory_that_no_host_has() -> None:
+    def full(question: Question) -> Candidate:
+        return next(one for one in candidates(question) if one.strategy == "full")
+
+    assert not full(GUANACO).feasible, "65B weights and their states take over a terabyte"
+    assert "--gpus" in full(GUANACO).why
+    eight = replace(GUANACO, base=LLAMA, device=find_device("A100-40GB"), gpus=4)
+    assert full(eight).feasible
+    assert full(eight).price is not None
+
+
+def test_where_nothing_surely_fits_what_may_fit_is_advised_and_called_so() -> None:
+    advice = advise(GUANACO)
+    assert [(one.strategy, one.method) for one in advice.candidates if one.feasible] == [("peft", "qlora")]
+    assert any(reason.startswith("peft: may not fit: ") for reason in advice.reasons)
+    larger = advise(replace(GUANACO, device=find_device("A100-80GB")))
+    assert larger.leading == "peft"
+    assert not any("may not fit" in reason for reason in larger.reasons)
+    with pytest.raises(SpecError, match="nothing is feasible"):
+        advise(replace(GUANACO, device=find_device("RTX4090")))
+
+
+def test_without_any_data_the_prompt_is_left() -> None:
+    advice = advise(ask(Given(task="causal-lm", examples=0, base=LLAMA)))
+    assert advice.strategy == "prompt"
+    assert {one.why for one in advice.candidates if not one.feasible} <= {"there is no data", "there are no labels"}
 
 
 def test_an_encoder_is_not_prompted() -> None:

@@ -117,6 +117,20 @@ def test_offload_is_only_taken_when_asked_for() -> None:
     assert any(reason.startswith("host memory") for reason in found.reasons)
 
 
+def test_what_the_host_has_no_room_for_does_not_fit() -> None:
+    large = replace(SEVEN, parameters=65_000_000_000, device=find_device("L40S"), offload="all")
+    large = replace(large, activation_checkpointing=True)
+    found = estimate(large)
+    assert found.peak_gib.high < usable_gib(large.device), "the device alone would do"
+    assert not found.fits
+    assert any("so it does not fit" in reason for reason in found.reasons)
+    assert estimate(replace(large, gpus=64, nodes=8)).fits
+    assert (
+        estimate(replace(large, method="qlora")).memory.host_gib
+        < estimate(replace(large, method="lora")).memory.host_gib
+    )
+
+
 def test_what_does_not_fit_comes_with_the_smallest_change_that_does() -> None:
     found = estimate(replace(SEVEN, method="lora", micro_batch=4))
     assert not found.fits

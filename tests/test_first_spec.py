@@ -83,8 +83,19 @@ def test_labels_of_a_far_domain_wait_for_an_encoder_that_has_read_its_text() -> 
     )  # fmt: skip
     assert spec.training.tokens == 4 * 6000, "no more passes over the labelled texts than are worth it"
     assert spec.data.sequence_length * 40 <= 6000, "short blocks, so that some can be held out"
-    (remark,) = remarks(raw_spec, question)
+    (remark,) = remarks(raw_spec, question, advise(question))
     assert "model.base: runs:/ID" in remark
+
+
+def test_a_spec_for_4_bit_weights_says_that_it_holds_16() -> None:
+    large = Base(parameters=65_000_000_000, tokens=1.4e12, name="some/model")
+    question = labelled(9000, base=large, gpu="L40S", gpus=1)
+    spec = first_spec(advise(question), question, SOURCE, name="mine")
+    (remark,) = remarks(spec, question, advise(question))
+    assert "QLoRA" in remark
+    assert "16 bits" in remark
+    smaller = replace(question, base=NAMED)
+    assert not list(remarks(spec, smaller, advise(smaller)))
 
 
 def test_a_pilot_compares_fine_tunings_and_leaves_the_pretraining_of_an_encoder_out() -> None:

@@ -124,7 +124,8 @@ def test_fp32_is_slower_than_16_bits_on_every_gpu() -> None:
 def test_requested_gpus_are_split_evenly_over_the_nodes() -> None:
     cluster = requested_cluster("h100", 64, 8)
     assert (len(cluster.nodes), cluster.gpus, cluster.cpus) == (8, 64, 512)
-    assert cluster.nodes[0].memory_gib == 512
+    assert cluster.nodes[0].memory_gib == 8 * 2 * 80
+    assert requested_cluster("T4", 4).nodes[0].memory_gib == 4 * 48, "no less beside a small one"
     assert cluster.device_name == "H100-80GB"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.errors import SpecError
-from orchestrator.planning.hardware import HOST_GIB_PER_REQUESTED_GPU, Device
+from orchestrator.planning.hardware import Device
 from orchestrator.planning.memory import GIB, AdaptMethod, Layout, MemoryEstimate, Optimizer, load_bytes, peak_memory
 from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision
@@ -88,7 +88,7 @@ class Estimate:
     peak_gib: Interval
     """Peak memory per device, as PyTorch's allocator counts it."""
     fits: bool
-    """Whether the upper end of the peak fits the device."""
+    """Whether the upper end of the peak fits the device, and what is offloaded the host."""
     zero_stage: int
     offload: Offload
     memory: MemoryEstimate
@@ -109,12 +109,11 @@ def estimate(workload: Workload) -> Estimate:
         shape = replace(shape, head_parameters=HEAD_CLASSES * shape.hidden)
     trainable = trainable_of(method, shape, rank=workload.lora_rank)
     stage, memory, why_stage = _choose_stage(workload, shape, trainable)
-    capacity = usable_gib(workload.device)
-    fits = memory.peak_gib.high <= capacity
+    fits = fits_device(memory.peak_gib, memory.host_gib, workload.device)
     cost = _cost(workload, method, shape, trainable)
     reasons = [_about_shape(workload, shape), *_about_states(workload, shape, trainable, stage, memory), why_stage]
     reasons.extend(cost.reasons)
-    reasons.append(_verdict(memory.peak_gib, workload.device, capacity))
+    reasons.append(_verdict(memory.peak_gib, workload.device))
     reasons.extend(_warnings(workload, shape, stage, memory))
     if not fits:
         reasons.append(_remedy(workload, shape, stage))
@@ -152,6 +151,11 @@ def trainable_of(method: AdaptMethod, shape: ModelShape, *, rank: int) -> int:
 def usable_gib(device: Device) -> float:
     """Memory that a training may use on one device (a CPU: beside one core)."""
     return USABLE_DEVICE_MEMORY * (device.memory_gib or CPU_GIB_PER_CORE)
+
+
+def fits_device(peak: Interval, host_gib: float, device: Device) -> bool:
+    """Whether a peak surely fits a device, and offloaded states the memory that machines with such devices have."""
+    return peak.high <= usable_gib(device) and (device.kind == "cpu" or host_gib <= device.host_gib)
 
 
 def precision_of(workload: Workload) -> ChosenPrecision:
@@ -285,7 +289,8 @@ def _about_states(
         yield "precision: fp16 with fp32 master weights and moments, as `plan` and `run` train"
 
 
-def _verdict(peak: Interval, device: Device, capacity: float) -> str:
+def _verdict(peak: Interval, device: Device) -> str:
+    capacity = usable_gib(device)
     of = f"the {capacity:.3g} GiB that a training may use of {device.memory_gib or CPU_GIB_PER_CORE:g}"
     where = "beside each core (assumed)" if device.kind == "cpu" else f"on the {device.name}"
     needs = f"memory: {peak.mid:.3g} ({peak.low:.3g} to {peak.high:.3g}) GiB against {of} {where}"
@@ -296,9 +301,11 @@ def _verdict(peak: Interval, device: Device, capacity: float) -> str:
 
 def _warnings(workload: Workload, shape: ModelShape, stage: int, memory: MemoryEstimate) -> Iterator[str]:
     if memory.host_gib:
+        usual = workload.device.host_gib
+        lacking = ", so it does not fit" if memory.host_gib > usual else ""
         yield (
-            f"host memory: {memory.host_gib:.3g} GiB per device for what is offloaded must be there; "
-            f"usual machines have about {HOST_GIB_PER_REQUESTED_GPU:g}"
+            f"host memory: {memory.host_gib:.3g} GiB per device for what is offloaded must be there; machines with the "
+            f"{workload.device.name} have about {usual:g} (assumed){lacking}"
         )
     loading = load_bytes(_layout(workload, stage), shape) / GIB
     if stage == 3 and workload.gpus > 1 and loading > memory.peak_gib.mid and workload.device.kind != "cpu":
@@ -310,11 +317,10 @@ def _warnings(workload: Workload, shape: ModelShape, stage: int, memory: MemoryE
 
 def _remedy(workload: Workload, shape: ModelShape, stage: int) -> str:
     """The smallest change that would surely fit, as options of the command."""
-    capacity = usable_gib(workload.device)
     for option, changed, to in _changes(workload, stage):
-        peak = _memory(changed, shape, to).peak_gib
-        if peak.high <= capacity:
-            return f"smallest change that surely fits: {option} ({peak.mid:.3g} GiB)"
+        memory = _memory(changed, shape, to)
+        if fits_device(memory.peak_gib, memory.host_gib, workload.device):
+            return f"smallest change that surely fits: {option} ({memory.peak_gib.mid:.3g} GiB)"
     return "no single change surely fits: take a smaller model, or a device with more memory"
 
 

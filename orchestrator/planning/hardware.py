@@ -22,8 +22,9 @@ from orchestrator.yaml_file import read_yaml
 
 CPUS_PER_REQUESTED_GPU = 8
 """CPU cores assumed beside each GPU of a cluster that is only asked for; usual cloud machines have 8 to 26."""
-HOST_GIB_PER_REQUESTED_GPU = 64.0
-"""Host memory assumed beside each such GPU; usual cloud machines have 60 to 250 GiB."""
+HOST_SHARE, LEAST_HOST_GIB = 2.0, 48.0
+"""Host memory assumed beside a GPU, in multiples of the GPU's own, and at least, from lists of machine types: Google's
+A2 and G2 have 2.0 to 2.1 times as much, AWS's P4d 3.6, its G4dn, G5 and G6 with four GPUs 48 GiB each."""
 _NVIDIA_SMI_TIMEOUT_S = 10.0
 """It answers in under 2 s; a driver that hangs never does."""
 _CGROUP_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -53,6 +54,11 @@ class Device:
     utilization: Utilization
     """How much of the peak trainings reach, by model size and scale."""
     source: str
+
+    @property
+    def host_gib(self) -> float:
+        """Host memory assumed beside one such GPU."""
+        return max(HOST_SHARE * self.memory_gib, LEAST_HOST_GIB)
 
     @property
     def achieved_fraction(self) -> Interval:
@@ -153,7 +159,7 @@ def requested_cluster(gpu: str, gpus: int, nodes: int = 1) -> ClusterShape:
             do=f"for example --gpus {max(1, nodes) * max(1, gpus // max(1, nodes))} --nodes {max(1, nodes)}",
         )
     each = gpus // nodes
-    node = NodeShape(cpus=CPUS_PER_REQUESTED_GPU * each, gpus=each, memory_gib=HOST_GIB_PER_REQUESTED_GPU * each)
+    node = NodeShape(cpus=CPUS_PER_REQUESTED_GPU * each, gpus=each, memory_gib=device.host_gib * each)
     return ClusterShape(nodes=(node,) * nodes, device_name=device.name)
 
 

@@ -72,6 +72,9 @@ def _reasons(chosen: Candidate, why: str, feasible: list[Candidate], question: Q
         assert one.expectation is not None
         doubt = "; only a rule of thumb" if one.expectation.rule_of_thumb else ""
         yield from (f"{one.strategy}: {reason}{doubt}" for reason in one.expectation.reasons)
+        if one.price is not None and not one.price.fits:
+            peak = one.price.peak_gib
+            yield f"{one.strategy}: may not fit: {peak.mid:.3g} ({peak.low:.3g} to {peak.high:.3g}) GiB a device"
     if chosen.share < 1:
         yield f"the budget {question.budget} covers {chosen.share:.0%} of the work; the figures are for that part"
     yield from (f"measured: {fact}" for fact in question.measured)

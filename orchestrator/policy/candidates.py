@@ -47,11 +47,14 @@ class Candidate:
 
 
 def candidates(question: Question) -> tuple[Candidate, ...]:
-    """One candidate for every strategy, feasible or not."""
-    return tuple(_candidate(name, question) for name in STRATEGIES)
+    """One candidate for every strategy, feasible or not; where nothing surely fits, what may fit is feasible."""
+    found = tuple(_candidate(name, question, surely=True) for name in STRATEGIES)
+    if any(one.feasible for one in found):
+        return found
+    return tuple(_candidate(name, question, surely=False) for name in STRATEGIES)
 
 
-def _candidate(name: Name, question: Question) -> Candidate:
+def _candidate(name: Name, question: Question, *, surely: bool) -> Candidate:
     obstacle = _obstacle(name, question)
     if obstacle is not None:
         return Candidate(strategy=name, feasible=False, why=obstacle, price=None, expectation=None)
@@ -59,8 +62,9 @@ def _candidate(name: Name, question: Question) -> Candidate:
     priced = price((*fixed, *scalable), question)
     if not priced.fits and name == "peft":
         smaller = tuple(replace(work, method="qlora") for work in scalable)
-        if price(smaller, question).fits:
-            scalable, priced = smaller, price(smaller, question)
+        quantised = price(smaller, question)
+        if quantised.fits or (quantised.may_fit and not priced.may_fit):
+            scalable, priced = smaller, quantised
     share = 1.0
     if question.budget is not None and scalable:
         left = affordable_share(scalable, _less(question, fixed))
@@ -82,8 +86,8 @@ def _candidate(name: Name, question: Question) -> Candidate:
         parameters=works[-1].parameters,
         tokens=sum(work.tokens for work in works),
     )
-    if not priced.fits:
-        return replace(common, feasible=False, why=f"does not fit in memory: {priced.memory_note}")
+    if not (priced.fits if surely else priced.may_fit):
+        return replace(common, feasible=False, why=f"does not surely fit in memory: {priced.memory_note}")
     if question.budget is not None and not _affordable(priced, share, question.budget):
         whole = price((*fixed, *_works(name, question)[1]), question).in_unit(question.budget)
         why = f"costs {whole:.3g}{question.budget.unit}; {question.budget} allow less than {LEAST_SHARE:.0%} of it"
@@ -113,7 +117,7 @@ def _obstacle(name: Name, question: Question) -> str | None:
     if name == "continued" and question.labelled and not question.unlabeled_tokens:
         return "there is no raw text of the domain: --unlabeled-tokens N says how much there is"
     nothing = not question.labelled and not question.tokens and not question.unlabeled_tokens
-    if nothing and name in ("peft", "full", "continued"):
+    if nothing and (name in ("peft", "full", "continued") or (name == "scratch" and question.budget is None)):
         return "there is no data"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +76,18 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
     return spec
 
 
-def remarks(spec: dict[str, Any], question: Question) -> tuple[str, ...]:
+def remarks(spec: dict[str, Any], question: Question, advice: Recommendation) -> Iterator[str]:
     """What the reader of a spec must know to go on from it."""
-    if not question.labelled or spec["kind"] != "pretrain":
-        return ()
-    return (
-        "first the domain's text, then its labels: add the raw text to data.train, which names the labelled texts "
-        "alone, and fine-tune with model.base: runs:/ID of this run",
-    )
+    if question.labelled and spec["kind"] == "pretrain":
+        yield (
+            "first the domain's text, then its labels: add the raw text to data.train, which names the labelled texts "
+            "alone, and fine-tune with model.base: runs:/ID of this run"
+        )
+    if any(one.method == "qlora" for one in advice.candidates if one.strategy in _trainable(advice, question)):
+        yield (
+            "advised was LoRA on 4-bit weights (QLoRA), which `run` does not train: this spec holds them in 16 bits, "
+            "and `plan` says on how many devices they fit"
+        )
 
 
 def _trainable(advice: Recommendation, question: Question) -> list[Name]:

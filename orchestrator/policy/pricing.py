@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.estimate import Estimate, Workload, estimate, precision_of, usable_gib
+from orchestrator.planning.estimate import Estimate, Workload, estimate, fits_device, precision_of
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import standard_shape
@@ -52,7 +52,11 @@ class Price:
     usd: Interval | None
     flops: float
     peak_gib: Interval
+    host_gib: float
+    """Host memory per device, for what is offloaded."""
     fits: bool
+    may_fit: bool
+    """Whether at least the middle of the peak fits."""
     memory_note: str
     gpus: int
     """Devices of the largest work."""
@@ -86,7 +90,9 @@ def price(works: Iterable[Work], question: Question) -> Price:
         usd=_sum(usd) if len(usd) == len(parts) else None,
         flops=sum(part.flops for part in parts),
         peak_gib=peak.peak_gib,
+        host_gib=peak.host_gib,
         fits=all(part.fits for part in parts),
+        may_fit=all(part.may_fit for part in parts),
         memory_note=peak.memory_note,
         gpus=max(part.gpus for part in parts),
         offload=peak.offload,
@@ -129,7 +135,9 @@ def _part(work: Work, device: Device, gpus: int | None) -> Price:
         usd=between(start.usd, reference.usd) if priced else None,  # type: ignore[arg-type]
         flops=per_token * work.tokens,
         peak_gib=reference.peak_gib,
+        host_gib=reference.memory.host_gib,
         fits=reference.fits,
+        may_fit=_may_fit(reference.peak_gib, reference.memory.host_gib, device),
         memory_note=reference.reasons[-1] if reference.reasons else "",
         gpus=used.gpus,
         offload=reference.offload,
@@ -141,14 +149,20 @@ def _learned(work: Work, part: Price, question: Question) -> Price:
     changes = {change.figure: change.after for change in changes_of_price(work, part, question)}
     if not changes:
         return part
+    peak = changes["peak GiB"]
     return replace(
         part,
         gpu_hours=changes["device hours"],
         hours=changes["hours"],
         usd=changes.get("usd"),
-        peak_gib=changes["peak GiB"],
-        fits=changes["peak GiB"].high <= usable_gib(question.device) or (part.fits and question.device.kind == "cpu"),
+        peak_gib=peak,
+        fits=fits_device(peak, part.host_gib, question.device) or (part.fits and question.device.kind == "cpu"),
+        may_fit=_may_fit(peak, part.host_gib, question.device),
     )
+
+
+def _may_fit(peak: Interval, host_gib: float, device: Device) -> bool:
+    return fits_device(replace(peak, high=peak.mid), host_gib, device)
 
 
 def changes_of_price(work: Work, part: Price, question: Question) -> tuple[Corrected, ...]:
@@ -184,7 +198,10 @@ def _workload(work: Work, device: Device) -> Workload:
 def _rates(
     method: str, parameters: int, sequence_length: int, device_name: str, gpus: int | None
 ) -> tuple[Estimate, Estimate, float, Workload]:
-    """Estimates of (nothing, 1e9 tokens), FLOPs per token, and the first layout that fits, else the last."""
+    """Estimates of (nothing, 1e9 tokens), FLOPs per token, and the first layout that fits.
+
+    Where none does: the one that was asked for, or the largest cluster where the number of devices is open.
+    """
     per_token = flops_per_token_of(method, parameters, sequence_length)
     work = Work(method=method, parameters=parameters, tokens=_REFERENCE_TOKENS, sequence_length=sequence_length)
     workload = _workload(work, find_device(device_name))
@@ -192,6 +209,10 @@ def _rates(
         reference = estimate(layout)
         if reference.fits:
             break
+    else:
+        if gpus is not None:
+            layout = replace(workload, gpus=gpus)
+            reference = estimate(layout)
     return estimate(replace(layout, tokens=1.0)), reference, per_token, layout
 
 

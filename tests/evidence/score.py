@@ -5,7 +5,7 @@ python -m tests.evidence.score    prints the card as a Markdown table; each scor
 
 from __future__ import annotations
 
-from tests.evidence import score_decisions, score_losses, score_memory, score_runs
+from tests.evidence import score_decisions, score_losses, score_measured, score_memory, score_runs
 
 
 def card() -> list[tuple[str, str, str, str, str]]:
@@ -17,8 +17,8 @@ def card() -> list[tuple[str, str, str, str, str]]:
         "parameters alone, rows it was made on": score_memory.score(split="given", sizes_known=False),
         "parameters alone, further rows": score_memory.score(split="held_out", sizes_known=False),
     }
-    losses, verdicts = score_losses.score(), [score_decisions.judge(case) for case in score_decisions.cases()]
-    always = ", ".join(f"always {name} {score_decisions.baseline(name):.0%}" for name in ("peft", "full"))
+    own = score_measured.scores()
+    losses = score_losses.score()
     return [
         (
             f"GPU-hours, median error ({len(runs.rows)} runs)",
@@ -44,13 +44,17 @@ def card() -> list[tuple[str, str, str, str, str]]:
             )
             for what, one in memory.items()
         ),
-        (
-            f"decisions right ({len(verdicts)} cases)",
-            f"{score_decisions.share_right(verdicts):.0%}",
-            ">= 85 %",
-            "",
-            always,
+        *(
+            (
+                f"peak memory of `run` on {device}, median error ({len(one.rows)})",
+                f"{one.shipped_error:.1%}; after a fit on half of them {one.fitted_error:.1%}",
+                "",
+                f"{one.coverage:.0%}",
+                "",
+            )
+            for device, one in own.items()
         ),
+        *(_decisions(split, what) for split, what in (("given", "cases"), ("further", "further cases"))),
         (
             f"loss on a known corpus ({len(losses.fresh)} runs)",
             f"{losses.level_error:.1%}",
@@ -66,6 +70,13 @@ def card() -> list[tuple[str, str, str, str, str]]:
             f"as fresh {losses.hurt_as_fresh_error:.1%}, as worthless {losses.hurt_worthless_error:.1%}",
         ),
     ]
+
+
+def _decisions(split: str, what: str) -> tuple[str, str, str, str, str]:
+    verdicts = [score_decisions.judge(case) for case in score_decisions.cases(split)]
+    always = ", ".join(f"always {name} {score_decisions.baseline(name, split):.0%}" for name in ("peft", "full"))
+    right = f"{score_decisions.share_right(verdicts):.0%}"
+    return f"decisions right ({len(verdicts)} {what})", right, ">= 85 %", "", always
 
 
 def main() -> None:

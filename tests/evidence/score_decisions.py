@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator.advising import Options, read_options
 from orchestrator.policy.advise import Recommendation, advise
@@ -29,6 +30,8 @@ class Case:
     size: float | None
     """Published parameters of a model from scratch."""
     published: str
+    split: str
+    """`given`, or `further`: written down when the advisor stood, from memory."""
 
     @property
     def question(self) -> Question:
@@ -43,10 +46,10 @@ class Verdict:
     """1, 0.5 or 0."""
 
 
-def cases() -> list[Case]:
-    """The public decisions that the options can state."""
+def cases(split: str | None = None) -> list[Case]:
+    """The decisions of a split, or all, that the options can state."""
     with PATH.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["options"]]
+        rows = [row for row in csv.DictReader(file) if row["options"] and split in (None, row["split"])]
     found = []
     for row in rows:
         accepted, _, size = row["accepted"].partition(":")
@@ -57,6 +60,7 @@ def cases() -> list[Case]:
                 accepted=tuple(accepted.split("|")),
                 size=float(size) if size else None,
                 published=row["published"],
+                split=row["split"],
             )
         )
     return found
@@ -65,13 +69,15 @@ def cases() -> list[Case]:
 def options_of(line: str) -> Options:
     """The options of `advise` on a command line."""
     words = shlex.split(line)
-    typed: dict[str, str | bool] = {}
+    typed: dict[str, Any] = {}
     for number, word in enumerate(words):
         if word.startswith("--"):
             following = words[number + 1] if number + 1 < len(words) else "--"
             typed[word[2:].replace("-", "_")] = True if following.startswith("--") else following
+    if "gpus" in typed:
+        typed["gpus"] = int(typed["gpus"])
     empty = dict.fromkeys(one.name for one in fields(Options)) | {"no_base_model": False, "goal": "quality"}
-    return Options(**{**empty, **typed})  # type: ignore[arg-type]
+    return Options(**{**empty, **typed})
 
 
 def judge(case: Case) -> Verdict:
@@ -91,9 +97,9 @@ def share_right(verdicts: Iterable[Verdict]) -> float:
     return sum(points) / len(points)
 
 
-def baseline(strategy: str) -> float:
+def baseline(strategy: str, split: str | None = None) -> float:
     """Share right of always answering the same."""
-    every = cases()
+    every = cases(split)
     return sum(strategy in case.accepted for case in every) / len(every)
 
 
@@ -112,8 +118,10 @@ def main() -> None:
         accepted = "|".join(one.case.accepted)
         rivals = f" ({' or '.join(one.advice.rivals)})" if one.advice.rivals else ""
         print(f"{mark:6} {one.case.name:28} {one.advice.strategy + rivals:30} accepted {accepted}")
-    print(f"decisions: {share_right(verdicts):.0%} of {len(verdicts)} right (target 85 %); ", end="")
-    print(", ".join(f"always {name} {baseline(name):.0%}" for name in ("peft", "full", "prompt")))
+    for split in ("given", "further"):
+        of_it = [one for one in verdicts if one.case.split == split]
+        always = ", ".join(f"always {name} {baseline(name, split):.0%}" for name in ("peft", "full", "prompt"))
+        print(f"decisions {split}: {share_right(of_it):.0%} of {len(of_it)} right (target 85 %); {always}")
 
 
 if __name__ == "__main__":
