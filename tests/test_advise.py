@@ -58,7 +58,9 @@ def test_states_are_not_offloaded_to_memory_that_no_host_has() -> None:
     assert "--gpus" in full(GUANACO).why
     eight = replace(GUANACO, base=LLAMA, device=find_device("A100-40GB"), gpus=4)
     assert full(eight).feasible
-    assert full(eight).price is not None
+    said = " ".join(advise(eight).reasons)
+    assert "full: offloads" in said
+    assert "beside each A100-40GB" in said
 
 
 def test_where_nothing_surely_fits_what_may_fit_is_advised_and_called_so() -> None:

@@ -88,7 +88,7 @@ class Estimate:
     peak_gib: Interval
     """Peak memory per device, as PyTorch's allocator counts it."""
     fits: bool
-    """Whether the upper end of the peak fits the device, and what is offloaded the host."""
+    """Whether the upper end of the peak fits the device; of the host's memory, which nobody states, see `reasons`."""
     zero_stage: int
     offload: Offload
     memory: MemoryEstimate
@@ -109,7 +109,7 @@ def estimate(workload: Workload) -> Estimate:
         shape = replace(shape, head_parameters=HEAD_CLASSES * shape.hidden)
     trainable = trainable_of(method, shape, rank=workload.lora_rank)
     stage, memory, why_stage = _choose_stage(workload, shape, trainable)
-    fits = fits_device(memory.peak_gib, memory.host_gib, workload.device)
+    fits = memory.peak_gib.high <= usable_gib(workload.device)
     cost = _cost(workload, method, shape, trainable)
     reasons = [_about_shape(workload, shape), *_about_states(workload, shape, trainable, stage, memory), why_stage]
     reasons.extend(cost.reasons)
@@ -153,8 +153,8 @@ def usable_gib(device: Device) -> float:
     return USABLE_DEVICE_MEMORY * (device.memory_gib or CPU_GIB_PER_CORE)
 
 
-def fits_device(peak: Interval, host_gib: float, device: Device) -> bool:
-    """Whether a peak surely fits a device, and offloaded states the memory that machines with such devices have."""
+def fits_machine(peak: Interval, host_gib: float, device: Device) -> bool:
+    """Whether a peak surely fits a device, and what is offloaded the memory that usual machines have beside it."""
     return peak.high <= usable_gib(device) and (device.kind == "cpu" or host_gib <= device.host_gib)
 
 
@@ -301,11 +301,9 @@ def _verdict(peak: Interval, device: Device) -> str:
 
 def _warnings(workload: Workload, shape: ModelShape, stage: int, memory: MemoryEstimate) -> Iterator[str]:
     if memory.host_gib:
-        usual = workload.device.host_gib
-        lacking = ", so it does not fit" if memory.host_gib > usual else ""
         yield (
-            f"host memory: {memory.host_gib:.3g} GiB per device for what is offloaded must be there; machines with the "
-            f"{workload.device.name} have about {usual:g} (assumed){lacking}"
+            f"host memory: {memory.host_gib:.3g} GiB per device for what is offloaded must be there; usual machines "
+            f"have about {workload.device.host_gib:g} beside each {workload.device.name}"
         )
     loading = load_bytes(_layout(workload, stage), shape) / GIB
     if stage == 3 and workload.gpus > 1 and loading > memory.peak_gib.mid and workload.device.kind != "cpu":
@@ -319,7 +317,7 @@ def _remedy(workload: Workload, shape: ModelShape, stage: int) -> str:
     """The smallest change that would surely fit, as options of the command."""
     for option, changed, to in _changes(workload, stage):
         memory = _memory(changed, shape, to)
-        if fits_device(memory.peak_gib, memory.host_gib, workload.device):
+        if fits_machine(memory.peak_gib, memory.host_gib, workload.device):
             return f"smallest change that surely fits: {option} ({memory.peak_gib.mid:.3g} GiB)"
     return "no single change surely fits: take a smaller model, or a device with more memory"
 

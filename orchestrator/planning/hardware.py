@@ -140,7 +140,7 @@ def _key(name: str) -> str:
 
 
 def requested_cluster(gpu: str, gpus: int, nodes: int = 1) -> ClusterShape:
-    """A cluster of `gpus` GPUs split evenly over `nodes`, with 8 CPU cores and 64 GiB of host memory per GPU.
+    """A cluster of `gpus` GPUs split evenly over `nodes`, with 8 CPU cores and `Device.host_gib` per GPU.
 
     Raises SpecError when the device is unknown or not a GPU, or the GPUs cannot be split evenly.
     """

@@ -72,14 +72,24 @@ def _reasons(chosen: Candidate, why: str, feasible: list[Candidate], question: Q
         assert one.expectation is not None
         doubt = "; only a rule of thumb" if one.expectation.rule_of_thumb else ""
         yield from (f"{one.strategy}: {reason}{doubt}" for reason in one.expectation.reasons)
-        if one.price is not None and not one.price.fits:
-            peak = one.price.peak_gib
-            yield f"{one.strategy}: may not fit: {peak.mid:.3g} ({peak.low:.3g} to {peak.high:.3g}) GiB a device"
+        yield from _about_memory(one, question)
     if chosen.share < 1:
         yield f"the budget {question.budget} covers {chosen.share:.0%} of the work; the figures are for that part"
     yield from (f"measured: {fact}" for fact in question.measured)
     for assumption in question.assumed:
         yield f"assumed: {assumption}"
+
+
+def _about_memory(one: Candidate, question: Question) -> Iterator[str]:
+    assert one.price is not None
+    peak, host_gib = one.price.peak_gib, one.price.host_gib
+    if not one.price.fits:
+        yield f"{one.strategy}: may not fit: {peak.mid:.3g} ({peak.low:.3g} to {peak.high:.3g}) GiB a device"
+    if host_gib > 0:
+        yield (
+            f"{one.strategy}: offloads {host_gib:.3g} GiB a device to the host, of about {question.device.host_gib:g} "
+            f"that usual machines have beside each {question.device.name}"
+        )
 
 
 def _changed_by_history(question: Question, strategy: Name) -> tuple[str, ...]:

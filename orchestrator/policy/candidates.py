@@ -49,7 +49,7 @@ class Candidate:
 def candidates(question: Question) -> tuple[Candidate, ...]:
     """One candidate for every strategy, feasible or not; where nothing surely fits, what may fit is feasible."""
     found = tuple(_candidate(name, question, surely=True) for name in STRATEGIES)
-    if any(one.feasible for one in found):
+    if any(one.price is not None and one.price.fits for one in found):
         return found
     return tuple(_candidate(name, question, surely=False) for name in STRATEGIES)
 

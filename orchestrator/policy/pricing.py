@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.estimate import Estimate, Workload, estimate, fits_device, precision_of
+from orchestrator.planning.estimate import Estimate, Workload, estimate, fits_machine, precision_of
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import standard_shape
@@ -55,8 +55,9 @@ class Price:
     host_gib: float
     """Host memory per device, for what is offloaded."""
     fits: bool
+    """Whether the upper end of the peak fits the device, and what is offloaded a usual host."""
     may_fit: bool
-    """Whether at least the middle of the peak fits."""
+    """Whether at least the middle of the peak does."""
     memory_note: str
     gpus: int
     """Devices of the largest work."""
@@ -136,7 +137,7 @@ def _part(work: Work, device: Device, gpus: int | None) -> Price:
         flops=per_token * work.tokens,
         peak_gib=reference.peak_gib,
         host_gib=reference.memory.host_gib,
-        fits=reference.fits,
+        fits=_fits(reference, device),
         may_fit=_may_fit(reference.peak_gib, reference.memory.host_gib, device),
         memory_note=reference.reasons[-1] if reference.reasons else "",
         gpus=used.gpus,
@@ -156,13 +157,17 @@ def _learned(work: Work, part: Price, question: Question) -> Price:
         hours=changes["hours"],
         usd=changes.get("usd"),
         peak_gib=peak,
-        fits=fits_device(peak, part.host_gib, question.device) or (part.fits and question.device.kind == "cpu"),
+        fits=fits_machine(peak, part.host_gib, question.device) or (part.fits and question.device.kind == "cpu"),
         may_fit=_may_fit(peak, part.host_gib, question.device),
     )
 
 
+def _fits(found: Estimate, device: Device) -> bool:
+    return fits_machine(found.peak_gib, found.memory.host_gib, device)
+
+
 def _may_fit(peak: Interval, host_gib: float, device: Device) -> bool:
-    return fits_device(replace(peak, high=peak.mid), host_gib, device)
+    return fits_machine(replace(peak, high=peak.mid), host_gib, device)
 
 
 def changes_of_price(work: Work, part: Price, question: Question) -> tuple[Corrected, ...]:
@@ -207,7 +212,7 @@ def _rates(
     workload = _workload(work, find_device(device_name))
     for layout in _layouts(workload, gpus):
         reference = estimate(layout)
-        if reference.fits:
+        if _fits(reference, layout.device):
             break
     else:
         if gpus is not None:
