@@ -33,8 +33,8 @@ NO_SHARDING = Interval(low=0.75, mid=1.0, high=1.30)
 SHARDED_WEIGHTS = Interval(low=0.65, mid=1.0, high=1.50)
 """The same where weights are sharded or on the host: loaders and gathering differ more between frameworks."""
 ON_A_CPU = Interval(low=0.85, mid=1.0, high=1.30)
-"""The same for a worker process on a CPU, from the residuals of `tests/evidence/measured_memory.csv`: 22 of 25 lie
-inside; one took more, under ZeRO-3, two less, of 15M weights."""
+"""The same for a worker process on a CPU, from the residuals of `tests/evidence/measured_memory.csv`: 24 of 25 lie
+inside, and one of 15M weights took less."""
 
 BASELINE_GIB = {
     # Measured on a Ray worker: 0.57 with a toy model, and 0.06 to 0.20 more than follows from their sizes with six
