@@ -148,3 +148,30 @@ def test_a_model_from_scratch_has_the_published_size_for_chinchillas_compute() -
     one = advise(replace(raw(1.0, base=None), tokens=0.0, budget=Budget(amount=5.76e23, unit="flops"))).candidates[0]
     assert one.parameters == pytest.approx(70e9, rel=0.1)
     assert one.tokens == pytest.approx(1.4e12, rel=0.1)
+
+
+@pytest.mark.parametrize("budget", [None, "1e23flops"])
+def test_a_model_from_scratch_is_no_larger_than_its_devices_have_memory_for(budget: str | None) -> None:
+    def asked(gpus: int) -> Candidate:
+        advice = advise(raw(2e11, base=None, budget=budget, gpu="A100-40GB", gpus=gpus))
+        limited = any("the largest that surely fits" in reason for reason in advice.reasons)
+        assert limited == (gpus < 512)
+        return advice.candidates[0]
+
+    small, middle, large = asked(1), asked(4), asked(512)
+    assert small.parameters < middle.parameters < large.parameters
+    assert all(one.price is not None and one.price.fits for one in (small, middle, large))
+    losses = [one.expectation.badness for one in (small, middle, large) if one.expectation]
+    assert losses == sorted(losses, reverse=True)
+    if budget is None:
+        assert small.tokens == pytest.approx(large.tokens), "all of the data, whatever the size"
+    else:
+        assert small.tokens > middle.tokens > large.tokens, "all of the budget"
+
+
+def test_small_models_make_room_by_smaller_micro_batches_before_they_are_refused() -> None:
+    question = labelled(5000, base=Base(parameters=400_000_000, tokens=1e12), tokens=5e6, gpu="T4")
+    (full,) = [one for one in candidates(question) if one.strategy == "full"]
+    assert full.feasible
+    assert full.price is not None
+    assert full.price.offload == "none"

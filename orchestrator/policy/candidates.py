@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.policy.expectation import Expectation
@@ -11,7 +12,7 @@ from orchestrator.policy.new_model import size_from_scratch
 from orchestrator.policy.pricing import Price, Work, affordable_share, price, sample_length
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
-from orchestrator.quantities import Budget
+from orchestrator.quantities import Budget, human_count
 
 PROMPT_TRIAL_TOKENS = 1e6
 """What trying a prompt takes: 1,000 requests of 1,000 tokens. A guess at an honest evaluation."""
@@ -160,8 +161,18 @@ def _scratch_work(question: Question, length: int) -> Work:
         size = question.base.parameters if question.base else 22_700_000
         tokens = question.tokens * fine_tuning_epochs(question.examples) * _SCRATCH_MORE_EPOCHS
         return Work(method="full", parameters=size, tokens=tokens, sequence_length=length)
-    size, tokens = size_from_scratch(question)
-    return Work(method="full", parameters=size, tokens=tokens, sequence_length=length)
+    new = size_from_scratch(question)
+    return Work(method="full", parameters=new.parameters, tokens=new.tokens, sequence_length=length)
+
+
+def _about_size(question: Question) -> Iterator[str]:
+    new = size_from_scratch(question)
+    if new.parameters < new.best_parameters:
+        yield (
+            f"the largest that surely fits {question.gpus or 'any number of'} {question.device.name}; "
+            f"{human_count(new.best_parameters)} parameters would suit the "
+            f"{'data' if question.budget is None else 'budget'} better"
+        )
 
 
 def _less(question: Question, spent: tuple[Work, ...]) -> Question:
@@ -175,12 +186,13 @@ def _less(question: Question, spent: tuple[Work, ...]) -> Question:
 def _expectation(name: Name, question: Question, share: float, scalable: tuple[Work, ...]) -> Expectation:
     if not question.labelled and not question.is_classification:
         work = scalable[-1] if scalable else None
-        return language_expectation(
+        found = language_expectation(
             name,
             question,
             parameters=work.parameters if work else question.base.parameters if question.base else 0,
             tokens=work.tokens if work else 0.0,
         )
+        return replace(found, reasons=(*found.reasons, *_about_size(question))) if name == "scratch" else found
     if name == "continued":
         return labelled_expectation(name, replace(question, unlabeled_tokens=question.unlabeled_tokens * share))
     return labelled_expectation(name, question if share == 1 else question.resized(max(share, 1e-9)))

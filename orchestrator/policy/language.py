@@ -39,7 +39,7 @@ _ADAPTER_FORGETS = 0.4
 """Adapters lose less: accuracy kept .631 against .446 (lora-code-ift)."""
 SCARCE_EPOCHS = 4.0
 """Four passes over scarce text are worth almost as much as fresh data (Muennighoff 2023)."""
-_OVERFITTING_EPOCHS, _OVERFITTING_SIZE = 40.0, 10.0
+OVERFITTING_EPOCHS, _OVERFITTING_SIZE = 40.0, 10.0
 """Of 68 repeated runs, 8 got worse: some 44 epochs, or ten times the parameters that the unique tokens call for
 (muennighoff-overfit, losses.csv)."""
 _UNIFORM_LOSS = 11.0
@@ -122,7 +122,7 @@ def _scratch(question: Question, parameters: int, tokens: float, unique: float) 
         "(Besiroglu 2024; repetition by Muennighoff 2023)"
     )
     oversized = parameters > _OVERFITTING_SIZE * REPETITION.parameters_for(unique)
-    if tokens > _OVERFITTING_EPOCHS * unique or (oversized and tokens > unique):
+    if tokens > OVERFITTING_EPOCHS * unique or (oversized and tokens > unique):
         why += "; so much repetition, or so large a model for so little text, has overfitted in practice"
     return repeated_loss(parameters, max(tokens, 1.0), unique), why
 

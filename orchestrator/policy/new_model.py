@@ -1,27 +1,68 @@
-"""How big a model to pretrain, on how many tokens: from budget, unique data and what inference will cost."""
+"""How big a model to pretrain, on how many tokens: from budget, unique data, memory and what inference will cost."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from orchestrator.policy.language import SCARCE_EPOCHS, raw_epochs, raw_tokens
+from orchestrator.policy.language import OVERFITTING_EPOCHS, SCARCE_EPOCHS, raw_epochs, raw_tokens
 from orchestrator.policy.laws import FLOPS_PER_PARAMETER_TOKEN, REFIT, Allocation
 from orchestrator.policy.pricing import Work, price, sample_length
 from orchestrator.policy.question import Question
 
 _SMALLEST_MODEL = 1_000_000
 _FIRST_GUESS_FLOPS, _MOST_FLOPS, _WIDEN = 1e20, 1e30, 16.0
+_CLOSE = 1.01
+"""Sizes that differ by less are as good."""
 _BISECTIONS = 14
 """Halvings of the logarithm of `_WIDEN`: to 0.02 %."""
 
 
-def size_from_scratch(question: Question) -> tuple[int, float]:
-    """(parameters, tokens) to pretrain: the base's own size where there is one, else the best for budget and data."""
+@dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """What to pretrain."""
+
+    parameters: int
+    tokens: float
+    """Tokens trained on, repetitions counted."""
+    best_parameters: int
+    """The size that budget and data alone ask for: larger where the devices have no memory for it."""
+
+
+def size_from_scratch(question: Question) -> NewModel:
+    """The base's own size where there is one, else the best for budget and data that surely fits the devices.
+
+    A size that memory cuts is trained on more tokens for the same budget, as long as repeating them does no harm;
+    without a budget on the same tokens.
+    """
     unique = raw_tokens(question)
     if question.base is not None:
-        return question.base.parameters, unique * raw_epochs(unique, question.base.parameters)
+        size = question.base.parameters
+        return NewModel(parameters=size, tokens=unique * raw_epochs(unique, size), best_parameters=size)
     best = _size_for_data(unique) if question.budget is None else _size_for_budget(question, unique)
-    return max(_SMALLEST_MODEL, round(best.parameters)), best.tokens
+    wanted = max(_SMALLEST_MODEL, round(best.parameters))
+    size = _largest_that_fits(wanted, question)
+    tokens = best.tokens
+    if question.budget is not None:
+        most = OVERFITTING_EPOCHS * unique if unique else math.inf
+        tokens = max(tokens, min(tokens * wanted / size, most))
+    return NewModel(parameters=size, tokens=tokens, best_parameters=wanted)
+
+
+def _largest_that_fits(wanted: int, question: Question) -> int:
+    """A size up to `wanted` that surely fits; `wanted` itself where none does."""
+
+    def fits(size: int) -> bool:
+        work = Work(method="full", parameters=size, tokens=1e9, sequence_length=sample_length(question))
+        return price([work], question).fits
+
+    if fits(wanted) or not fits(_SMALLEST_MODEL):
+        return wanted
+    low, high = _SMALLEST_MODEL, wanted
+    while high > _CLOSE * low:
+        middle = round(math.sqrt(low * high))
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _size_for_data(unique: float) -> Allocation:

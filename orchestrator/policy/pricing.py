@@ -222,20 +222,31 @@ def _rates(
 
 
 def _layouts(workload: Workload, gpus: int | None) -> Iterator[Workload]:
-    """Ways to make room, the cheapest first: more devices where their number is open, else offloading to the host."""
+    """Ways to make room, the cheapest first: a small micro-batch, checkpointing, then more devices where their number
+    is open, else offloading to the host."""
     if gpus is None:
         # Estimates are the slow part, and 16-bit weights alone rule most counts out.
         least = 2 * workload.parameters / (workload.device.memory_gib * 2**30) if workload.device.memory_gib else 1
-        yield from (
-            replace(workload, gpus=count) for count in _CLUSTER_SIZES if count >= least or count == _CLUSTER_SIZES[-1]
-        )
+        for count in _CLUSTER_SIZES:
+            if count >= least or count == _CLUSTER_SIZES[-1]:
+                yield from _on(count, workload)
         return
+    yield from _on(gpus, workload)
+    if workload.device.kind == "gpu" and workload.method == "full":
+        *_, frugal = _on(gpus, workload)
+        yield replace(frugal, zero_stage=2, offload="optimizer")
+        yield replace(frugal, zero_stage=3, offload="optimizer")
+        yield replace(frugal, zero_stage=3, offload="all")
+
+
+def _on(gpus: int, workload: Workload) -> Iterator[Workload]:
+    """On so many devices, as it is and then with less and less activations."""
     given = replace(workload, gpus=gpus)
     yield given
-    if given.device.kind == "gpu" and given.method == "full":
-        yield replace(given, zero_stage=2, offload="optimizer")
-        yield replace(given, zero_stage=3, offload="optimizer")
-        yield replace(given, zero_stage=3, offload="all")
+    if given.micro_batch > 1:
+        yield replace(given, micro_batch=1)
+    if not given.activation_checkpointing and given.method != "head":
+        yield replace(given, micro_batch=1, activation_checkpointing=True)
 
 
 def _sum(parts: Iterable[Interval]) -> Interval:

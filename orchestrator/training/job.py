@@ -20,8 +20,8 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",
     # Without these, glibc hands every freed large tensor back to the kernel and faults it in again at the next step:
     # 715 instead of 537 ms for a small Llama on one core. Larger ones than 128 MiB do go back: kept too, the flat
-    # buffers of ZeRO-2 and 3 left holes of a quarter of the peak. (Huge pages in their place, PyTorch's
-    # THP_MEM_ALLOC_ENABLE, are as fast from 32 MiB on, but what lies in the heap took up to half as much again.)
+    # buffers of ZeRO-2 and 3 left holes of a quarter of the peak. (PyTorch's THP_MEM_ALLOC_ENABLE would bring these in
+    # huge pages, a fifth faster, but what lies in the heap then took up to half as much again.)
     "MALLOC_TRIM_THRESHOLD_": str(10**9),
     "MALLOC_MMAP_THRESHOLD_": str(128 * 2**20),
 }
