@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.policy.expectation import Expectation
@@ -161,18 +160,14 @@ def _scratch_work(question: Question, length: int) -> Work:
         size = question.base.parameters if question.base else 22_700_000
         tokens = question.tokens * fine_tuning_epochs(question.examples) * _SCRATCH_MORE_EPOCHS
         return Work(method="full", parameters=size, tokens=tokens, sequence_length=length)
-    new = size_from_scratch(question)
-    return Work(method="full", parameters=new.parameters, tokens=new.tokens, sequence_length=length)
-
-
-def _about_size(question: Question) -> Iterator[str]:
-    new = size_from_scratch(question)
+    new, note = size_from_scratch(question), None
     if new.parameters < new.best_parameters:
-        yield (
+        note = (
             f"the largest that surely fits {question.gpus or 'any number of'} {question.device.name}; "
             f"{human_count(new.best_parameters)} parameters would suit the "
             f"{'data' if question.budget is None else 'budget'} better"
         )
+    return Work(method="full", parameters=new.parameters, tokens=new.tokens, sequence_length=length, note=note)
 
 
 def _less(question: Question, spent: tuple[Work, ...]) -> Question:
@@ -192,7 +187,7 @@ def _expectation(name: Name, question: Question, share: float, scalable: tuple[W
             parameters=work.parameters if work else question.base.parameters if question.base else 0,
             tokens=work.tokens if work else 0.0,
         )
-        return replace(found, reasons=(*found.reasons, *_about_size(question))) if name == "scratch" else found
+        return replace(found, reasons=(*found.reasons, work.note)) if work and work.note else found
     if name == "continued":
         return labelled_expectation(name, replace(question, unlabeled_tokens=question.unlabeled_tokens * share))
     return labelled_expectation(name, question if share == 1 else question.resized(max(share, 1e-9)))

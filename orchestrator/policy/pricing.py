@@ -37,6 +37,8 @@ class Work:
     tokens: float
     """Tokens processed, every epoch counted."""
     sequence_length: int
+    note: str | None = None
+    """What else an answer has to say of it."""
 
     def scaled(self, factor: float) -> Work:
         """The same on `factor` times the tokens."""
