@@ -72,8 +72,8 @@ def read_dataset(
     path: str, *, text_column: str | None, label_column: str | None, task: Task | None, seed: int
 ) -> Reading:
     """What there is at a location, read whole or in part."""
+    from orchestrator.data.sources import find_sources
     from orchestrator.training import sampling
-    from orchestrator.training.corpus import find_sources
 
     try:
         sources = find_sources(path)

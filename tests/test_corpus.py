@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError, SpecError
 from orchestrator.spec import DataFormat
-from orchestrator.training.corpus import find_sources, open_documents, read_rows
+from orchestrator.training.corpus import open_documents, read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -221,7 +222,8 @@ def test_reading_tables_prints_nothing_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "good.csv", "text\na\n")
     write(tmp_path / "bad.csv", "text\na\nb,2\n")
     code = (
-        "import sys; from orchestrator.training.corpus import DataError, find_sources, open_documents\n"
+        "import sys; from orchestrator.data.sources import find_sources\n"
+        "from orchestrator.training.corpus import DataError, open_documents\n"
         "for name in ('good', 'bad'):\n"
         "    try: open_documents(find_sources(f'{sys.argv[1]}/{name}.csv'), text_column='text')\n"
         "    except DataError: print('refused')"

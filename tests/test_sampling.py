@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
 from orchestrator.policy.columns import Columns
 from orchestrator.policy.dataset import Reading, describe
 from orchestrator.policy.ratios import ratio
-from orchestrator.training.corpus import find_sources
 from orchestrator.training.sampling import preview, read
 
 ROWS = [{"text": f"row {number}, with a comma", "label": "odd" if number % 2 else "even"} for number in range(6)]

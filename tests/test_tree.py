@@ -23,6 +23,7 @@ LAYERS = (
     {"spec_survival"},
     {"spec", "console"},
     {"spec_file"},
+    {"data"},
     {"search_space", "planning"},
     {"policy"},
     {"tracking"},
@@ -43,7 +44,7 @@ OWNERS = {
     "torch": "training",
     "deepspeed": "training",
     "transformers": "training",
-    "datasets": "training",
+    "datasets": "data",
     "peft": "training",
 }
 """The only unit that may import a library."""

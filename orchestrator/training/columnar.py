@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.hub import load_table
+from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
-from orchestrator.training.corpus import Source, load_table
 
 Row = dict[str, Any]
 

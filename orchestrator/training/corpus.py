@@ -1,178 +1,27 @@
-"""Locations of a spec -> documents or labelled rows. Called by `prepare`; nothing here knows about tokens.
+"""Sources -> documents or labelled rows. Called by `prepare`; nothing here knows about tokens.
 
-`find_sources` reads no content, so that a cache can be looked up first. Text files are then read directly, one
-file a document; JSON, CSV, Parquet and hub names go through `datasets`, whose tables stay memory-mapped on disk.
+Text files are read directly, one file a document; JSON, CSV, Parquet and hub names go through `datasets`, whose
+tables stay memory-mapped on disk.
 """
 
 from __future__ import annotations
 
 import difflib
-import errno
-import fnmatch
-import glob
 import gzip
 import logging
-import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from orchestrator import locations
-from orchestrator.errors import DataError, StorageError
-from orchestrator.spec import DataFormat
+from orchestrator.data.hub import load_table
+from orchestrator.data.sources import Source, unreadable
+from orchestrator.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-Reader = Literal["text", "json", "csv", "tsv", "parquet", "hub"]
-
-READER_OF_ENDING: dict[str, Reader] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-READER_OF_ENDING |= dict.fromkeys((".jsonl", ".json", ".ndjson"), "json")
-READERS_OF_FORMAT: dict[DataFormat, tuple[Reader, ...]]
-READERS_OF_FORMAT = {"text": ("text",), "jsonl": ("json",), "csv": ("csv", "tsv"), "parquet": ("parquet",)}
-_HUB_NAME = re.compile(r"^(?P<name>[\w-][\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")
-_HUB_TIMEOUT_S = 10.0  # A guess: long for a metadata request, short for a person who waits.
 _ROWS_AT_A_TIME = 1000  # `datasets`' own default batch; a few MB of text.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A location, found: files that one reader reads, or the name of a dataset on the hub."""
-
-    location: str
-    """As the spec says it, for messages."""
-    reader: Reader
-    files: tuple[Path, ...] = ()
-    """Sorted; empty for the hub."""
-    split: str = "train"
-    """Split of a hub dataset that the location does not name."""
-    searched: bool = False
-    """True when a folder or glob found the files, so that binary ones among them are left out."""
-
-
-def find_sources(
-    given: str | tuple[str, ...],
-    *,
-    exclude: tuple[str, ...] = (),
-    data_format: DataFormat = "auto",
-    split: str = "train",
-) -> tuple[Source, ...]:
-    """The files or hub datasets that locations stand for, in a fixed order.
-
-    Raises DataError when a location does not exist, matches nothing, or mixes text with tables under `auto`.
-    """
-    names = (given,) if isinstance(given, str) else given
-    return tuple(source for name in names for source in _find(name, exclude, data_format, split))
-
-
-def _find(location: str, exclude: tuple[str, ...], data_format: DataFormat, split: str) -> list[Source]:
-    if data_format == "hub":
-        return [Source(location=location, reader="hub", split=split)]
-    path = Path(locations.resolve(location))
-    if path.is_file():
-        return [Source(location=location, reader=_reader(path, data_format), files=(path,))]
-    if path.is_dir():
-        pattern = path / "**" / "*"
-    elif glob.has_magic(str(path)):
-        pattern = path
-    elif _names_hub(location, path):
-        return [Source(location=location, reader="hub", split=split)]
-    else:
-        raise _missing(location, path)
-    files = [file for file in _expand(pattern, exclude) if not path.is_dir() or _wanted(file, data_format)]
-    if not files:
-        raise DataError(
-            f"{location} holds no file to read" if path.is_dir() else f"{location} matches no file",
-            got=f"{path} read from {Path.cwd()}" if not path.is_absolute() else path,
-            allowed="text, jsonl, json, csv, tsv and parquet files; hidden ones are left out",
-            do="check data.train and data.validation" + (f", and data.exclude {list(exclude)}" if exclude else ""),
-        )
-    by_reader: dict[Reader, list[Path]] = {}
-    for file in files:
-        by_reader.setdefault(_reader(file, data_format), []).append(file)
-    if "text" in by_reader and len(by_reader) > 1:
-        counts = ", ".join(f"{len(members)} {reader}" for reader, members in by_reader.items())
-        raise DataError(
-            f"{location} mixes text files with tables",
-            got=f"{counts}; {by_reader['text'][0].name} would be read as text",
-            allowed="text files, or jsonl, csv and parquet files",
-            do="narrow it with a glob such as **/*.jsonl, or set data.format",
-        )
-    return [Source(location=location, reader=r, files=tuple(f), searched=True) for r, f in by_reader.items()]
-
-
-def _reader(file: Path, data_format: DataFormat) -> Reader:
-    ending = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
-    by_ending = READER_OF_ENDING.get(ending.lower(), "text")
-    if data_format == "auto":
-        return by_ending
-    allowed = READERS_OF_FORMAT[data_format]
-    return by_ending if by_ending in allowed else allowed[0]
-
-
-def _wanted(file: Path, data_format: DataFormat) -> bool:
-    """Whether a folder's file has an ending of the format that the spec names; text may end in anything."""
-    return data_format in ("auto", "text") or _reader(file, "auto") in READERS_OF_FORMAT[data_format]
-
-
-def _expand(pattern: Path, exclude: tuple[str, ...]) -> list[Path]:
-    """Files that match a glob, sorted. Excluded folders are not entered: `glob` spends seconds in site-packages."""
-    parts = pattern.parts
-    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    excluded = re.compile("|".join(map(fnmatch.translate, exclude)) or "(?!)")
-    found = _matches(os.path.join(*parts[:fixed]) if fixed else ".", parts[fixed:], excluded)
-    return sorted({Path(name) for name in found})
-
-
-def _matches(folder: str, parts: tuple[str, ...], excluded: re.Pattern[str]) -> Iterator[str]:
-    head, rest = parts[0], parts[1:]
-    if head == "**":
-        yield from _matches(folder, rest or ("*",), excluded)
-    try:
-        entries = list(os.scandir(folder))
-    except NotADirectoryError:
-        return
-    except OSError as error:
-        raise _unreadable(Path(folder), error) from error
-    for entry in entries:
-        if excluded.match(entry.name) or (entry.name.startswith(".") and not head.startswith(".")):
-            continue
-        if head == "**":
-            if entry.is_dir(follow_symlinks=False):  # A link back up would never end.
-                yield from _matches(entry.path, parts, excluded)
-        elif fnmatch.fnmatchcase(entry.name, head):
-            if rest:
-                yield from _matches(entry.path, rest, excluded)
-            elif entry.is_file():
-                yield entry.path
-
-
-def _names_hub(location: str, path: Path) -> bool:
-    """`owner/name` whose owner is no local folder, and whose ending is not that of a data file."""
-    local = (
-        len(path.parts) != 2
-        or Path(path.parts[0]).exists()
-        or path.suffix.lower() in {".txt", ".gz", *READER_OF_ENDING}
-    )
-    return _HUB_NAME.match(location) is not None and not local
-
-
-def _missing(location: str, path: Path) -> DataError:
-    """The error for a path that is not there: names the first missing part and what stands beside it."""
-    gone = path
-    while not gone.parent.exists():
-        gone = gone.parent
-    siblings = sorted(entry.name for entry in gone.parent.iterdir()) if gone.parent.is_dir() else []
-    near = difflib.get_close_matches(gone.name, siblings, n=1, cutoff=0.5)
-    return DataError(
-        f"{location} does not exist",
-        got=f"{gone.name!r} is not in {gone.parent.absolute()}",
-        allowed="a file, folder or glob, package:// or sysconfig://, or a hub name such as owner/name:config@split",
-        do=f"did you mean {gone.parent / near[0]}?" if near else "check the path; a relative one starts in this folder",
-    )
 
 
 class _TextFiles:
@@ -334,67 +183,4 @@ def _read_bytes(file: Path, limit: int = -1) -> bytes:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             return stream.read(limit)
     except (OSError, EOFError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path} cannot be read", got=getattr(error, "strerror", None) or str(error))
-
-
-def load_table(source: Source) -> Any:
-    """A `datasets.Dataset` of a hub dataset, or of all files of a source."""
-    if source.reader == "hub":
-        match = _HUB_NAME.match(source.location)
-        if match is None:
-            raise DataError("this names no hub dataset", got=source.location, allowed="owner/name:config@split")
-        return _load(match["name"], name=match["config"], split=match["split"] or source.split)
-    if empty := [file for file in source.files if not file.stat().st_size]:
-        raise DataError(f"{empty[0]} is empty", got="0 bytes", do="remove it, or leave it out with data.exclude")
-    # Only an empty cell is missing: pandas would also take the words "None", "NA" and "null" for that.
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if source.reader in ("csv", "tsv") else {}
-    if source.reader == "tsv":
-        options["sep"] = "\t"
-    builder = "csv" if source.reader == "tsv" else source.reader
-    try:
-        return _load(builder, data_files=[str(file) for file in source.files], split="train", **options)
-    except DataError:
-        for file in source.files if len(source.files) > 1 else ():  # The reader does not say which one it was.
-            try:
-                _load(builder, data_files=[str(file)], split="train", **options)
-            except DataError as error:
-                raise DataError(f"{file} cannot be read", got=error.got) from error.__cause__
-        raise
-
-
-def _load(path: str, **options: Any) -> Any:
-    """`datasets.load_dataset`, silent, with its failures as DataError or StorageError."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # The reason is in the error raised below.
-    cache = locations.home() / "cache" / "datasets"
-    files: list[str] = options.get("data_files", [])
-    try:
-        if not files:
-            _ask_hub(path)
-        return datasets.load_dataset(path, cache_dir=str(cache), **options)
-    except Exception as error:  # Its readers raise ValueError, OSError, and pyarrow's, pandas' and their own kinds.
-        reason = error.__cause__ or error
-        if getattr(reason, "errno", None) == errno.ENOSPC:
-            raise StorageError(f"no space left in {cache}", do="free some, or set ORCHESTRATOR_HOME") from error
-        got = f"{type(reason).__name__}: {' '.join(str(reason).split())}"
-        if files:
-            raise DataError(f"{', '.join(files[:3])} cannot be read", got=got) from error
-        raise DataError(
-            f"{path} is neither a local path nor a dataset that can be reached and read on the hub",
-            got=got,
-            do="check path, name and connection; HF_HUB_OFFLINE=1 uses what was downloaded before",
-        ) from error
-
-
-def _ask_hub(name: str) -> None:
-    """Fails in seconds without a connection, where `datasets` tries for half a minute."""
-    import huggingface_hub
-
-    if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        huggingface_hub.HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
+        raise unreadable(file, error) from error

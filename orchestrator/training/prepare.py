@@ -21,11 +21,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from orchestrator.data.sources import Source, find_sources
 from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
 from orchestrator.training import batches, tokenization
-from orchestrator.training.corpus import Source, find_sources
 from orchestrator.training.splits import Chosen, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 

@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.policy.columns import Columns, Preview, class_name
 from orchestrator.policy.dataset import Block, Reading
 from orchestrator.training import columnar
-from orchestrator.training.corpus import Source
 
 WHOLE_BYTES = 32_000_000
 """Files of at most this size together are read whole: about 5 s (measured: 60 MB of short texts in CSV take 11 s)."""

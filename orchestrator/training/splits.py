@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.spec import DataSpec, RunSpec
 from orchestrator.training import batches
-from orchestrator.training.corpus import Documents, Source, open_documents, read_rows
+from orchestrator.training.corpus import Documents, open_documents, read_rows
 
 Sources = Sequence[Source]
 LabelledRows = tuple[list[str], np.ndarray]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.data.sources import find_sources
 from orchestrator.spec import RunSpec
-from orchestrator.training.corpus import find_sources, open_documents
+from orchestrator.training.corpus import open_documents
 from orchestrator.training.tokenization import document_chunks, encode_documents, train_tokenizer
 
 

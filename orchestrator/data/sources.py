@@ -1,0 +1,167 @@
+"""Locations of a spec -> the files and hub datasets they stand for; reads no content. Called by `training`, `advise`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator import locations
+from orchestrator.errors import DataError
+from orchestrator.spec import DataFormat
+
+Reader = Literal["text", "json", "csv", "tsv", "parquet", "hub"]
+
+READER_OF_ENDING: dict[str, Reader] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+READER_OF_ENDING |= dict.fromkeys((".jsonl", ".json", ".ndjson"), "json")
+READERS_OF_FORMAT: dict[DataFormat, tuple[Reader, ...]]
+READERS_OF_FORMAT = {"text": ("text",), "jsonl": ("json",), "csv": ("csv", "tsv"), "parquet": ("parquet",)}
+HUB_NAME = re.compile(r"^(?P<name>[\w-][\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A location, found: files that one reader reads, or the name of a dataset on the hub."""
+
+    location: str
+    """As the spec says it, for messages."""
+    reader: Reader
+    files: tuple[Path, ...] = ()
+    """Sorted; empty for the hub."""
+    split: str = "train"
+    """Split of a hub dataset that the location does not name."""
+    searched: bool = False
+    """True when a folder or glob found the files, so that binary ones among them are left out."""
+
+
+def find_sources(
+    given: str | tuple[str, ...],
+    *,
+    exclude: tuple[str, ...] = (),
+    data_format: DataFormat = "auto",
+    split: str = "train",
+) -> tuple[Source, ...]:
+    """The files or hub datasets that locations stand for, in a fixed order.
+
+    Raises DataError when a location does not exist, matches nothing, or mixes text with tables under `auto`.
+    """
+    names = (given,) if isinstance(given, str) else given
+    return tuple(source for name in names for source in _find(name, exclude, data_format, split))
+
+
+def _find(location: str, exclude: tuple[str, ...], data_format: DataFormat, split: str) -> list[Source]:
+    if data_format == "hub":
+        return [Source(location=location, reader="hub", split=split)]
+    path = Path(locations.resolve(location))
+    if path.is_file():
+        return [Source(location=location, reader=_reader(path, data_format), files=(path,))]
+    if path.is_dir():
+        pattern = path / "**" / "*"
+    elif glob.has_magic(str(path)):
+        pattern = path
+    elif _names_hub(location, path):
+        return [Source(location=location, reader="hub", split=split)]
+    else:
+        raise _missing(location, path)
+    files = [file for file in _expand(pattern, exclude) if not path.is_dir() or _wanted(file, data_format)]
+    if not files:
+        raise DataError(
+            f"{location} holds no file to read" if path.is_dir() else f"{location} matches no file",
+            got=f"{path} read from {Path.cwd()}" if not path.is_absolute() else path,
+            allowed="text, jsonl, json, csv, tsv and parquet files; hidden ones are left out",
+            do="check data.train and data.validation" + (f", and data.exclude {list(exclude)}" if exclude else ""),
+        )
+    by_reader: dict[Reader, list[Path]] = {}
+    for file in files:
+        by_reader.setdefault(_reader(file, data_format), []).append(file)
+    if "text" in by_reader and len(by_reader) > 1:
+        counts = ", ".join(f"{len(members)} {reader}" for reader, members in by_reader.items())
+        raise DataError(
+            f"{location} mixes text files with tables",
+            got=f"{counts}; {by_reader['text'][0].name} would be read as text",
+            allowed="text files, or jsonl, csv and parquet files",
+            do="narrow it with a glob such as **/*.jsonl, or set data.format",
+        )
+    return [Source(location=location, reader=r, files=tuple(f), searched=True) for r, f in by_reader.items()]
+
+
+def _reader(file: Path, data_format: DataFormat) -> Reader:
+    ending = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+    by_ending = READER_OF_ENDING.get(ending.lower(), "text")
+    if data_format == "auto":
+        return by_ending
+    allowed = READERS_OF_FORMAT[data_format]
+    return by_ending if by_ending in allowed else allowed[0]
+
+
+def _wanted(file: Path, data_format: DataFormat) -> bool:
+    """Whether a folder's file has an ending of the format that the spec names; text may end in anything."""
+    return data_format in ("auto", "text") or _reader(file, "auto") in READERS_OF_FORMAT[data_format]
+
+
+def _expand(pattern: Path, exclude: tuple[str, ...]) -> list[Path]:
+    """Files that match a glob, sorted. Excluded folders are not entered: `glob` spends seconds in site-packages."""
+    parts = pattern.parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    excluded = re.compile("|".join(map(fnmatch.translate, exclude)) or "(?!)")
+    found = _matches(os.path.join(*parts[:fixed]) if fixed else ".", parts[fixed:], excluded)
+    return sorted({Path(name) for name in found})
+
+
+def _matches(folder: str, parts: tuple[str, ...], excluded: re.Pattern[str]) -> Iterator[str]:
+    head, rest = parts[0], parts[1:]
+    if head == "**":
+        yield from _matches(folder, rest or ("*",), excluded)
+    try:
+        entries = list(os.scandir(folder))
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise unreadable(Path(folder), error) from error
+    for entry in entries:
+        if excluded.match(entry.name) or (entry.name.startswith(".") and not head.startswith(".")):
+            continue
+        if head == "**":
+            if entry.is_dir(follow_symlinks=False):  # A link back up would never end.
+                yield from _matches(entry.path, parts, excluded)
+        elif fnmatch.fnmatchcase(entry.name, head):
+            if rest:
+                yield from _matches(entry.path, rest, excluded)
+            elif entry.is_file():
+                yield entry.path
+
+
+def _names_hub(location: str, path: Path) -> bool:
+    """`owner/name` whose owner is no local folder, and whose ending is not that of a data file."""
+    local = (
+        len(path.parts) != 2
+        or Path(path.parts[0]).exists()
+        or path.suffix.lower() in {".txt", ".gz", *READER_OF_ENDING}
+    )
+    return HUB_NAME.match(location) is not None and not local
+
+
+def _missing(location: str, path: Path) -> DataError:
+    """The error for a path that is not there: names the first missing part and what stands beside it."""
+    gone = path
+    while not gone.parent.exists():
+        gone = gone.parent
+    siblings = sorted(entry.name for entry in gone.parent.iterdir()) if gone.parent.is_dir() else []
+    near = difflib.get_close_matches(gone.name, siblings, n=1, cutoff=0.5)
+    return DataError(
+        f"{location} does not exist",
+        got=f"{gone.name!r} is not in {gone.parent.absolute()}",
+        allowed="a file, folder or glob, package:// or sysconfig://, or a hub name such as owner/name:config@split",
+        do=f"did you mean {gone.parent / near[0]}?" if near else "check the path; a relative one starts in this folder",
+    )
+
+
+def unreadable(path: Path, error: BaseException) -> DataError:
+    """The error for a file or folder that the system, or its packing, does not let read."""
+    return DataError(f"{path} cannot be read", got=getattr(error, "strerror", None) or str(error))
