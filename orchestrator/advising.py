@@ -68,10 +68,10 @@ def advise_command(options: Options, *, write_spec: Path | None, report: Path | 
         console.print_json(advice_answer(advice, next_command=next_command))
         return
     console.print_table(advice_table(advice))
-    print(f"\nnext\n  {next_command}")
+    console.print_lines(f"\nnext\n  {next_command}")
     for path in (write_spec, report):
         if path is not None:
-            print(f"\nwritten: {path}")
+            console.print_lines(f"\nwritten: {path}")
 
 
 def read_options(options: Options) -> tuple[Given, Source | None]:

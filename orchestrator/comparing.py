@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 from orchestrator import console, locations
@@ -28,21 +27,21 @@ def compare_command(
         console.print_json(to_json(rows))
         return
     if not rows:
-        sys.stderr.write(
-            f"the experiment {experiment!r} has no runs yet: orchestrator run SPEC tracking.experiment={experiment}\n"
+        console.print_messages(
+            f"the experiment {experiment!r} has no runs yet: orchestrator run SPEC tracking.experiment={experiment}"
         )
         return
     console.print_table(render_table(rows, experiment=experiment, width=console.width()))
     for heading, picture in pictures.items():
-        print(f"{heading + ':':<24}{picture}")
+        console.print_lines(f"{heading + ':':<24}{picture}")
     if report is not None:
-        print(f"{'report:':<24}{report}")
+        console.print_lines(f"{'report:':<24}{report}")
     assert link is not None
     if link.command is not None:
-        print(f"\nMLflow's own comparison: start\n  {link.command}\nand open")
+        console.print_lines(f"\nMLflow's own comparison: start\n  {link.command}\nand open")
     else:
-        print("\nMLflow's own comparison:")
-    print(f"  {link.url}")
+        console.print_lines("\nMLflow's own comparison:")
+    console.print_lines(f"  {link.url}")
 
 
 def default_folder(experiment: str) -> Path:

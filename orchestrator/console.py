@@ -1,4 +1,7 @@
-"""What a person reads: progress and messages on standard error, answers on standard output."""
+"""What a person reads: progress and messages on standard error, answers on standard output.
+
+Labels, columns and file names come from outside, so all text passes `errors.shown` on its way to a terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from orchestrator.errors import Interrupted, OrchestratorError, StorageError
+from orchestrator.errors import Interrupted, OrchestratorError, StorageError, shown
 from orchestrator.quantities import human_count, human_duration
 
 _PLAIN_EVERY_S = 5.0
@@ -41,7 +44,7 @@ class ProgressLine:
             if not self._rewrites and not news and not last_step and now - self._last_s < _PLAIN_EVERY_S:
                 return
             self._last_s, self._last_evaluation = now, evaluation
-            text = describe(progress)
+            text = shown(describe(progress))
             if self._rewrites:
                 width = os.get_terminal_size(self._stream.fileno()).columns
                 self._stream.write("\r\x1b[K" + text[: max(20, width - 1)])
@@ -53,7 +56,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """One line that stays."""
         with self._lock:
-            self._stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
+            self._stream.write(("\r\x1b[K" if self._open else "") + shown(text) + "\n")
             self._stream.flush()
             self._open = False
 
@@ -92,12 +95,35 @@ def print_table(*tables: Any) -> None:
 
     console = Console(width=width(), highlight=False)
     for table in tables:
-        console.print(table)
+        console.print(_Shown(table))
+
+
+class _Shown:
+    """A renderable whose text is made printable; what Rich itself sends to the terminal stays."""
+
+    def __init__(self, renderable: Any) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+def print_lines(*lines: str) -> None:
+    """Lines of an answer, unwrapped, on standard output."""
+    sys.stdout.write("".join(shown(line) + "\n" for line in lines))
+    sys.stdout.flush()
+
+
+def print_messages(*lines: str) -> None:
+    """Lines beside an answer, on standard error."""
+    sys.stderr.write("".join(shown(line) + "\n" for line in lines))
+    sys.stderr.flush()
 
 
 def print_error(error: OrchestratorError) -> None:
     """The message of an error, on standard error."""
-    sys.stderr.write(f"error: {error}\n")
+    print_messages(f"error: {error}")
 
 
 @contextmanager

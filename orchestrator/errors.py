@@ -17,11 +17,29 @@
 
 Every message has up to four lines: what is wrong, what was given (`got`), what would have been accepted
 (`allowed`), and what to do about it (`do`). All of them pickle, so the cause survives the way from a worker.
+
+Messages quote data and file names, so `shown`, which makes any text safe to print, stands here too.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+_UNPRINTABLE = (
+    *(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"),  # C0, DEL and C1 of ECMA-48
+    *(0x2028, 0x2029),  # they end a line where no line is seen to end
+    *(*range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # they reorder what stands around them (Unicode UAX 9)
+    *range(0xD800, 0xE000),  # halves of a surrogate pair, as in a file name that is not UTF-8: no stream takes them
+)
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _UNPRINTABLE}
+
+
+def shown(text: str) -> str:
+    """Text as it can be printed: what would command a terminal, or reorder a line, becomes its escape (`\\x1b`).
+
+    Tabs and line ends stay. Text that was made printable stays as it is.
+    """
+    return text.translate(_ESCAPES)
 
 
 class OrchestratorError(Exception):
@@ -44,7 +62,7 @@ class OrchestratorError(Exception):
         for label, text in (("got", self.got), ("allowed", self.allowed), ("do", self.do)):
             if text is not None:
                 lines.append(f"  {label + ':':<9}{text}")
-        return "\n".join(lines)
+        return shown("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.what, self.got, self.allowed, self.do))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ def flush_command(folder: Path | None, *, everything: bool, as_json: bool) -> in
         try:
             fetch_points(run)
         except StorageError as error:
-            sys.stderr.write(f"{run}: {error.what} ({error.got})\n")
+            console.print_messages(f"{run}: {error.what} ({error.got})")
     shipments = flush(found)
     waiting = [shipment for shipment in shipments if shipment.why is not None]
     if as_json:
@@ -58,10 +57,12 @@ def flush_command(folder: Path | None, *, everything: bool, as_json: bool) -> in
 def _show(shipments: Sequence[Shipment], root: Path) -> None:
     for shipment in shipments:
         if shipment.sent or shipment.why:
-            print(f"{shipment.name}  {shipment.status}  {shipment.sent} points sent, {shipment.waiting} wait")
-            print(f"  {shipment.folder}" + (f"  MLflow run {shipment.run_id}" if shipment.run_id else ""))
+            console.print_lines(
+                f"{shipment.name}  {shipment.status}  {shipment.sent} points sent, {shipment.waiting} wait"
+            )
+            console.print_lines(f"  {shipment.folder}" + (f"  MLflow run {shipment.run_id}" if shipment.run_id else ""))
         if shipment.why:
             remedy = "; remove its folder to forget it" if shipment.is_final else ""
-            sys.stderr.write(f"{shipment.name}: {shipment.why}{remedy}\n")
+            console.print_messages(f"{shipment.name}: {shipment.why}{remedy}")
     waiting = sum(shipment.why is not None for shipment in shipments)
-    print(f"{len(shipments)} runs below {root}: {len(shipments) - waiting} are in MLflow, {waiting} wait")
+    console.print_lines(f"{len(shipments)} runs below {root}: {len(shipments) - waiting} are in MLflow, {waiting} wait")

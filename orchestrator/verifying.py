@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -99,7 +98,7 @@ def verify_command(path: str, overrides: Sequence[str] = (), *, steps: int = DEF
     if as_json:
         console.print_json(verdict.to_dict())
     else:
-        sys.stdout.write("\n".join(describe(verdict)) + "\n")
+        console.print_lines(*describe(verdict))
     return 0 if verdict.identical else 1
 
 

@@ -1,7 +1,9 @@
+import ast
 import errno
 import io
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,53 @@ def test_what_succeeds_passes_untouched(capsys: pytest.CaptureFixture[str]) -> N
     with console.reporting_failures(as_json=True):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+WRITERS = ("print", "typer.echo", "sys.stdout.write", "sys.stderr.write")
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b\u202e\udcff"
+
+
+def test_no_way_to_the_terminal_lets_an_escape_of_the_data_pass(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column(Text(HOSTILE))
+    table.add_row(Text(HOSTILE))
+    console.print_table(table, Text(HOSTILE))
+    console.print_lines(HOSTILE, "second line")
+    console.print_messages(HOSTILE)
+    console.print_error(SpecError(HOSTILE, got=HOSTILE, do=HOSTILE))
+    line = console.ProgressLine()
+    line.show(progress(1, phase=HOSTILE))
+    line.say(HOSTILE)
+    done = capsys.readouterr()
+    for written in (done.out, done.err):
+        assert "\\x1b]0;owned\\x07" in written
+        assert not set(written) & set(HOSTILE) & set("\x1b\x07\x9b\u202e\udcff")
+    assert done.out.endswith("\nsecond line\n")
+
+
+def test_a_table_keeps_its_own_colours_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.text import Text
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda _=0: os.terminal_size((40, 24)))
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    console.print_table(Text("bold\x1b[2J", style="bold"))
+    assert stream.getvalue() == "\x1b[1mbold\\x1b[2J\x1b[0m\n"
+
+
+def test_nothing_but_the_console_writes_to_standard_streams() -> None:
+    package = Path(console.__file__).parent
+    writers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in WRITERS
+    }
+    assert writers == {"console.py", "cli.py"}, "cli.py writes the schema, which holds no data"
