@@ -8,17 +8,19 @@ from orchestrator.spec import TrainingSpec
 
 
 def learning_rate(training: TrainingSpec, *, step: int, steps: int, warmup_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0) of `steps`.
+    """Learning rate of optimizer step `step` (from 0) of `steps`; above zero at each.
 
-    Warm-up rises linearly and reaches the peak at its last step; then cosine (Loshchilov & Hutter 2017, one cycle)
-    or linear decay reaches the final fraction at the last step of the run.
+    Warm-up rises linearly, from a first share of the peak to the peak at its last step. The step after it is the first
+    of the decay, at the peak; cosine (Loshchilov & Hutter 2017, one cycle) or linear then falls so that the final
+    fraction would be reached one step after the last, as with transformers' and PyTorch's schedules: the last step
+    still learns where that fraction is 0.
     """
     peak = training.learning_rate
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if training.schedule == "constant":
         return peak
-    done = (step - warmup_steps + 1) / max(1, steps - warmup_steps)
+    done = (step - warmup_steps) / (steps - warmup_steps)
     shape = 1.0 - done if training.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     floor = training.final_learning_rate_fraction
     return peak * (floor + (1.0 - floor) * shape)
