@@ -197,3 +197,15 @@ def test_the_ledger_is_not_asked_at_every_short_step(tmp_path: Path, clock: Cloc
     written = file.stat().st_ino, file.stat().st_mtime_ns
     train(account, clock, budget, step_s=0.001, most=50)
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == written
+
+
+def test_a_rewind_undoes_steps_and_not_the_time_they_took(clock: Clock) -> None:
+    """Their devices were held and are paid for; their tokens and FLOPs count once, when they are done again."""
+    account = new_attempt(clock, LoopState(step=2, tokens=512, wall_seconds=20.0, device_seconds=40.0))
+    for _ in range(3):
+        take_step(account, clock)
+    account.rewind(LoopState(step=1, tokens=256, wall_seconds=5.0, device_seconds=10.0))
+    take_step(account, clock)
+    state = account.state()
+    assert (state.step, state.tokens) == (2, 512)
+    assert (state.wall_seconds, state.device_seconds) == (24.0, 48.0)

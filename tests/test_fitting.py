@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.planning.fitting import choose_layout, fits, remedy
+from orchestrator.planning.fitting import choose_layout, fits, layout_options, remedy
 from orchestrator.planning.hardware import find_device
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import Site
@@ -115,3 +115,15 @@ def test_the_remedy_is_the_first_setting_that_fits() -> None:
 
 def _needs_both(layout: Layout) -> MemoryEstimate:
     return replace(memory(layout), weights_gib=45.0 if layout.activation_checkpointing else 90.0)
+
+
+def stages(**changes: Any) -> set[tuple[int, str]]:
+    asked = spec(PRETRAIN, training__global_batch=8, **changes)
+    return {(one.zero_stage, one.offload) for one in layout_options(asked, replace(SITE, workers=1), "bf16")}
+
+
+def test_one_worker_has_nothing_to_shard_but_what_is_set_is_done() -> None:
+    """ZeRO would only add its buffers and, in fp32, a second copy of the weights; its stages matter for offload."""
+    assert stages() == {(0, "none"), (2, "optimizer"), (3, "optimizer"), (3, "all")}
+    assert stages(deepspeed={"zero_stage": 2}) == {(2, "none"), (2, "optimizer")}
+    assert stages(deepspeed={"zero_stage": 1}) == {(1, "none"), (1, "optimizer")}

@@ -253,3 +253,14 @@ def test_a_torn_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.entry").write_text("{")
     with pytest.raises(StorageError, match="budget cannot be kept"):
         Ledger(tmp_path).entry("a")
+
+
+@pytest.mark.parametrize(("said", "kept"), [(0.0, 10.0), (9.0, 10.0), (12.0, 12.0)])
+def test_of_two_counts_of_a_runs_flops_the_larger_is_spent(ledger: Ledger, said: float, kept: float) -> None:
+    """Neither counts too much: a claim knows no steps after it, and who settles may know only of an evaluation, or,
+    where the run failed, of nothing."""
+    ledger.claim(FLOPS, "a", Entry(spent=flops(10), ahead=flops(5)))
+    ledger.settle("a", PLAN, flops=said)
+    entry = ledger.entry("a")
+    assert entry is not None
+    assert entry.spent.flops == kept

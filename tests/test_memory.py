@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.planning.memory import (
     ALLOCATOR_SHARE,
     BASELINE_GIB,
+    BUCKET_ELEMENTS,
     GIB,
     LIVE_ELEMENTS,
     NF4_BYTES,
@@ -427,3 +428,31 @@ def _saved_bytes(config: dict[str, Any], task: str, method: str, length: int) ->
         output = model(input_ids=ids, labels=ids if task == "causal-lm" else torch.zeros(4, dtype=torch.long))
     assert output.loss is not None
     return sum(storage.nbytes() for storage in saved.values())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stage", "offload", "published_gib"), [(2851e6, 2, "optimizer", 63.74), (2783e6, 3, "all", 70.00)]
+)
+def test_offloaded_states_take_the_host_memory_that_deepspeeds_own_estimators_say(
+    parameters: float, stage: int, offload: Any, published_gib: float
+) -> None:
+    """`estimate_zero2_model_states_mem_needs` and `estimate_zero3_...` for one GPU, as DeepSpeed's documentation prints
+    them: 16 bytes a weight, 18 with the weights, and half as much again for buffers."""
+    layout = replace(GPU, workers=1, zero_stage=stage, offload=offload)
+    shape = replace(SHAPE, parameters=int(parameters))
+    found = peak_memory(layout, shape=shape, method="full", trainable=int(parameters)).host_gib
+    assert found == pytest.approx(published_gib, rel=0.002)
+
+
+@pytest.mark.parametrize(("device", "buckets"), [("cuda", 2), ("cpu", 1)])
+def test_a_gpu_fills_one_bucket_of_gradients_while_it_sends_another(device: Any, buckets: int) -> None:
+    """`overlap_comm`, which the plan turns on for GPUs alone: on a CPU there is no second stream to send on."""
+    plain = replace(GPU, device=device)
+
+    def buffers(stage: int, trainable: int) -> float:
+        shape = replace(SHAPE, parameters=trainable)
+        layout = replace(plain, zero_stage=stage)
+        return peak_memory(layout, shape=shape, method="full", trainable=trainable).buffers_gib * GIB
+
+    assert buffers(2, 1000_000) - buffers(0, 1000_000) == pytest.approx(buckets * 2 * 1000_000)
+    assert buffers(2, 10**9) - buffers(0, 10**9) == pytest.approx(buckets * 2 * BUCKET_ELEMENTS), "a bucket is bounded"
