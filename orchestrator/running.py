@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
 
 if TYPE_CHECKING:
-    from orchestrator.scheduling.launch import Listener
+    from orchestrator.scheduling.run_lifecycle import Listener
 
 _NO_ANSWER: Mapping[str, Any] = {
     "mlflow_run_id": None,
@@ -104,44 +104,61 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
 def listening(line: console.ProgressLine) -> Iterator[Listener]:
     """Shows what happens on a line, which is closed at the end; Ctrl-C and SIGTERM are a wish to stop."""
     stop = threading.Event()
-    with signals_stop(stop, line) as install_handlers:
+    with signals_stop(stop, line) as signals:
         # Only now: a mistake in the spec should not wait for Ray's import.
         from orchestrator.scheduling.attempt import Watcher
-        from orchestrator.scheduling.launch import Listener
+        from orchestrator.scheduling.run_lifecycle import Listener
 
         watcher = Watcher(on_progress=line.show, on_retry=line.say, stop=stop)
         try:
             with redirect_stdout(sys.stderr):  # where Ray writes what it knows of a death; ours is for the answer
-                yield Listener(watcher=watcher, say=line.say, connected=install_handlers)
+                yield Listener(
+                    watcher=watcher, say=line.say, connecting=signals.ask_for_a_stop, connected=signals.install
+                )
         finally:
             line.close()
 
 
-@contextmanager
-def signals_stop(stop: threading.Event, line: console.ProgressLine) -> Iterator[Callable[[], None]]:
-    """The first SIGINT or SIGTERM sets the event, a second one ends the process at once.
+class StopSignals:
+    """What SIGINT and SIGTERM do: end the process at once while there is nothing to save, else ask for a clean stop."""
 
-    Gives a function that installs the handlers again, for after Ray has replaced them.
-    """
+    def __init__(self, stop: threading.Event, line: console.ProgressLine) -> None:
+        self._stop, self._line = stop, line
+        self._ends_at_once = True
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        # From a thread: this handler may have interrupted the very write that it would wait for.
-        threading.Thread(target=line.say, args=("stopping: saving a checkpoint (again to end at once)",)).start()
+    def ask_for_a_stop(self) -> None:
+        """From now on the first signal sets the event, and only a second one ends the process at once."""
+        self._ends_at_once = False
 
-    def install() -> None:
-        for number in before:
-            signal.signal(number, handle)
+    def install(self) -> None:
+        """Puts the handlers in place, also again, for after Ray has replaced them."""
+        for number in self._before:
+            signal.signal(number, self._handle)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    install()
-    try:
-        yield install
-    finally:
-        for number, handler in before.items():
+    def restore(self) -> None:
+        """Puts back the handlers from before."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._ends_at_once or self._stop.is_set():
+            raise KeyboardInterrupt
+        self._stop.set()
+        # From a thread: this handler may have interrupted the very write that it would wait for.
+        note = "stopping: saving a checkpoint (again to end at once)"
+        threading.Thread(target=self._line.say, args=(note,)).start()
+
+
+@contextmanager
+def signals_stop(stop: threading.Event, line: console.ProgressLine) -> Iterator[StopSignals]:
+    """Handles SIGINT and SIGTERM within the block, as `StopSignals` says."""
+    signals = StopSignals(stop, line)
+    signals.install()
+    try:
+        yield signals
+    finally:
+        signals.restore()
 
 
 def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool, prog: str) -> None:

@@ -384,7 +384,11 @@ class RunSpec(Block):
         return "eval/accuracy" if self.task == "text-classification" else "eval/loss"
 
     def fingerprint(self) -> str:
-        """Eight hex digits over everything that shapes the result: equal for a run and its resumption.
+        """Eight hex digits over what `identity` gives: equal for a run and its resumption."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes the result, as plain JSON values.
 
         Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget; and
         what the task does not use, so that runs keep the fingerprint they had before there was such a field.
@@ -393,5 +397,4 @@ class RunSpec(Block):
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
         unused = set() if self.task == "masked-lm" else {"masking_rate"}
-        kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}})
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+        return self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}})

@@ -26,8 +26,8 @@ from orchestrator.spec_file import load_spec
 
 if TYPE_CHECKING:
     from orchestrator.planning.run_plan import RunPlan
-    from orchestrator.scheduling.launch import Listener
     from orchestrator.scheduling.rehearsal import Rehearsal, Rehearsed
+    from orchestrator.scheduling.run_lifecycle import Listener
 
 DEFAULT_STEPS = 8
 FEWEST_STEPS = 4
@@ -126,10 +126,11 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     and ClusterError when the killed training did not go on from its checkpoint.
     """
     from orchestrator.planning.plan import plan_to_run
-    from orchestrator.scheduling.launch import check_stop, look_ahead, prepare_run
+    from orchestrator.scheduling.launch import connected_session, look_ahead
     from orchestrator.scheduling.rehearsal import Rehearsal
     from orchestrator.scheduling.run_folder import check_storage, make_folder
-    from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
+    from orchestrator.scheduling.run_lifecycle import prepare_run
+    from orchestrator.scheduling.session import expected_shape
     from orchestrator.tracking.finished_model import with_base_found
 
     check_request(spec, steps)
@@ -138,9 +139,7 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     data, shape = look_ahead(spec), expected_shape()
     if shape is not None:
         _check_length(plan_to_run(spec, shape, counts=None if data is None else data.counts), steps)
-    with ray_session() as cluster, placement_groups_given_back():
-        listener.connected()
-        check_stop(listener)
+    with connected_session(listener) as cluster:
         prepared = prepare_run(spec, cluster, listener)
         _check_length(prepared.plan, steps)
         storage = prepared.run_folder.parent

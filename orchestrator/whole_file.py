@@ -1,14 +1,20 @@
-"""Files that are there whole or not at all, whatever ends the writer: written beside their place, then renamed."""
+"""Files that are there whole or not at all, whatever ends the writer: written beside their place, then renamed.
+
+A disk that fails or was full may still leave one torn: `read_json` takes that for absent, for what can be made anew.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def write_json(path: Path, value: Any, *, new: bool = False, durable: bool = False, private: bool = False) -> None:
@@ -28,6 +34,20 @@ def write_json(path: Path, value: Any, *, new: bool = False, durable: bool = Fal
             os.link(draft, path)  # unlike a rename it fails when the name is taken
         else:
             draft.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file; None when there is no file or it is torn, which the log says.
+
+    Raises OSError when it is there and cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # no JSON, or not UTF-8
+        logger.warning("%s is damaged and passed over (%s)", path, error)
+        return None
 
 
 @contextmanager

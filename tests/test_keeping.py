@@ -110,3 +110,13 @@ def test_where_every_checkpoint_is_damaged_the_run_goes_on_once_one_is_whole_aga
     with keeper(attempt(), blocked_s=0.0) as keeping:
         keeping._engine.load = lambda checkpoint: None  # type: ignore[method-assign]
         assert keeping.restore().step == 1
+
+
+@pytest.mark.parametrize("torn", ["", "[{", '[{"step": 3}]'])
+def test_a_damaged_list_of_rewinds_is_named_for_what_it_is(job: TrainingJob, torn: str) -> None:
+    (job.run_folder / "rewinds.json").write_text(torn)
+    with (
+        keeper(job, blocked_s=0.0) as keeping,
+        pytest.raises(StorageError, match="which samples this run has left out is damaged"),
+    ):
+        keeping.restore()

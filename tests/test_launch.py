@@ -10,21 +10,21 @@ from orchestrator import locations
 from orchestrator.errors import ClusterError, Interrupted, SpecError, TransientError
 from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import Budget, BudgetUnit
-from orchestrator.scheduling.launch import (
+from orchestrator.scheduling.launch import launch
+from orchestrator.scheduling.run_folder import forget, run_folder_of
+from orchestrator.scheduling.run_lifecycle import (
     Prepared,
     RunResult,
     answered_earlier,
     end_run,
     finished_earlier,
-    forget,
     is_spent,
     keep_result,
-    launch,
     shipped,
     tracked,
     tracking_uri,
 )
-from orchestrator.tracking.desired import find_runs
+from orchestrator.tracking.desired import driving, find_runs
 from orchestrator.tracking.outbox import count_waiting
 from orchestrator.training.prepare import encode_here, prepare
 from tests.end_to_end.runs import listener
@@ -78,6 +78,42 @@ def test_what_is_known_here_is_answered_without_a_look_into_the_bucket(
     kept = result(tmp_path, "finished")
     keep_result(kept, run)
     assert answered_earlier(tmp_path, run, listener()) == kept
+
+
+def test_a_run_whose_folder_was_moved_answers_with_its_new_paths(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    kept = replace(
+        result(before, "finished"),
+        checkpoint=str(before / "checkpoints" / "step-00000006"),
+        model_path="s3://bucket/model",
+        best={"trial": "00", "run_folder": str(before / "trials" / "00"), "mlflow_run_id": None},
+    )
+    keep_result(kept, spec(PRETRAIN))
+    before.rename(after)
+    answer = finished_earlier(after, spec(PRETRAIN), listener())
+    assert answer is not None
+    assert (answer.run_folder, answer.checkpoint) == (str(after), str(after / "checkpoints" / "step-00000006"))
+    assert answer.model_path == "s3://bucket/model"
+    assert answer.best is not None
+    assert answer.best["run_folder"] == str(after / "trials" / "00")
+
+
+def test_a_torn_result_counts_as_a_run_that_is_not_over(tmp_path: Path) -> None:
+    keep_result(result(tmp_path, "finished"), spec(PRETRAIN))
+    file = tmp_path / "result.json"
+    file.write_bytes(file.read_bytes()[:40])
+    assert finished_earlier(tmp_path, spec(PRETRAIN), listener()) is None
+
+
+def test_a_second_command_of_a_running_run_is_refused_before_ray_starts() -> None:
+    run = spec(PRETRAIN, name="driven", data__train=str(corpus()))
+    data = prepare(run, cache=locations.home() / "cache" / "data", encode=encode_here)
+    hears = replace(listener(), connecting=lambda: pytest.fail("Ray was about to start"))
+    with driving(run_folder_of(run, data)):
+        for fresh in (False, True):
+            with pytest.raises(ClusterError, match=r"(?s)another command drives this run.*process [0-9]+ on "):
+                launch(run, hears, fresh=fresh)
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped_by_budget"])

@@ -27,7 +27,8 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_asks_for_a_stop_and_says_so(number: signal.Signals) -> None:
     stop, stream = threading.Event(), io.StringIO()
-    with running.signals_stop(stop, ProgressLine(stream)):
+    with running.signals_stop(stop, ProgressLine(stream)) as signals:
+        signals.ask_for_a_stop()
         signal.raise_signal(number)
         assert stop.is_set()
         join_speakers()
@@ -36,17 +37,27 @@ def test_the_first_signal_asks_for_a_stop_and_says_so(number: signal.Signals) ->
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_second_signal_ends_at_once(number: signal.Signals) -> None:
-    with running.signals_stop(threading.Event(), ProgressLine(io.StringIO())):
+    with running.signals_stop(threading.Event(), ProgressLine(io.StringIO())) as signals:
+        signals.ask_for_a_stop()
         signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_ends_at_once_while_there_is_nothing_to_save(number: signal.Signals) -> None:
+    stop = threading.Event()
+    with running.signals_stop(stop, ProgressLine(io.StringIO())), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert not stop.is_set()
 
 
 @pytest.mark.timeout(30)
 def test_a_signal_in_the_middle_of_a_progress_line_does_not_wait_for_itself() -> None:
     stop, stream = threading.Event(), Interrupting()
     line = ProgressLine(stream)
-    with running.signals_stop(stop, line):
+    with running.signals_stop(stop, line) as signals:
+        signals.ask_for_a_stop()
         line.say("a line")
         join_speakers()
     assert stop.is_set()
@@ -64,9 +75,10 @@ class Interrupting(io.StringIO):
 
 def test_the_handlers_from_before_are_back_afterwards_and_can_be_installed_again() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with running.signals_stop(stop := threading.Event(), ProgressLine(io.StringIO())) as install:
+    with running.signals_stop(stop := threading.Event(), ProgressLine(io.StringIO())) as signals:
+        signals.ask_for_a_stop()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray replaces it
-        install()
+        signals.install()
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
     assert [signal.getsignal(number) for number in SIGNALS] == before

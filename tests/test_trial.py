@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.quantities import Budget
-from orchestrator.scheduling.launch import Prepared
+from orchestrator.scheduling.run_lifecycle import Prepared
 from orchestrator.scheduling.trial import (
     Ending,
     Reports,

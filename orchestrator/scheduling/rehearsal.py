@@ -18,7 +18,7 @@ from ray._private.state import actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
-from orchestrator.scheduling.launch import Listener, Prepared
+from orchestrator.scheduling.run_lifecycle import Listener, Prepared
 from orchestrator.scheduling.train_run import run_training
 from orchestrator.training.job import TrainingJob
 

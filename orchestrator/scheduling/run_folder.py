@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from orchestrator import locations
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import desired
-from orchestrator.tracking.desired import OUTBOX, driving, find_runs
+from orchestrator.tracking.desired import OUTBOX, check_undriven, find_runs
 from orchestrator.tracking.sync import flush
 from orchestrator.training.attempts import ATTEMPTS
 from orchestrator.training.bucket import check_bucket
@@ -19,7 +18,7 @@ from orchestrator.training.exchange import Exchange, exchange_at
 from orchestrator.training.job import MODEL, OUTCOME, bucket_of
 from orchestrator.training.ledger import LEDGER
 from orchestrator.training.prepare import PreparedData
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import read_json, write_json
 
 RESULT = "result.json"
 """In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
@@ -90,9 +89,9 @@ def shared(spec: RunSpec, folder: Path) -> Exchange:
 
 def fetch_points(folder: Path) -> None:
     """Brings the metrics that workers of a run have left in its bucket, if it has one. Raises StorageError."""
-    file = folder / _BUCKET
-    if file.is_file():
-        exchange_at(folder, json.loads(file.read_text())["uri"]).fetch(OUTBOX)
+    bucket = read_json(folder / _BUCKET)
+    if bucket is not None:
+        exchange_at(folder, bucket["uri"]).fetch(OUTBOX)
 
 
 def forget(spec: RunSpec, folder: Path) -> None:
@@ -101,9 +100,7 @@ def forget(spec: RunSpec, folder: Path) -> None:
 
     Raises ClusterError when another command drives that run, StorageError when the bucket cannot be emptied.
     """
-    if folder.is_dir():
-        with driving(folder):
-            pass
+    check_undriven(folder)
     exchange_at(folder, bucket_of(spec, folder)).forget()
     if not folder.is_dir():
         return

@@ -20,7 +20,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError
 from orchestrator.planning.run_plan import ClusterShape
-from orchestrator.scheduling.launch import (
+from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder
+from orchestrator.scheduling.run_lifecycle import (
     Listener,
     Prepared,
     RunResult,
@@ -33,7 +34,6 @@ from orchestrator.scheduling.launch import (
     tracked,
     what_is_tracked,
 )
-from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder
 from orchestrator.scheduling.shipping import pack
 from orchestrator.scheduling.trial import (
     STEP,

@@ -25,8 +25,8 @@ from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.failures import WorkerError
-from orchestrator.scheduling.launch import Prepared
 from orchestrator.scheduling.run_folder import ledger_folder
+from orchestrator.scheduling.run_lifecycle import Prepared
 from orchestrator.scheduling.shipping import Parcel, unpack
 from orchestrator.scheduling.train_run import attempt_in_words, run_training
 from orchestrator.search_space import Trial
@@ -36,7 +36,7 @@ from orchestrator.training.exchange import exchange_at
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext, bucket_of
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
 from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import read_json, write_json
 
 STEP = "training_step"
 """Name of the optimizer step in what Tune is told."""
@@ -110,10 +110,9 @@ def _ending_file(folder: Path) -> Path:
 
 def ending_of(folder: Path) -> Ending | None:
     """How the trial of a folder ended, None while it has not."""
-    file = _ending_file(folder)
-    if not file.is_file():
+    value = read_json(_ending_file(folder))
+    if value is None:
         return None
-    value = json.loads(file.read_text())
     if value["outcome"] is not None:
         value["outcome"] = Outcome.from_dict(value["outcome"])
     return Ending(**value)

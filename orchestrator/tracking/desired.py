@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import ClusterError, StorageError
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import read_json, write_json
 
 Status = Literal["running", "finished", "failed", "killed"]
 
@@ -110,8 +110,8 @@ def new_handle(*, uri: str, experiment: str, name: str, parent: str | None) -> R
 
 def known_handle(run_folder: Path, *, uri: str) -> RunHandle | None:
     """The handle that a driver on another machine gave the run of a folder; None where there was none."""
-    file = run_folder / OUTBOX / HANDLE
-    return RunHandle(**json.loads(file.read_text()), uri=uri) if file.is_file() else None
+    value = read_json(run_folder / OUTBOX / HANDLE)
+    return None if value is None else RunHandle(**value, uri=uri)
 
 
 def note_handle(run_folder: Path, handle: RunHandle) -> None:
@@ -178,8 +178,8 @@ def ended(run: DesiredRun, status: Status, *, tags: Mapping[str, str | None], en
 
 def stored_run(run_folder: Path) -> StoredRun | None:
     """The MLflow run of a folder, once the store knows it."""
-    file = run_folder / _RUN_FILE
-    return StoredRun(**json.loads(file.read_text())) if file.is_file() else None
+    value = read_json(run_folder / _RUN_FILE)
+    return None if value is None else StoredRun(**value)
 
 
 def write_stored_run(run_folder: Path, run: StoredRun) -> None:
@@ -233,6 +233,13 @@ def driving(run_folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def check_undriven(run_folder: Path) -> None:
+    """Raises ClusterError when another process drives the run of a folder, which need not be there."""
+    if (run_folder / OUTBOX / _DRIVER_LOCK).exists():
+        with driving(run_folder):
+            pass
 
 
 def driver_lives(run_folder: Path) -> bool:

@@ -289,10 +289,15 @@ class Keeper:
 
     def _read_rewinds(self) -> tuple[Rewind, ...]:
         try:
-            text = self._rewinds_file.read_text()
+            return tuple(Rewind.from_dict(value) for value in json.loads(self._rewinds_file.read_bytes()))
         except FileNotFoundError:
             return ()
-        return tuple(Rewind.from_dict(value) for value in json.loads(text))
+        except (ValueError, TypeError, KeyError) as error:  # which samples were left out cannot be made anew
+            raise StorageError(
+                "the file that says which samples this run has left out is damaged",
+                got=f"{self._rewinds_file} ({error})",
+                do="bring it back from a backup, or start over with --fresh",
+            ) from error
 
     def _write_rewinds(self) -> None:
         with checkpoints.storage_errors(self._job.run_folder):

@@ -8,7 +8,6 @@ on without the samples that it happened on.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -32,7 +31,7 @@ from orchestrator.training.objectives import objective_for
 from orchestrator.training.pulse import Phase, collectives_begun
 from orchestrator.training.schedule import learning_rate
 from orchestrator.training.step_data import StepData
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import read_json, write_json
 
 _HOLD_POLL_S = 0.05
 
@@ -350,8 +349,7 @@ class _Loop:
 
     def _earlier_stop(self) -> dict[str, Any] | None:
         """What was said when the budget stopped this run at this very step."""
-        file = self._job.budget_stop_file
-        earlier: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        earlier: dict[str, Any] = read_json(self._job.budget_stop_file) or {}
         return earlier if earlier.get("step") == self._step else None
 
     # -- telling -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from orchestrator.scheduling.attempt import Watcher
-from orchestrator.scheduling.launch import Listener
+from orchestrator.scheduling.run_lifecycle import Listener
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
 from tests import specs

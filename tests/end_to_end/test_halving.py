@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from orchestrator import locations
-from orchestrator.scheduling.launch import RunResult, launch
+from orchestrator.scheduling.launch import launch
+from orchestrator.scheduling.run_lifecycle import RunResult
 from orchestrator.spec import RunSpec
 from tests import specs
 from tests.end_to_end import runs

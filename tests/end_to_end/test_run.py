@@ -16,7 +16,8 @@ import yaml
 from orchestrator import locations
 from orchestrator.errors import TransientError
 from orchestrator.scheduling import launch as launching
-from orchestrator.scheduling.launch import RunResult, launch
+from orchestrator.scheduling.launch import launch
+from orchestrator.scheduling.run_lifecycle import RunResult
 from orchestrator.tracking import store
 from tests import specs
 from tests.end_to_end import runs

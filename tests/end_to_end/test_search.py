@@ -21,7 +21,8 @@ from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.scheduling import launch as launching
 from orchestrator.scheduling.attempt import Watcher
-from orchestrator.scheduling.launch import Listener, RunResult, launch
+from orchestrator.scheduling.launch import launch
+from orchestrator.scheduling.run_lifecycle import Listener, RunResult
 from orchestrator.scheduling.trial import ending_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
