@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.data.columns import choose_columns
 from orchestrator.errors import DataError
-from orchestrator.policy.columns import choose_columns
 from orchestrator.policy.dataset import DatasetFacts, Reading, describe
 from orchestrator.policy.question import Task
 from orchestrator.policy.token_counts import SAMPLE_BYTES, CountTokens

@@ -122,8 +122,8 @@ class TrainingSpec(Block):
     schedule: Schedule = "cosine"
     """Learning rate after warm-up: cosine or linear to `final_learning_rate_fraction`, or constant."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps over which the learning rate rises linearly: the first of them has a share of the peak, the last
-    the peak."""
+    """Share of the steps over which the learning rate rises linearly: the first of them has a share of the peak, the
+    last the peak."""
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate that the decay has reached one step after the last, as a share of the peak; so the last step learns
     where this is 0."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.data.columns import Columns
 from orchestrator.errors import DataError
-from orchestrator.policy.columns import Columns
 from orchestrator.policy.dataset import Block, Reading, describe
 from orchestrator.policy.ratios import exactly
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.data.columns import Columns
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
-from orchestrator.policy.columns import Columns
 from orchestrator.policy.dataset import Reading, describe
 from orchestrator.policy.ratios import ratio
 from orchestrator.training.sampling import preview, read

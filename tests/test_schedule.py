@@ -32,7 +32,7 @@ def test_the_whole_schedule_is_as_written_out(
     schedule: str, floor: float, warmup_steps: int, expected: list[float]
 ) -> None:
     """Eight steps each. Decay is `get_linear_schedule_with_warmup`'s and `get_cosine_schedule_with_warmup`'s of
-    transformers; its warm-up begins at a first share instead of theirs at zero, which would be a step without effect."""
+    transformers; its warm-up begins at a first share instead of theirs at zero, a step without effect."""
     rates = curve(steps=8, warmup_steps=warmup_steps, schedule=schedule, final_learning_rate_fraction=floor)
     assert rates == pytest.approx(expected, abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""Locations of a spec -> the files and hub datasets they stand for; reads no content. Called by `training`, `advise`."""
+"""Locations of a spec -> the files and hub datasets they stand for; no content is read. For `training`, `advise`."""
 
 from __future__ import annotations
 

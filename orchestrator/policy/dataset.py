@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.data.columns import MAX_CLASSES, Columns, repeats_enough
 from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import Interval
-from orchestrator.policy.columns import MOST_CLASSES, Columns
 from orchestrator.policy.duplicates import Duplicates, fingerprint, measure_duplicates, normalize
 from orchestrator.policy.ratios import exactly, ratio
 from orchestrator.policy.token_counts import SAMPLE_BYTES, CountTokens, TokenCount, estimate_tokens
@@ -200,12 +200,11 @@ def _classes(reading: Reading, labels: Sequence[str | None]) -> tuple[ClassCount
             allowed="at least two classes",
             do=do,
         )
-    # Small tables may have few rows of each class, but not a class for every other row.
-    if len(counts) > MOST_CLASSES or (len(counts) > 20 and len(counts) > total / 2):
+    if len(counts) > MAX_CLASSES or not repeats_enough(len(counts), total):
         raise DataError(
             f"column {name!r} of {reading.location} is no class column",
             got=f"{len(counts)} values in {total} rows",
-            allowed=f"at most {MOST_CLASSES} classes, with two rows each on average",
+            allowed=f"at most {MAX_CLASSES} classes, with two rows each on average",
             do=do,
         )
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.data.columns import Columns, Preview, class_name
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
-from orchestrator.policy.columns import Columns, Preview, class_name
 from orchestrator.policy.dataset import Block, Reading
 from orchestrator.training import columnar
 
@@ -124,7 +124,7 @@ def _block(rows: Iterable[Row], columns: Columns, extent: int, location: object)
     texts: list[str] = []
     labels: list[str | None] = []
     for row in rows:
-        value = row.get(columns.text or _DOCUMENT)
+        value = columns.layout.text(row) if columns.layout else row.get(columns.text or _DOCUMENT)
         if isinstance(value, (list, dict)):
             raise DataError(
                 f"column {columns.text!r} of {location} does not hold text",
@@ -145,7 +145,7 @@ _DOCUMENT = ""
 def _rows(file: Path, source: Source, columns: Columns | None = None) -> Iterator[Row]:
     """All rows of a file; of Parquet files only the columns that are wanted."""
     if source.reader == "parquet":
-        yield from columnar.parquet_rows(file, None if columns is None else _names(columns))
+        yield from columnar.parquet_rows(file, None if columns is None else list(columns.used))
         return
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
@@ -254,7 +254,7 @@ def _drawn(
         index = bisect.bisect_right(ends, place)
         (file, source), offset = files[index], place - (ends[index] - sizes[index])
         if source.reader == "parquet":
-            group, rows, extent = columnar.parquet_run(file, _names(columns), at=offset / sizes[index])
+            group, rows, extent = columnar.parquet_run(file, list(columns.used), at=offset / sizes[index])
             blocks[index, group] = _block(rows, columns, extent, file)
         elif file.suffix != ".gz":
             rows, extent = _plain_run(file, source, offset, block_bytes)
@@ -338,7 +338,3 @@ def _packed_run(file: Path, source: Source, length: int) -> tuple[list[Row], int
     if source.reader != "text" and not unpacker.eof:
         part = part[: part.rfind(b"\n") + 1]
     return list(_parsed(io.BytesIO(part), file, source)), len(packed) - len(unpacker.unused_data)
-
-
-def _names(columns: Columns) -> list[str]:
-    return [name for name in (columns.text, columns.label) if name is not None]

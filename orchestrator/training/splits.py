@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.data.columns import MAX_CLASSES
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.spec import DataSpec, RunSpec
@@ -21,9 +22,6 @@ from orchestrator.training.corpus import Documents, open_documents, read_rows
 Sources = Sequence[Source]
 LabelledRows = tuple[list[str], np.ndarray]
 """Texts, and the class number of each."""
-
-MAX_LABELS = 10_000
-"""Distinct labels of a class column at most (a guess): a column with more holds ids or free text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +105,11 @@ def split_rows(
 def _class_names(labels: Sequence[str], column: str) -> tuple[str, ...]:
     """The distinct labels in order: by value when all are whole numbers, else by name."""
     distinct = sorted(set(labels))
-    if not 2 <= len(distinct) <= MAX_LABELS:
+    if not 2 <= len(distinct) <= MAX_CLASSES:
         raise DataError(
             f"column {column!r} is no class column" if distinct[1:] else f"column {column!r} holds one class only",
             got=f"{len(distinct)} distinct values in {len(labels)} rows, such as {distinct[0]!r}",
-            allowed=f"2 to {MAX_LABELS} classes",
+            allowed=f"2 to {MAX_CLASSES} classes",
             do="set data.label_column to the column that holds the class",
         )
     whole = all(re.fullmatch(r"-?\d+", name) for name in distinct)

@@ -1,0 +1,350 @@
+"""Which column of a table holds the text, and which the class: as the user says, else by name and content. Pure.
+
+`advise` and `run` choose by the same rule; they differ in how their user names another column (`Asking`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.data.column_looks import Look, look_at
+from orchestrator.data.layouts import Layout, recognise
+from orchestrator.errors import DataError
+
+TEXT_NAMES = (
+    *("text", "content", "document", "review", "review_text", "sentence", "body", "comment", "tweet", "message"),
+    *("article", "abstract", "utterance", "snippet", "query", "question", "code", "description"),
+)
+"""Usual names of a text column, the most telling first. The order is a guess."""
+LABEL_NAMES = (
+    *("label", "labels", "class", "target", "category", "sentiment", "intent", "topic", "label_text", "rating"),
+    *("stars", "y"),
+)
+"""Usual names of a class column, the most telling first. The order is a guess."""
+_CLASS_WORDS = frozenset(
+    (
+        *LABEL_NAMES,
+        "polarity",
+        "emotion",
+        "spam",
+        "toxic",
+        "toxicity",
+        "genre",
+        "tag",
+        "stance",
+        "hate",
+        "outcome",
+        "is",
+    )
+)
+"""Words in a name that speak for a class, such as `is_spam` and `airline_sentiment`. A guess."""
+_NEVER_CLASSES = frozenset(
+    [
+        "id",
+        "index",
+        "idx",
+        "unnamed",
+        "row",
+        "lang",
+        "language",
+        "locale",
+        "source",
+        "split",
+        "set",
+        "fold",
+        "url",
+        "file",
+        "filename",
+        "path",
+        "date",
+        "time",
+        "timestamp",
+        "year",
+        "month",
+        "day",
+        "version",
+        "license",
+    ]
+)
+"""Words in a name of what is known about a text beside its class. A guess; such a column is taken when it is named."""
+MAX_CLASSES = 10_000
+"""Classes at most, in `advise` and `run` (a guess): a column with more values holds identifiers or free text."""
+FEW_CLASSES = 20
+"""So many may have one row each; more need two rows each on average. A guess."""
+_LONGER_TEXT = 3
+"""The longest of several columns of text is the text where it is so many times as long as the next: a mail and its
+subject, but not the two sentences of a pair. A guess."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns to read. `text` is None where files are documents, and where the text is that of a layout."""
+
+    text: str | None
+    label: str | None
+    assumed: tuple[str, ...] = ()
+    """What was guessed, a sentence each."""
+    layout: Layout | None = None
+    """Where a row's text is that of several columns."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        texts = self.layout.fields if self.layout else () if self.text is None else (self.text,)
+        return (*texts, *(() if self.label is None else (self.label,)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """The first rows of a table."""
+
+    location: str
+    names: tuple[str, ...]
+    """Columns; empty where files are documents."""
+    rows: tuple[Mapping[str, object], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a user names columns and the task."""
+
+    text: str
+    label: str
+    task: str
+
+    def of_text(self, name: str = "NAME") -> str:
+        """What names a text column."""
+        return self.text.format(shlex.quote(name))
+
+    def of_label(self, name: str = "NAME") -> str:
+        """What names a class column."""
+        return self.label.format(shlex.quote(name))
+
+
+OPTIONS = Asking(text="--text-column {}", label="--label-column {}", task="--task {}")
+"""To `advise`."""
+FIELDS = Asking(text="data.text_column={}", label="data.label_column={}", task="task={}")
+"""In a spec, or behind it on the command line."""
+
+
+def choose_columns(
+    preview: Preview,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    task: str | None = None,
+    asking: Asking = OPTIONS,
+    takes_answers: bool = False,
+) -> Columns:
+    """The text and class columns of a table, and in words what was taken for granted.
+
+    A class column is looked for unless the task is language modelling, and required for classification. With
+    `takes_answers`, a table of instructions or chats is answered by its layout. Raises DataError when a column that was
+    given is not there, when none can be told to be the one, and for a layout that is no text with a class.
+    """
+    if not preview.names:
+        return _documents(preview, label_column, task, asking)
+    for name, option in ((text_column, asking.of_text), (label_column, asking.of_label)):
+        if name is not None and name not in preview.names:
+            raise _absent(preview, name, option)
+    layout = recognise(preview.names, preview.rows)
+    if layout is not None and text_column is None and "text" not in preview.names:
+        is_answered = layout.purpose in ("answers", "preferences")
+        if takes_answers and is_answered and label_column is None and task in (None, "causal-lm"):
+            return Columns(text=None, label=None, layout=layout, assumed=(f"the rows are {layout}",))
+        if not is_answered or (label_column is None and task != "text-classification"):
+            raise _no_task(preview, layout, asking)
+    looks = {name: look_at(name, [row.get(name) for row in preview.rows]) for name in preview.names}
+    table = _Table(preview=preview, looks=looks, asking=asking)
+    assumed: list[str] = []
+    if label_column is None and task not in ("causal-lm", "masked-lm"):
+        label_column = _guess_label(table, text_column, needed=task == "text-classification")
+        if label_column is not None:
+            assumed.append(
+                f"column {label_column!r} is taken as the class: {looks[label_column].described()} in "
+                f"{len(preview.rows)} rows"
+            )
+    if text_column is None:
+        text_column = _guess_text(table, label_column)
+        assumed.append(f"column {text_column!r} is taken as the text")
+    if assumed:
+        assumed[-1] += table.others(text_column, label_column, task)
+    return Columns(text=text_column, label=label_column, assumed=tuple(assumed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    preview: Preview
+    looks: Mapping[str, Look]
+    asking: Asking
+
+    def listed(self) -> str:
+        """Every column with what it looks like."""
+        return "; ".join(str(look) for look in self.looks.values())
+
+    def others(self, text: str, label: str | None, task: str | None) -> str:
+        """The columns that are left out, and how to choose another."""
+        left = [str(look) for name, look in self.looks.items() if name not in (text, label)]
+        if not left:
+            return ""
+        remedy = f"{self.asking.of_label()} to choose another"
+        if task in ("causal-lm", "masked-lm"):
+            remedy = f"{self.asking.of_text()} to choose another"
+        elif label is None:
+            remedy = f"{self.asking.of_label()} if one of them is the class"
+        return f"; other columns: {'; '.join(left)}; {remedy}"
+
+
+def _documents(preview: Preview, label_column: str | None, task: str | None, asking: Asking) -> Columns:
+    if label_column is not None or task == "text-classification":
+        raise DataError(
+            f"{preview.location} is read as text, which carries no labels",
+            got=asking.of_label(label_column) if label_column is not None else asking.task.format(task),
+            allowed="jsonl, csv, tsv or parquet files, or a hub dataset",
+            do=f"give a table with a text and a class column, or set {asking.task.format('causal-lm')}",
+        )
+    return Columns(text=None, label=None)
+
+
+def _guess_label(table: _Table, text_column: str | None, *, needed: bool) -> str | None:
+    """The first usually named column whose values can be classes, else the only one that looks like classes.
+
+    Raises DataError when several do, or when one is needed and none does.
+    """
+    looks = [look for name, look in table.looks.items() if name != text_column]
+    named = sorted(
+        (look for look in looks if _plain(look.name) in LABEL_NAMES and _can_be_classes(look)),
+        key=lambda look: LABEL_NAMES.index(_plain(look.name)),
+    )
+    if named:
+        return named[0].name
+    likely = [look for look in looks if look.kind == "classes" and not _words(look.name) & _NEVER_CLASSES]
+    telling = [look for look in likely if _words(look.name) & _CLASS_WORDS]
+    if len(telling) == 1 and all(look is telling[0] or not _alike(look, telling[0]) for look in likely):
+        likely = telling
+    if len(likely) == 1:
+        return likely[0].name
+    if likely or needed:
+        raise _unclear_label(table, telling if len(telling) > 1 else likely)
+    return None
+
+
+def _alike(one: Look, other: Look) -> bool:
+    """Whether two columns hold the same yes and no, as the labels of a text that may have several at once."""
+    return one.values == other.values == 2 and set(one.commonest) == set(other.commonest)
+
+
+def _unclear_label(table: _Table, found: Sequence[Look]) -> DataError:
+    asking, location = table.asking, table.preview.location
+    if len(found) > 1:
+        binary = all(look.values == 2 for look in found)
+        return DataError(
+            f"{location} has {len(found)} columns that may be the class",
+            got=table.listed(),
+            allowed="one class a row" + ("; several yes-or-no labels are as many trainings" if binary else ""),
+            do=f"name the class with {asking.of_label(found[0].name)} (or another of "
+            f"{', '.join(look.name for look in found[1:4])}), or set {asking.task.format('causal-lm')} for raw text",
+        )
+    return DataError(
+        f"{location} has no column that is plainly the class",
+        got=table.listed(),
+        allowed=f"a column named {', '.join(LABEL_NAMES[:6])} or the like, or one of few values that repeat",
+        do=f"name the column with {asking.of_label()}, or set {asking.task.format('causal-lm')} for raw text",
+    )
+
+
+def _can_be_classes(look: Look) -> bool:
+    """Whether a column with a usual name can be the class. Small tables may have few rows of each class."""
+    if look.kind in ("short text", "identifiers", "numbers"):
+        return repeats_enough(look.values, look.rows)
+    return look.kind in ("classes", "one value", "empty")
+
+
+def repeats_enough(values: int, rows: int) -> bool:
+    """Whether so many distinct values in so many rows can be classes that were named as such."""
+    return values <= FEW_CLASSES or 2 * values <= rows
+
+
+def _guess_text(table: _Table, label_column: str | None) -> str:
+    """The usually named column of strings, else the only one that reads like text, or by far the longest of these."""
+    looks = [look for name, look in table.looks.items() if name != label_column and look.kind != "empty"]
+    named = [look for look in looks if _plain(look.name) in TEXT_NAMES and _holds_strings(table, look.name)]
+    if named:
+        return min(named, key=lambda look: TEXT_NAMES.index(_plain(look.name))).name
+    wordy = sorted((look for look in looks if look.kind == "text"), key=lambda look: -look.characters)
+    if wordy and (len(wordy) == 1 or wordy[0].characters >= _LONGER_TEXT * wordy[1].characters):
+        return wordy[0].name
+    short = [look for look in looks if look.kind == "short text"]
+    if not wordy and len(short) == 1:
+        return short[0].name
+    raise DataError(
+        f"{table.preview.location} has no column that is plainly the text",
+        got=table.listed(),
+        allowed=f"a column named {', '.join(TEXT_NAMES[:6])} or the like, or a single column of words",
+        do="name the column with " + (table.asking.of_text(wordy[0].name) if wordy else table.asking.of_text()),
+    )
+
+
+def _holds_strings(table: _Table, name: str) -> bool:
+    return any(isinstance(row.get(name), str) for row in table.preview.rows)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
+def _words(name: str) -> set[str]:
+    """`is_spam`, `isSpam` and `Is Spam` are the words is and spam."""
+    return set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
+
+
+def _absent(preview: Preview, name: str, option: Callable[[str], str]) -> DataError:
+    near = difflib.get_close_matches(name, preview.names, n=1, cutoff=0.4)
+    return DataError(
+        f"{preview.location} has no column {name!r}",
+        got=option(name),
+        allowed=", ".join(preview.names),
+        do=f"did you mean {option(near[0])}?" if near else "name one of these",
+    )
+
+
+def _no_task(preview: Preview, layout: Layout, asking: Asking) -> DataError:
+    """What a table is, and what can be done with it today."""
+    column = layout.fields[0]
+    raw = f"train the raw text of one column alone with {asking.of_text(column)} and {asking.task.format('causal-lm')}"
+    remedy = {
+        "answers": f"write prompt and answer into one column `text` for {asking.task.format('causal-lm')}, or {raw}",
+        "preferences": f"write prompt and chosen answer into one column `text`, or {raw}",
+        "pairs": f"write both texts into one column `text` beside the class, or name one of them: "
+        f"{asking.of_text(column)}",
+        "tags": "a class for every token is not trained yet; a class for the whole row needs a column `text`",
+    }[layout.purpose]
+    return DataError(
+        f"{preview.location} holds {layout.title}, which no task reads yet",
+        got=f"{', '.join(layout.fields)}, of {', '.join(preview.names)}",
+        allowed="one column of raw text, or one of text and one of its class",
+        do=remedy,
+    )
+
+
+def class_name(value: object, *, column: str, location: str) -> str | None:
+    """A row's class as text, None where the row has none.
+
+    Raises DataError for what is no class: a fraction, a list, an object.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (str, int)):  # a truth value is an int, and prints as True
+        return str(value)
+    raise DataError(
+        f"column {column!r} of {location} is no class column",
+        got=f"a {type(value).__name__}: {str(value)[:60]}",
+        allowed="strings, whole numbers or booleans",
+        do="name another column with --label-column, or set --task causal-lm for raw text",
+    )
