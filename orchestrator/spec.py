@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orchestrator.quantities import Budget, parse_budget
+from orchestrator.spec_data import DataSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, Count, ResourcesSpec
 
 Kind = Literal["pretrain", "finetune"]
@@ -21,7 +22,6 @@ Task = Literal["causal-lm", "masked-lm", "text-classification"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Offload = Literal["auto", "none", "optimizer", "all"]
-DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
 
 MASKING_RATE = 0.15
 """Share of the tokens that a masked language model predicts: Devlin et al. 2019, and nearly everyone since."""
@@ -79,31 +79,6 @@ class LoraSpec(Block):
     """Names of the modules that get an adapter; none given means the attention's projections of the architecture."""
 
 
-class DataSpec(Block):
-    """Which examples: local files, folders, globs or hub names, read with `datasets`."""
-
-    train: str | tuple[str, ...]
-    """File, folder, glob, `package://` or `sysconfig://` location, or hub name; or a list of them."""
-    validation: str | tuple[str, ...] | None = None
-    """Held-out data; none given splits off `validation_fraction` of the training data."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the training data held out when `validation` is not given; stratified by label for classification."""
-    exclude: tuple[str, ...] = ()
-    """Names of files or folders to leave out below a folder or glob (`*` works)."""
-    format: DataFormat = "auto"
-    """How to read the files; `auto` goes by their endings and reads unknown text files as text."""
-    text_column: str = "text"
-    """Column that holds the text."""
-    label_column: str | None = None
-    """Column that holds the class, for classification."""
-    sequence_length: Count = 512
-    """Tokens of one sample: the packed block for language modelling, the cut-off for classification."""
-    max_train_examples: Count | None = None
-    """Use at most this many training documents or rows, drawn by `training.seed` (classification: stratified)."""
-    max_validation_examples: Count | None = None
-    """Use at most this many held-out documents or rows."""
-
-
 class TrainingSpec(Block):
     """How to train. Exactly one of `tokens`, `steps` and `epochs` gives the length."""
 
@@ -142,7 +117,7 @@ class TrainingSpec(Block):
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; `auto` where nothing else fits."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds initial weights, dropout, data order, masks and splits."""
+    """Seeds initial weights, dropout, data order and masks."""
     masking_rate: Annotated[float, Field(gt=0, lt=1)] = MASKING_RATE
     """Share of the tokens of each block that `task: masked-lm` predicts."""
     eval_every_steps: Count | None = None
@@ -391,10 +366,11 @@ class RunSpec(Block):
         """Everything that shapes the result, as plain JSON values.
 
         Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget; and
-        what the task does not use, so that runs keep the fingerprint they had before there was such a field.
+        what is not used or not set, so that runs keep the fingerprint they had before there was such a field.
         """
         left_out: dict[str, Any] = dict.fromkeys(
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
         unused = set() if self.task == "masked-lm" else {"masking_rate"}
-        return self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}})
+        unset = set() if self.data.split_seed else {"split_seed"}
+        return self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}, "data": unset})

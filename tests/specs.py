@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.held_out import HeldOut
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import parse_spec, set_path
 
@@ -16,6 +17,11 @@ PRETRAIN: dict[str, Any] = {
     "data": {"train": "corpus", "sequence_length": 32, "validation_fraction": 0.2},
     "training": {"steps": 6, "global_batch": 8, "learning_rate": 1e-3},
 }
+
+HELD_OUT = HeldOut(
+    unit="documents", examples=8, bytes=2048, share=0.2, asked=0.2, fingerprint="0123456789abcdef", repeated=1
+)
+"""Of no data in particular."""
 
 CLASSIFY: dict[str, Any] = {
     "name": "tiny-classifier",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
@@ -17,8 +17,6 @@ from orchestrator.training.batches import (
     PackedSamples,
     SampleOrder,
     batch_number,
-    draw_documents,
-    draw_stratified,
     global_batch,
     open_split,
     rank_slice,
@@ -212,56 +210,6 @@ def test_masked_split_on_disk_hides_tokens_of_blocks_between_its_special_tokens(
 def test_missing_split_says_that_every_node_must_see_the_folder(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="seen by every node"):
         open_split(tmp_path / "elsewhere", "train")
-
-
-@given(
-    sizes=st.lists(st.integers(1, 1000), min_size=2, max_size=60),
-    fraction=st.floats(0.001, 0.999),
-    seed=st.integers(0, 100),
-)
-def test_some_documents_are_held_out_and_some_stay(sizes: list[int], fraction: float, seed: int) -> None:
-    chosen = draw_documents(np.array(sizes), fraction, seed)
-    assert 1 <= len(chosen) < len(sizes)
-    assert len(set(chosen.tolist())) == len(chosen)
-    assert np.array_equal(np.sort(chosen), chosen)
-
-
-def test_held_out_documents_hold_about_the_fraction_of_bytes() -> None:
-    sizes = np.random.default_rng(0).integers(1, 1000, size=2000)
-    for seed in range(5):
-        share = sizes[draw_documents(sizes, 0.05, seed)].sum() / sizes.sum()
-        assert share == pytest.approx(0.05, rel=0.03)
-
-
-def test_one_long_book_among_short_ones_is_not_held_out() -> None:
-    sizes = np.array([100_000, *[100] * 1000])
-    assert all(0 not in draw_documents(sizes, 0.01, seed) for seed in range(50))
-
-
-@settings(max_examples=200)
-@given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=6), seed=st.integers(0, 99), data=st.data())
-def test_stratified_draw_knows_every_class_on_both_sides(sizes: list[int], seed: int, data: st.DataObject) -> None:
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    count = data.draw(st.integers(len(sizes), len(labels) - len(sizes)))
-    drawn = draw_stratified(labels, count, seed)
-    assert len(set(drawn.tolist())) == count
-    assert set(labels[drawn]) == set(np.delete(labels, drawn)) == set(range(len(sizes)))
-    exact = count * np.array(sizes) / len(labels)
-    # One row of each class is drawn and one kept for certain; the rest is in proportion.
-    assert (np.abs(np.bincount(labels[drawn]) - exact) <= 1 + len(sizes)).all()
-
-
-def test_stratified_draw_keeps_the_proportions() -> None:
-    labels = np.repeat([0, 1], [9000, 1000])
-    drawn = draw_stratified(labels, 500, seed=0)
-    assert np.bincount(labels[drawn]) == pytest.approx([450, 50], abs=1)
-    assert not np.array_equal(drawn, draw_stratified(labels, 500, seed=1))
-
-
-def test_stratified_draw_may_leave_a_single_row() -> None:
-    labels = np.repeat([0, 1, 2], 10)
-    assert len(draw_stratified(labels, 29, seed=0)) == 29
-    assert len(draw_stratified(labels, 30, seed=0)) == 30
 
 
 def test_order_and_batch_cost_less_than_a_hundredth_of_a_short_step(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError, SpecError
-from orchestrator.spec import DataFormat
+from orchestrator.spec_data import DataFormat
 from orchestrator.training.corpus import open_documents, read_rows
 
 

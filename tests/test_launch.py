@@ -20,9 +20,11 @@ from orchestrator.scheduling.run_lifecycle import (
     finished_earlier,
     is_spent,
     keep_result,
+    say_held_out,
     shipped,
     tracked,
     tracking_uri,
+    what_is_tracked,
 )
 from orchestrator.tracking.desired import driving, find_runs
 from orchestrator.tracking.outbox import count_waiting
@@ -131,6 +133,17 @@ def prepared(folder: Path, **changes: Any) -> Prepared:
     given = spec(PRETRAIN, data__train=str(corpus()), **changes)
     data = prepare(given, cache=locations.home() / "cache", encode=encode_here)
     return Prepared(spec=given, plan=make_plan(given, CLUSTER, counts=data.counts), data=data, run_folder=folder)
+
+
+def test_a_run_says_and_logs_what_it_is_measured_on(tmp_path: Path) -> None:
+    new_store(tmp_path)
+    one = prepared(tmp_path / "run", data__validation_fraction=0.1)
+    said: list[str] = []
+    say_held_out(one.data, replace(listener(), say=said.append))
+    assert said[0] == one.data.held_out.sentence()
+    tags, params = what_is_tracked(one)["tags"], what_is_tracked(one)["params"]
+    assert tags["orchestrator.held_out_fingerprint"] == one.data.held_out_fingerprint
+    assert float(params["held_out.share"]) == one.data.held_out.share == pytest.approx(0.1, abs=0.01)
 
 
 def fail(one: Prepared, error: BaseException) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -58,14 +59,93 @@ def labels(data: PreparedData, split: str) -> Counter[str]:
     return Counter(data.label_names[i] for i in np.load(data.path / f"{split}.labels.npy"))
 
 
-def test_every_document_is_in_exactly_one_split(tmp_path: Path) -> None:
+def test_every_document_is_in_exactly_one_split_but_for_one_that_is_cut(tmp_path: Path) -> None:
     corpus = specs.write_corpus(tmp_path / "corpus")
     data = run(pretrain(corpus), tmp_path / "cache")
     train, held = documents(data, "train"), documents(data, "validation")
-    assert sorted(train + held) == sorted(file.read_text() for file in corpus.iterdir())
-    assert len(held) == pytest.approx(0.2 * 40, abs=1)
+    written = [file.read_text() for file in corpus.iterdir()]
+    cut = [text for text in written if text not in train + held]
+    assert len(cut) <= 1
+    whole = [text for text in train + held if text in written]
+    parts = [text for text in train + held if text not in written]
+    assert sorted(whole + cut) == sorted(written)
+    assert "".join(parts) == "".join(cut)
     assert data.bytes == sum(map(len, train))
-    assert data.validation_bytes == sum(map(len, held))
+    assert data.validation_bytes == sum(map(len, held)) == data.held_out.bytes
+    assert data.held_out.examples == len(held)
+
+
+def words(count: int) -> list[str]:
+    return random.Random(7).choices(("fine", "great", "superb", "the", "a", "so", "film", "really"), k=count)
+
+
+def title_then_line(folder: Path) -> Path:
+    """One short line, then a very long one."""
+    (folder / "title_then_line.txt").write_text(f"A title\n{' '.join(words(60_000))}\n")
+    return folder / "title_then_line.txt"
+
+
+def book_and_licence(folder: Path) -> Path:
+    """A book, and a file a thousand times shorter."""
+    drawn = words(9_000 * 12)
+    lines = [" ".join(drawn[n : n + 12]) for n in range(0, len(drawn), 12)]
+    (folder / "book").mkdir()
+    (folder / "book" / "book.txt").write_text("\n".join(lines))
+    (folder / "book" / "LICENSE").write_text("\n".join(lines[:9]))
+    return folder / "book"
+
+
+@pytest.mark.parametrize("write", [title_then_line, book_and_licence])
+@pytest.mark.parametrize("fraction", [0.05, 0.2])
+def test_the_share_asked_for_is_held_out_to_one_block_where_a_document_has_to_be_cut(
+    tmp_path: Path, write: Callable[[Path], Path], fraction: float
+) -> None:
+    data = run(pretrain(write(tmp_path), data__validation_fraction=fraction), tmp_path / "cache")
+    block_bytes = data.bytes / data.counts.train_samples
+    asked = fraction * (data.bytes + data.validation_bytes)
+    assert abs(data.validation_bytes - asked) < block_bytes
+    assert data.held_out.share == pytest.approx(fraction, abs=block_bytes / data.bytes)
+    head, tail = documents(data, "train")[-1], documents(data, "validation")[-1]
+    assert head[-1] == "\n" or tail[0] == " ", "cut at the end of a line or a word"
+
+
+def test_trials_with_other_tokens_and_other_blocks_hold_out_the_same_text(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    changes: list[dict[str, Any]] = [
+        {},
+        {"data__sequence_length": 16},
+        {"model__vocab_size": 300},
+        {"training__seed": 4},
+        {"task": "masked-lm"},
+    ]
+    found = [run(pretrain(corpus, **change), tmp_path / "cache") for change in changes]
+    assert len({data.held_out_fingerprint for data in found}) == 1
+    assert len({tuple(documents(data, "validation")) for data in found[:-1]}) == 1
+    other = run(pretrain(corpus, data__split_seed=1), tmp_path / "cache")
+    assert other.held_out_fingerprint != found[0].held_out_fingerprint
+
+
+def test_rows_in_both_splits_are_counted(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}", "label": "ab"[n % 2]} for n in range(60)]
+    twins = [{"text": "the same", "label": "ab"[n % 2]} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows + twins)))
+    data = run(classify(tmp_path / "rows.jsonl"), tmp_path / "cache")
+    found = json.loads((data.path / "meta.json").read_text())["held_out"]
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_folder / "tokenizer.json"))
+    samples = open_split(data.path, "validation")
+    batch = samples.batch(np.arange(len(samples)))
+    repeated = sum(tokenizer.decode(ids.tolist()) == "the same" for ids in batch["input_ids"])
+    assert data.held_out.repeated == found["repeated"] == repeated > 5
+    assert (data.held_out.unit, data.held_out.examples, data.held_out.share) == ("rows", 30, 0.25)
+
+
+def test_documents_in_both_splits_are_counted(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    first = corpus / "document-000.txt"
+    held = tmp_path / "held.txt"
+    held.write_text(first.read_text())
+    data = run(pretrain(corpus, data__validation=str(held)), tmp_path / "cache")
+    assert (data.held_out.examples, data.held_out.repeated, data.held_out.asked) == (1, 1, None)
 
 
 def test_counts_are_those_of_the_batches(tmp_path: Path) -> None:
@@ -108,13 +188,16 @@ def test_example_limits_draw_documents_of_the_same_splits(tmp_path: Path) -> Non
     assert set(documents(few, "validation")) < set(documents(everything, "validation"))
 
 
-def test_seed_decides_what_is_held_out(tmp_path: Path) -> None:
+def test_a_seed_of_its_own_decides_what_is_held_out(tmp_path: Path) -> None:
     corpus = specs.write_corpus(tmp_path / "corpus")
     held = [
-        documents(run(pretrain(corpus, training__seed=seed), tmp_path / f"cache-{n}"), "validation")
+        documents(run(pretrain(corpus, data__split_seed=seed), tmp_path / f"cache-{n}"), "validation")
         for n, seed in enumerate([0, 0, 1])
     ]
     assert held[0] == held[1] != held[2]
+    assert run(pretrain(corpus, training__seed=1), tmp_path / "cache-0").cached, (
+        "that of the training has no part in it"
+    )
 
 
 def test_blank_documents_leave_no_trace(tmp_path: Path) -> None:
@@ -184,7 +267,7 @@ def test_causal_and_masked_data_have_folders_of_their_own_and_the_masking_rate_s
 
 def test_data_of_earlier_versions_is_found_again(tmp_path: Path) -> None:
     data = run(pretrain(specs.write_corpus(tmp_path / "corpus", documents=10)), tmp_path / "cache")
-    assert data.fingerprint == "7cb4ce44c5626884"
+    assert data.fingerprint == "03f4a2f69d4b2e7d"
 
 
 def test_a_base_without_a_mask_token_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
@@ -236,6 +319,9 @@ def test_small_data_holds_out_one_row_of_each_class(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", ["a", "b", "c"] * 2)
     data = run(classify(file, data__validation_fraction=0.01), tmp_path / "cache")
     assert labels(data, "train") == labels(data, "validation") == {"a": 1, "b": 1, "c": 1}
+    assert data.held_out.notes == (
+        "3 rows are held out instead of 0: a row of each of the 3 classes has to be held out",
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,7 +368,7 @@ CHANGES: list[dict[str, Any]] = [
     {"data__max_train_examples": 5},
     {"data__exclude": ["*-003.txt"]},
     {"model__vocab_size": 600},
-    {"training__seed": 1},
+    {"data__split_seed": 1},
 ]
 
 
@@ -316,7 +402,7 @@ def test_seed_is_not_part_of_what_it_does_not_shape(tmp_path: Path) -> None:
     train = write_rows(tmp_path / "rows.jsonl", ["a", "b"] * 4)
     held = write_rows(tmp_path / "held.jsonl", ["a", "b"])
     run(classify(train, data__validation=str(held)), tmp_path / "cache")
-    assert run(classify(train, data__validation=str(held), training__seed=5), tmp_path / "cache").cached
+    assert run(classify(train, data__validation=str(held), data__split_seed=5), tmp_path / "cache").cached
 
 
 class Interrupting:

@@ -47,7 +47,7 @@ def run(
 ) -> str:
     """A run with some figures in the store; its id."""
     run_folder = folder / uuid.uuid4().hex
-    what = described(SPEC, planned(), data_fingerprint="abc", run_folder=run_folder)
+    what = described(SPEC, planned(), data_fingerprint="abc", held_out=specs.HELD_OUT, run_folder=run_folder)
     what["tags"] |= {f"orchestrator.{key}": tags[key] for key in tags}
     tracker = opened(uri, run_folder, experiment=experiment, name=SPEC.name, **what)
     log(tracker, run_folder, metrics, step=6)

@@ -21,6 +21,7 @@ LAYERS = (
     {"errors"},
     {"quantities", "locations", "whole_file", "yaml_file", "page", "charts"},
     {"spec_survival"},
+    {"spec_data"},
     {"spec", "console"},
     {"spec_file"},
     {"data"},

@@ -14,7 +14,7 @@ from typing import Literal
 
 from orchestrator import locations
 from orchestrator.errors import DataError
-from orchestrator.spec import DataFormat
+from orchestrator.spec_data import DataFormat
 
 Reader = Literal["text", "json", "csv", "tsv", "parquet", "hub"]
 

@@ -110,8 +110,15 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
     listener.say("preparing data")
     cache = locations.home() / "cache" / "data"
     data = prepare(spec, cache=cache, encode=_until_stopped(listener))
+    say_held_out(data, listener)
     plan = plan_to_run(spec, cluster, counts=data.counts)
     return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
+
+
+def say_held_out(data: PreparedData, listener: Listener) -> None:
+    """Tells what a run is measured on, and where that is not what was asked."""
+    for line in (data.held_out.sentence(), *data.held_out.notes):
+        listener.say(line)
 
 
 def _until_stopped(listener: Listener) -> EncodeMany:
@@ -186,7 +193,11 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
 def what_is_tracked(prepared: Prepared) -> dict[str, Any]:
     """What MLflow shows of a run besides its metrics."""
     return described(
-        prepared.spec, prepared.plan, data_fingerprint=prepared.data.fingerprint, run_folder=prepared.run_folder
+        prepared.spec,
+        prepared.plan,
+        data_fingerprint=prepared.data.fingerprint,
+        held_out=prepared.data.held_out,
+        run_folder=prepared.run_folder,
     )
 
 

@@ -30,6 +30,7 @@ from orchestrator.scheduling.run_lifecycle import (
     keep_result,
     prepare_run,
     remembered_run_id,
+    say_held_out,
     shipped,
     tracked,
     what_is_tracked,
@@ -62,6 +63,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     listener.say("preparing data")
     quiet = replace(listener, say=lambda _: None)
     base = prepare_run(spec, cluster, quiet)
+    say_held_out(base.data, listener)
     points = trials(spec)
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
     if fresh:

@@ -16,11 +16,14 @@ from orchestrator import __version__
 from orchestrator.tracking.mlflow_run import TAG
 
 if TYPE_CHECKING:
+    from orchestrator.data.held_out import HeldOut
     from orchestrator.planning.run_plan import RunPlan
     from orchestrator.spec import RunSpec
 
 
-def described(spec: RunSpec, plan: RunPlan, *, data_fingerprint: str, run_folder: Path) -> dict[str, Any]:
+def described(
+    spec: RunSpec, plan: RunPlan, *, data_fingerprint: str, held_out: HeldOut, run_folder: Path
+) -> dict[str, Any]:
     """The arguments `tags`, `params` and `artifacts` of `tracker.open_run`.
 
     The parameters are the spec and the plan, flattened so that MLflow can filter and compare by them. A resumed run
@@ -28,14 +31,18 @@ def described(spec: RunSpec, plan: RunPlan, *, data_fingerprint: str, run_folder
     """
     asked, planned = spec.model_dump(mode="json"), plan.to_dict()
     figures = {key: value for key, value in planned.items() if key not in ("deepspeed", "reasons")}
+    tags = run_tags(spec, data_fingerprint=data_fingerprint, held_out_fingerprint=held_out.fingerprint)
+    measured = {key: value for key, value in held_out.to_dict().items() if key != "notes"}
     return {
-        "tags": {**run_tags(spec, data_fingerprint=data_fingerprint), f"{TAG}run_folder": str(run_folder)},
-        "params": flatten(asked) | flatten({"plan": figures}),
+        "tags": {**tags, f"{TAG}run_folder": str(run_folder)},
+        "params": flatten(asked) | flatten({"plan": figures, "held_out": measured}),
         "artifacts": {"spec.yaml": yaml.safe_dump(asked, sort_keys=False), "plan.json": json.dumps(planned, indent=2)},
     }
 
 
-def run_tags(spec: RunSpec, *, data_fingerprint: str | None = None) -> dict[str, str]:
+def run_tags(
+    spec: RunSpec, *, data_fingerprint: str | None = None, held_out_fingerprint: str | None = None
+) -> dict[str, str]:
     """The tags that every run carries and `compare` reads."""
     values = {
         "kind": spec.kind,
@@ -44,6 +51,7 @@ def run_tags(spec: RunSpec, *, data_fingerprint: str | None = None) -> dict[str,
         "name": spec.name,
         "spec_fingerprint": spec.fingerprint(),
         "data_fingerprint": data_fingerprint,
+        "held_out_fingerprint": held_out_fingerprint,
         "quality_metric": spec.quality_metric,
         "role": None if spec.search is None else "search",
         "version": __version__,

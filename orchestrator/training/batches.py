@@ -1,8 +1,8 @@
 """Encoded splits on disk -> batches. `prepare` writes them, the training loop asks for the samples of a step.
 
-Every draw is a pure function of the seed: what is held out, and which samples a step sees. `SampleOrder` computes
-the shuffle, `rank_slice` cuts a global batch so that any number of workers trains on the same ones; nothing keeps
-a position, and resuming needs the step number alone.
+Which samples a step sees is a pure function of the seed: `SampleOrder` computes the shuffle, `rank_slice` cuts a global
+batch so that any number of workers trains on the same ones; nothing keeps a position, and resuming needs the step
+number alone.
 """
 
 from __future__ import annotations
@@ -221,44 +221,6 @@ def open_split(path: Path, split: Split, *, masking: Masking | None = None) -> S
             got=error.strerror or str(error),
             do="the folder must be seen by every node: set ORCHESTRATOR_HOME or checkpoint.storage to a shared one",
         ) from error
-
-
-def draw_documents(sizes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Sorted numbers of documents drawn until they hold `fraction` of all bytes: at least one, never all.
-
-    A document that would bring in half as much again as is wanted is passed over, so that one long book among
-    many short ones is not held out by accident.
-    """
-    wanted = fraction * float(sizes.sum())
-    chosen: list[int] = []
-    held = 0.0
-    for number in np.random.default_rng(seed).permutation(len(sizes)):
-        if held >= wanted or len(chosen) == len(sizes) - 1:
-            break
-        if held + sizes[number] <= 1.5 * wanted:
-            chosen.append(int(number))
-            held += float(sizes[number])
-    return np.sort(np.array(chosen or [int(sizes.argmin())], dtype=np.int64))
-
-
-def draw_stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Sorted indices of `count` rows: one of each class, the rest in proportion to the classes.
-
-    Of a class with two rows or more one stays undrawn where `count` allows, so that both sides know every class.
-    scikit-learn's split promises neither, and refuses counts that leave fewer rows than classes (999 of 1,000).
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
-    last = (first + sizes - 1)[sizes > 1]
-    assert len(first) <= count <= len(labels), "the caller checks that every class can be drawn"
-    free = np.delete(by_class, np.concatenate([first, last]))
-    more = count - len(first)
-    # Evenly spaced places in rows sorted by class: each class gets its share, give or take one.
-    taken = min(more, len(free))
-    spread = free[(2 * np.arange(taken) + 1) * len(free) // max(1, 2 * taken)]
-    rest = by_class[last][: more - taken]
-    return np.sort(np.concatenate([by_class[first], spread, rest]))
 
 
 @dataclass(frozen=True, kw_only=True)

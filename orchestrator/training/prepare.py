@@ -15,12 +15,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from orchestrator.data.held_out import Account, HeldOut
 from orchestrator.data.sources import Source, find_sources
 from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
@@ -31,7 +32,7 @@ from orchestrator.training.tokenization import Chunk, TextTokenizer
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
 _HASHED_BYTES = 64_000_000  # Smaller data is known by its content, so that copies agree; hashing 64 MB takes 0.1 s.
 
@@ -70,8 +71,15 @@ class PreparedData:
     """UTF-8 bytes of the training text."""
     validation_bytes: int
     """UTF-8 bytes of the held-out text; with the loss they give bits per byte, comparable across tokenizers."""
+    held_out: HeldOut
+    """The examples that runs on this data are measured on."""
     cached: bool
     """True when the folder was there already."""
+
+    @property
+    def held_out_fingerprint(self) -> str:
+        """Equal for runs that are measured on the same text, whatever their tokenizers."""
+        return self.held_out.fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +158,7 @@ def _fingerprint(inputs: _Inputs) -> str:
         "columns": [data.text_column, data.label_column],
         "validation_fraction": None if inputs.validation else data.validation_fraction,
         "max_examples": [data.max_train_examples, data.max_validation_examples],
-        "seed": spec.training.seed if drawn else None,
+        "seed": data.split_seed if drawn else None,
         "sequence_length": data.sequence_length,
         "tokenizer": spec.model.vocab_size if inputs.tokenizer is None else inputs.tokenizer.fingerprint(),
     }
@@ -206,6 +214,7 @@ def _load(folder: Path, *, cached: bool) -> PreparedData:
         cls_id=meta.get("cls_id"),
         bytes=meta["train_bytes"],
         validation_bytes=meta["validation_bytes"],
+        held_out=HeldOut.of(meta["held_out"]),
         cached=cached,
     )
 
@@ -214,7 +223,7 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
     spec = inputs.spec
     train, validation = split_documents(spec, inputs.train, inputs.validation)
     tokenizer = inputs.tokenizer or tokenization.train_tokenizer(
-        _sample(train, spec.training.seed),
+        _sample(train, spec.data.split_seed),
         vocab_size=spec.model.vocab_size,
         sequence_length=spec.data.sequence_length,
         for_encoder=spec.task == "masked-lm",
@@ -225,16 +234,18 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
     count_samples = batches.masked_samples if spec.task == "masked-lm" else batches.packed_samples
     found: dict[str, Any] = {"label_names": None}
     # The small one first: if it is too short, nothing long was encoded in vain.
-    splits: tuple[tuple[batches.Split, Iterable[str]], ...] = (("validation", validation), ("train", train))
+    account = Account()
+    splits: tuple[tuple[batches.Split, Iterator[str]], ...] = (
+        ("validation", account.held_out(_not_blank(validation))),
+        ("train", account.training(_not_blank(train))),
+    )
     for split, texts in splits:
-        tally = _Tally()
-        tokens = batches.write_packed(folder, split, encode(function, tokenization.document_chunks(tally.count(texts))))
+        tokens = batches.write_packed(folder, split, encode(function, tokenization.document_chunks(texts)))
         samples = count_samples(tokens, spec.data.sequence_length)
         if samples == 0:
-            raise _too_short(split, tokens, spec)
+            raise _too_short(split, tokens, inputs)
         found |= {f"{split}_samples": samples, f"{split}_tokens": samples * spec.data.sequence_length}
-        found[f"{split}_bytes"] = tally.bytes
-    return tokenizer, found
+    return tokenizer, found | _accounted(account, inputs)
 
 
 def _separator(tokenizer: TextTokenizer, spec: RunSpec) -> int:
@@ -263,59 +274,68 @@ def _mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
     return {**ids, "special_ids": sorted({*tokenizer.special_ids, *ids.values()})}
 
 
-class _Tally:
-    """Counts the bytes of texts on their way; blank ones stay behind."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def count(self, texts: Iterable[str]) -> Iterator[str]:
-        for text in texts:
-            if text and not text.isspace():
-                self.bytes += len(text.encode())
-                yield text
+def _not_blank(texts: Iterable[str]) -> Iterator[str]:
+    return (text for text in texts if text and not text.isspace())
 
 
-def _sample(train: Chosen | list[str], seed: int) -> Iterable[str]:
+def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """What `meta.json` says of the text of both splits."""
+    held_out = account.result(
+        "documents" if inputs.spec.models_language else "rows",
+        asked=None if inputs.validation else inputs.spec.data.validation_fraction,
+        notes=notes,
+    )
+    return {
+        "train_bytes": account.training_bytes,
+        "validation_bytes": account.held_bytes,
+        "held_out": held_out.to_dict(),
+    }
+
+
+def _sample(train: Chosen, seed: int) -> Chosen:
     """Documents to train a tokenizer on: all, or so many drawn by the seed as it takes."""
-    if isinstance(train, list):
-        return train
     drawn = np.random.default_rng(seed).permutation(train.numbers)
     before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
-    return Chosen(documents=train.documents, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
+    return replace(train, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
 
 
-def _too_short(split: batches.Split, tokens: int, spec: RunSpec) -> DataError:
-    data, length = spec.data, spec.data.sequence_length
-    needed = (
-        f"at least {length - 2}: data.sequence_length less a first and a last token"
-        if spec.task == "masked-lm"
-        else f"at least {length + 1}: data.sequence_length and the token after it"
-    )
-    hold_out = "raise data.validation_fraction, " if split == "validation" and data.validation is None else ""
+def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:
+    spec, length = inputs.spec, inputs.spec.data.sequence_length
+    masked = spec.task == "masked-lm"
+    needed = length - 2 if masked else length + 1
+    why = "less a first and a last token" if masked else "and the token after it"
+    hold_out = ""
+    if split == "validation" and not inputs.validation:
+        # A tenth more: the text of another end has another number of tokens.
+        enough = 1.1 * spec.data.validation_fraction * needed / max(1, tokens)
+        value = f"set data.validation_fraction={enough:.2g}" if enough < 0.5 else "raise data.validation_fraction"
+        hold_out = f"{value}, "
     return DataError(
         f"the {split} data is shorter than one block" if tokens else f"the {split} data holds no text but white space",
         got=f"{tokens} tokens",
-        allowed=needed,
+        allowed=f"at least {needed}: data.sequence_length {why}",
         do=f"{hold_out}lower data.sequence_length, or give more text in data.{split}",
     )
 
 
 def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode: EncodeMany) -> dict[str, Any]:
     data = inputs.spec.data
-    names, splits = split_rows(inputs.spec, inputs.train, inputs.validation)
+    rows = split_rows(inputs.spec, inputs.train, inputs.validation)
     function = functools.partial(
         tokenization.encode_rows,
         tokenizer=tokenizer.json,
         sequence_length=data.sequence_length,
         pad_id=tokenizer.pad_id,
     )
-    found: dict[str, Any] = {"label_names": names}
-    for split, (texts, labels) in splits.items():
-        tokens = batches.write_labelled(folder, split, encode(function, tokenization.row_chunks(texts)), labels=labels)
+    account = Account()
+    found: dict[str, Any] = {"label_names": rows.names}
+    order: tuple[batches.Split, ...] = ("validation", "train")
+    for split in order:
+        texts, labels = rows.splits[split]
+        seen = account.held_out(texts, rows.labels(split)) if split == "validation" else account.training(texts)
+        tokens = batches.write_labelled(folder, split, encode(function, tokenization.row_chunks(seen)), labels=labels)
         found |= {f"{split}_samples": len(texts), f"{split}_tokens": tokens}
-        found[f"{split}_bytes"] = sum(len(text.encode()) for text in texts)
-    return found
+    return found | _accounted(account, inputs, rows.notes)
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -1,0 +1,40 @@
+"""Fields of a spec that say which examples a run trains on and is measured on. `spec` puts them into the `RunSpec`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from orchestrator.spec_survival import Block, Count
+
+DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
+
+
+class DataSpec(Block):
+    """Which examples: local files, folders, globs or hub names, read with `datasets`."""
+
+    train: str | tuple[str, ...]
+    """File, folder, glob, `package://` or `sysconfig://` location, or hub name; or a list of them."""
+    validation: str | tuple[str, ...] | None = None
+    """Held-out data; none given splits off `validation_fraction` of the training data."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the training data held out when `validation` is not given: of the bytes for language modelling, where a
+    document is cut to meet it; of the rows for classification, stratified by label."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Draws what is held out and what the `max_` fields below keep; `training.seed` does not, so all seeds and all
+    trials of a search are measured on the same examples."""
+    exclude: tuple[str, ...] = ()
+    """Names of files or folders to leave out below a folder or glob (`*` works)."""
+    format: DataFormat = "auto"
+    """How to read the files; `auto` goes by their endings and reads unknown text files as text."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    label_column: str | None = None
+    """Column that holds the class, for classification."""
+    sequence_length: Count = 512
+    """Tokens of one sample: the packed block for language modelling, the cut-off for classification."""
+    max_train_examples: Count | None = None
+    """Use at most this many training documents or rows, drawn by `split_seed` (classification: stratified)."""
+    max_validation_examples: Count | None = None
+    """Use at most this many held-out documents or rows, drawn alike."""
