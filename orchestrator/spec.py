@@ -83,11 +83,11 @@ class TrainingSpec(Block):
     """How to train. Exactly one of `tokens`, `steps` and `epochs` gives the length."""
 
     tokens: Count | None = None
-    """Length as tokens seen."""
+    """Length as tokens seen: special ones count, padding does not; rounded up to steps of the average batch."""
     steps: Count | None = None
     """Length as optimizer steps."""
     epochs: PositiveFloat | None = None
-    """Length as passes over the training data."""
+    """Length as passes over the training data; where they end within a batch, the next pass fills it up."""
     global_batch: Count
     """Samples per optimizer step over all workers; it does not change with their number."""
     micro_batch: Literal["auto"] | PositiveInt = "auto"
@@ -97,8 +97,7 @@ class TrainingSpec(Block):
     schedule: Schedule = "cosine"
     """Learning rate after warm-up: cosine or linear to `final_learning_rate_fraction`, or constant."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps over which the learning rate rises linearly: the first of them has a share of the peak, the
-    last the peak."""
+    """Share of the steps over which the learning rate rises linearly, from a first share of the peak to the peak."""
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate that the decay has reached one step after the last, as a share of the peak; so the last step learns
     where this is 0."""

@@ -33,7 +33,9 @@ class DataSpec(Block):
     label_column: str | None = None
     """Column that holds the class, for classification."""
     sequence_length: Count = 512
-    """Tokens of one sample: the packed block for language modelling, the cut-off for classification."""
+    """Tokens of one sample. For language modelling the block: documents stand one after the other with a separator
+    between them, and are cut into blocks that go on over the end of a document; what fills no block at the end of the
+    stream is left out. For classification the cut-off: a batch is as wide as its longest row, in multiples of 8."""
     max_train_examples: Count | None = None
     """Use at most this many training documents or rows, drawn by `split_seed` (classification: stratified)."""
     max_validation_examples: Count | None = None

@@ -44,13 +44,13 @@ def hours(seconds: float) -> Budget:
 
 def take_step(account: Account, clock: Clock, seconds: float = 1.0) -> None:
     clock.now_s += seconds
-    account.add_step(seconds=seconds, tokens=256)
+    account.add_step(seconds=seconds, tokens=256, padded_tokens=256)
 
 
 def test_every_second_of_an_attempt_counts_for_every_device(account: Account, clock: Clock) -> None:
     clock.now_s += 9.0  # loading and compiling
     take_step(account, clock)
-    assert account.state() == LoopState(step=1, tokens=256, wall_seconds=10.0, device_seconds=20.0)
+    assert account.state() == LoopState(step=1, tokens=256, padded_tokens=256, wall_seconds=10.0, device_seconds=20.0)
     assert account.cost().gpu_hours == pytest.approx(20.0 / 3600)
 
 
@@ -58,7 +58,9 @@ def test_a_resumed_account_goes_on_from_its_checkpoint(account: Account, clock: 
     account.resume(LoopState(step=5, tokens=1000, wall_seconds=50.0, device_seconds=100.0))
     assert account.pace_s == 10.0, "until this attempt has a pace of its own"
     take_step(account, clock)
-    assert account.state() == LoopState(step=6, tokens=1256, wall_seconds=51.0, device_seconds=102.0)
+    assert account.state() == LoopState(
+        step=6, tokens=1256, padded_tokens=1256, wall_seconds=51.0, device_seconds=102.0
+    )
     assert account.pace_s == 1.0
 
 
@@ -76,6 +78,19 @@ def test_closing_is_an_evaluation_a_checkpoint_and_an_export_as_they_were_timed(
     account.add_saving(5.0)
     assert not account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 4.0 - 0.01)).go_on
     assert account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 4.0 + 0.01)).go_on
+
+
+def test_flops_are_those_of_padded_tokens_and_tokens_those_without(account: Account, clock: Clock) -> None:
+    clock.now_s += 1.0
+    account.add_step(seconds=1.0, tokens=100, padded_tokens=2 * PLAN.padded_tokens_per_step)
+    assert account.state().tokens == 100
+    assert account.cost().flops == pytest.approx(2 * PLAN.flops_per_step)
+
+
+def test_a_checkpoint_that_knows_no_padding_goes_on_as_if_there_was_none(account: Account, clock: Clock) -> None:
+    account.resume(LoopState(step=1, tokens=256))
+    take_step(account, clock)
+    assert account.cost().flops == pytest.approx(2 * 256 * PLAN.flops_per_step / PLAN.padded_tokens_per_step)
 
 
 # -- with a ledger -------------------------------------------------------------------------------------------------

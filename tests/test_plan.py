@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.placement import place_workers
-from orchestrator.planning.plan import make_plan, plan_to_run, warmup_steps
+from orchestrator.planning.plan import make_plan, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape, RunPlan
 from orchestrator.planning.trainable import lacks_masked_lm_head
 from orchestrator.spec import RunSpec
@@ -227,11 +227,6 @@ def test_length_in_epochs_is_open_until_the_data_is_counted() -> None:
     assert (before.steps, before.warmup_steps, before.gpu_hours, before.wall_hours, before.usd) == (None,) * 5
     assert after.steps == 19  # 1.5 x 100 / 8
     assert after.usd is not None
-
-
-@pytest.mark.parametrize(("fraction", "steps", "expected"), [(0.1, 100, 10), (0.1, 3, 1), (0.0, 100, 0), (0.5, 1, 1)])
-def test_warmup_is_the_fraction_and_at_least_a_step_unless_zero(fraction: float, steps: int, expected: int) -> None:
-    assert warmup_steps(fraction, steps) == expected
 
 
 def test_vocabulary_of_new_weights_is_that_of_the_trained_tokenizer() -> None:

@@ -31,8 +31,8 @@ def curve(*, steps: int = 100, warmup_steps: int = 10, **more: object) -> list[f
 def test_the_whole_schedule_is_as_written_out(
     schedule: str, floor: float, warmup_steps: int, expected: list[float]
 ) -> None:
-    """Eight steps each. Decay is `get_linear_schedule_with_warmup`'s and `get_cosine_schedule_with_warmup`'s of
-    transformers; its warm-up begins at a first share instead of theirs at zero, a step without effect."""
+    """Eight steps each. Decay is that of transformers' `get_linear_schedule_with_warmup` and its cosine sister; warm-up
+    begins at a first share instead of theirs at zero, which would be a step without effect."""
     rates = curve(steps=8, warmup_steps=warmup_steps, schedule=schedule, final_learning_rate_fraction=floor)
     assert rates == pytest.approx(expected, abs=1e-6)
 

@@ -6,15 +6,15 @@ sentence with its figures in `RunPlan.reasons`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
+from orchestrator.errors import CapacityError, ModelError, SpecError
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
+from orchestrator.planning.length import Length, training_length, warmup_steps
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
 from orchestrator.planning.model_shape import ModelShape, model_config, model_shape
 from orchestrator.planning.placement import (
@@ -48,7 +48,15 @@ class _Job:
     shape: ModelShape
     trainable: int
     flops_per_step: float
-    steps: int | None
+    length: Length
+
+    @property
+    def steps(self) -> int | None:
+        return self.length.steps
+
+    @property
+    def padded_tokens_per_step(self) -> float:
+        return self.length.padded_tokens(self.spec.training.global_batch)
 
     def memory(self, layout: Layout) -> MemoryEstimate:
         return peak_memory(
@@ -77,7 +85,7 @@ class _Job:
             zero_stage=layout.zero_stage,
             offload=layout.offload,
             nodes=site.nodes,
-            tokens_per_device_step=batch * layout.sequence_length / layout.workers,
+            tokens_per_device_step=self.padded_tokens_per_step / layout.workers,
             accumulation=batch // layout.workers // layout.micro_batch,
         )
 
@@ -115,11 +123,12 @@ def make_plan(
     """
     if kept is not None:
         spec = settle(spec, kept)
-    job, why_steps = _job(spec, counts)
+    job = _job(spec, counts)
+    spec = job.spec
     way, why_workers, sizes = _best_way(job, cluster, workers)
     site, layout, memory, steps, training = way.site, way.layout, job.memory(way.layout), job.steps, spec.training
     cost = None if steps is None else job.cost(site, layout)
-    reasons = (site.reason + why_workers, *way.reasons, why_steps, *_notes(job, counts, kept))
+    reasons = (site.reason + why_workers, *way.reasons, *job.length.reasons, *_notes(job, counts, kept))
     reasons += cost.reasons if cost else ()
     reasons += tuple(_budget_note(spec, cost, job.flops_per_step, steps))
     if not fits(memory, site):
@@ -137,7 +146,8 @@ def make_plan(
         global_batch=training.global_batch,
         steps=steps,
         warmup_steps=None if steps is None else warmup_steps(training.warmup_fraction, steps),
-        tokens_per_step=training.global_batch * layout.sequence_length,
+        tokens_per_step=job.length.tokens_per_step,
+        padded_tokens_per_step=round(job.padded_tokens_per_step),
         parameters=job.shape.parameters,
         trainable_parameters=job.trainable,
         flops_per_step=job.flops_per_step,
@@ -173,17 +183,22 @@ def plan_to_run(
     return plan
 
 
-def _job(spec: RunSpec, counts: DatasetCounts | None) -> tuple[_Job, str]:
-    """What is to be trained, and a sentence on its length."""
+def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
+    """What is to be trained; its spec has the length of the longest batch instead of the cut-off."""
     shape, trainable = _shape(spec, counts)
-    steps, why_steps = _steps(spec, counts)
-    length = spec.data.sequence_length
-    flops = (
-        spec.training.global_batch
-        * length
-        * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=length)
+    length = training_length(spec, counts)
+    flops = sum(
+        share * columns * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=columns)
+        for columns, share in length.columns
     )
-    return _Job(spec=spec, shape=shape, trainable=trainable, flops_per_step=flops, steps=steps), why_steps
+    data = spec.data.model_copy(update={"sequence_length": length.longest})
+    return _Job(
+        spec=spec.model_copy(update={"data": data}),
+        shape=shape,
+        trainable=trainable,
+        flops_per_step=spec.training.global_batch * flops,
+        length=length,
+    )
 
 
 def _best_way(job: _Job, cluster: ClusterShape, workers: int | None) -> tuple[_Way, str, tuple[SizePlan, ...]]:
@@ -284,11 +299,6 @@ def check_samples(spec: RunSpec) -> None:
     _shape(spec, None)
 
 
-def warmup_steps(fraction: float, steps: int) -> int:
-    """Steps over which the learning rate rises: the fraction rounded, and at least 1 unless it is zero."""
-    return max(1, round(fraction * steps)) if fraction > 0 else 0
-
-
 def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int]:
     """The model's shape and its trainable weights; raises ModelError when the samples are longer than its context."""
     length, own_tokenizer = spec.data.sequence_length, spec.model.base is not None and spec.model.tokenizer == "auto"
@@ -303,28 +313,6 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
             do=f"set data.sequence_length={shape.context}",
         )
     return shape, trainable_parameters(spec, shape)
-
-
-def _steps(spec: RunSpec, counts: DatasetCounts | None) -> tuple[int | None, str]:
-    """Optimizer steps and why; raises DataError when the data is smaller than one batch."""
-    training, batch, length = spec.training, spec.training.global_batch, spec.data.sequence_length
-    if counts is not None and counts.train_samples < batch:
-        raise DataError(
-            "the training data does not fill one batch",
-            got=f"{counts.train_samples} samples of up to {length} tokens for training.global_batch {batch}",
-            do=f"set training.global_batch={max(1, counts.train_samples)} or less, a shorter data.sequence_length, "
-            "or give more data",
-        )
-    if training.steps is not None:
-        return training.steps, f"steps: {training.steps:,}, as set"
-    if training.tokens is not None:
-        steps = math.ceil(training.tokens / (batch * length))
-        return steps, f"steps: {steps:,} = {training.tokens:,} tokens / ({batch} samples x {length} tokens)"
-    assert training.epochs is not None  # the spec holds one of the three
-    if counts is None:
-        return None, f"steps: open until the data is read; the length is {training.epochs:g} epochs"
-    steps = math.ceil(training.epochs * counts.train_samples / batch)
-    return steps, f"steps: {steps:,} = {training.epochs:g} epochs x {counts.train_samples:,} samples / {batch}"
 
 
 def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterator[str]:

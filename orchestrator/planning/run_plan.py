@@ -59,12 +59,19 @@ class DatasetCounts:
     train_samples: int
     """Samples of one epoch: packed blocks, or labelled examples."""
     train_tokens: int
-    """Tokens of one epoch, without padding."""
+    """Tokens of one epoch: special ones included, padding not."""
     validation_samples: int
     vocab_size: int
     """Entries of the tokenizer that encoded the data."""
     num_labels: int | None = None
     """Classes, for classification."""
+    columns: tuple[tuple[int, int], ...] | None = None
+    """Where samples differ in length: (columns that a training sample alone would take, how many samples take them),
+    the fewest columns first; None for packed blocks."""
+    longest: int | None = None
+    """Columns of the longest sample of either split; None for packed blocks."""
+    left_over_tokens: int = 0
+    """Tokens at the end of the training stream that fill no block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +121,23 @@ class RunPlan:
     """Forward passes per optimizer step: global_batch = workers x micro_batch x accumulation."""
     global_batch: int
     sequence_length: int
+    """Columns of the longest batch that can occur, whose memory is planned for: the block, or for classification the
+    longest row (until the data is read, the cut-off)."""
     precision: Literal["fp32", "bf16", "fp16"]
     activation_checkpointing: bool
     steps: int | None
-    """Optimizer steps; None until an `epochs` length has met its dataset."""
+    """Optimizer steps; None until a length that depends on the dataset has met it."""
     warmup_steps: int | None
     tokens_per_step: int
-    """Upper bound for classification, whose samples are shorter than `sequence_length`."""
+    """Tokens seen in a step, on average and without padding: what `training.tokens` and `train/tokens` count. For
+    classification the cut-off's, an upper bound, until the data is read."""
+    padded_tokens_per_step: int
+    """Tokens computed in a step, on average: with the padding of rows to the longest of their batch."""
     parameters: int
     """All weights of the model."""
     trainable_parameters: int
     flops_per_step: float
-    """Model FLOPs of one optimizer step, attention included, recomputation not."""
+    """Model FLOPs of one optimizer step, on average: padding and attention included, recomputation not."""
     usd_per_device_hour: float
     """Price of one device; on a CPU of one worker with its cores. 0 where none is known, and then `usd` is None."""
     states_gib: float

@@ -124,7 +124,9 @@ def estimate_table(found: Estimate) -> Group:
 def _steps(plan: RunPlan) -> str:
     if plan.steps is None:
         return "known once the data is read"
-    return f"{plan.steps:,}, {plan.warmup_steps:,} of them warm-up, {human_count(plan.tokens_per_step)} tokens each"
+    padded = plan.padded_tokens_per_step
+    of = "" if padded == plan.tokens_per_step else f" ({human_count(padded)} with padding)"
+    return f"{plan.steps:,}, {plan.warmup_steps:,} of them warm-up, {human_count(plan.tokens_per_step)} tokens each{of}"
 
 
 _LARGE = 1000  # from here on 66.4k reads better than 6.64e+04

@@ -61,9 +61,9 @@ class RunRecord:
     trainable_parameters: int
     sequence_length: int
     tokens_per_step: int
-    """As planned: an upper bound for classification."""
+    """As planned, on average and without padding."""
     flops_per_step: float
-    """As planned: model FLOPs of one optimizer step."""
+    """As planned: model FLOPs of one optimizer step, those of padding included."""
     steps: int
     """Optimizer steps done."""
     measured_steps: int

@@ -24,6 +24,8 @@ _SEARCH = "search"
 _WHOLE = ("workers", "parameters", "trainable_parameters", "sequence_length", "tokens_per_step")
 _PLANNED = (*_WHOLE, "flops_per_step")
 """Figures among the parameters `plan.FIELD`, and which of them are whole numbers."""
+_PACKED = ("causal-lm", "masked-lm")
+"""Tasks whose samples have no padding."""
 _COUNTED = {
     "measured_steps": "measured/steps",
     "train_samples": "data/train_samples",
@@ -84,6 +86,8 @@ def _record(run: Any) -> RunRecord | None:
     names |= {field: params.get(f"plan.{field}") for field in ("device_name", "precision")}
     if min(figures.values()) <= 0 or not all(names.values()):
         return None
+    if names["task"] not in _PACKED and not _number(params, "padded_tokens_per_step"):
+        return None  # from when rows were planned as if all were as long as the cut-off
     whole = {field: int(figures[field]) for field in (*_WHOLE, *_COUNTED)}
     return RunRecord(
         run_id=run.info.run_id,

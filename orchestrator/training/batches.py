@@ -141,8 +141,7 @@ class LabelledSamples:
 
     def padded_length(self, indices: np.ndarray) -> int:
         """The longest row of the batch, rounded up to `PAD_MULTIPLE` but not beyond the cut-off of the spec."""
-        longest = int(self._lengths[indices].max())
-        return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self._longest)
+        return int(padded(self._lengths[indices].max(), self._longest))
 
     def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
         """`input_ids` and `attention_mask`, both (samples, columns), and `labels`, the class of each sample."""
@@ -180,6 +179,23 @@ def write_labelled(
     return int(every.sum())
 
 
+def padded(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """Columns that rows of these lengths take: rounded up to `PAD_MULTIPLE`, but not beyond the cut-off."""
+    columns: np.ndarray = np.minimum(-(-lengths // PAD_MULTIPLE) * PAD_MULTIPLE, longest)
+    return columns
+
+
+def row_columns(path: Path, split: Split, longest: int) -> np.ndarray:
+    """Columns that each row of a split in the folder that `prepare` wrote would take alone."""
+    return padded(np.load(path / f"{split}.lengths.npy").astype(np.int64), longest)
+
+
+def histogram(columns: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(columns, how many rows take them), the fewest columns first."""
+    values, counts = np.unique(columns, return_counts=True)
+    return tuple(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def packed_samples(tokens: int, length: int) -> int:
     """Blocks of `length` inputs in a stream: neighbours share a token, the target of one and input of the next."""
     return max(0, (tokens - 1) // length)
@@ -188,6 +204,16 @@ def packed_samples(tokens: int, length: int) -> int:
 def masked_samples(tokens: int, length: int) -> int:
     """Blocks of `length` in a stream for masked language modelling: two tokens of each are not the stream's."""
     return tokens // (length - 2)
+
+
+def packed_tokens(samples: int, length: int) -> int:
+    """Tokens of a stream that so many blocks of `length` inputs take up."""
+    return samples * length + 1
+
+
+def masked_tokens(samples: int, length: int) -> int:
+    """Tokens of a stream that so many blocks of `length` for masked language modelling take up."""
+    return samples * (length - 2)
 
 
 def open_split(path: Path, split: Split, *, masking: Masking | None = None) -> Samples:

@@ -37,7 +37,7 @@ class Account:
         self._clock = clock
         self._started = clock()
         self._base = LoopState()
-        self._steps = self._tokens = self._taken = 0
+        self._steps = self._tokens = self._padded_tokens = self._taken = 0
         self._recent: deque[float] = deque(maxlen=_PACE_STEPS)
         self._evaluation_batches = validation_samples / plan.global_batch
         self._evaluation_s: float | None = None
@@ -48,17 +48,18 @@ class Account:
 
     def resume(self, state: LoopState) -> None:
         """Goes on from what a checkpoint says."""
-        self._base = state
+        self._base = state if state.padded_tokens else replace(state, padded_tokens=state.tokens)
 
     def rewind(self, state: LoopState) -> None:
         """Goes back to a checkpoint without a new attempt: the steps since are undone, the time they took is not."""
         self._base = replace(state, wall_seconds=self._base.wall_seconds, device_seconds=self._base.device_seconds)
-        self._steps = self._tokens = 0
+        self._steps = self._tokens = self._padded_tokens = 0
 
-    def add_step(self, *, seconds: float, tokens: int) -> None:
+    def add_step(self, *, seconds: float, tokens: int, padded_tokens: int) -> None:
         """One optimizer step was taken."""
         self._steps += 1
         self._tokens += tokens
+        self._padded_tokens += padded_tokens
         self._recent.append(seconds)
         self._taken += 1
         if self._taken == 1:
@@ -91,6 +92,7 @@ class Account:
             self._base,
             step=self.step,
             tokens=self._base.tokens + self._tokens,
+            padded_tokens=self._base.padded_tokens + self._padded_tokens,
             wall_seconds=self._base.wall_seconds + seconds,
             device_seconds=self._base.device_seconds + seconds * self._plan.workers,
         )
@@ -103,7 +105,7 @@ class Account:
             hours=state.wall_seconds / 3600,
             gpu_hours=gpu_hours,
             usd=gpu_hours * self._plan.usd_per_device_hour,
-            flops=state.tokens * self._plan.flops_per_step / self._plan.tokens_per_step,
+            flops=state.padded_tokens * self._plan.flops_per_step / self._plan.padded_tokens_per_step,
         )
 
     def decide(self, budget: Budget) -> BudgetDecision:

@@ -153,6 +153,8 @@ class LoopState:
     """Optimizer steps done."""
     tokens: int = 0
     """Tokens seen, without padding."""
+    padded_tokens: int = 0
+    """Tokens computed, with padding; 0 in the checkpoints of earlier versions, which did not know."""
     device_seconds: float = 0.0
     """Seconds times devices held, over all attempts up to this state."""
     wall_seconds: float = 0.0

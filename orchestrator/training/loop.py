@@ -191,7 +191,9 @@ class _Loop:
         reading_s = time.monotonic() - started
         rate = learning_rate(self._spec.training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
         loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds)
-        self._account.add_step(seconds=time.monotonic() - started, tokens=share.tokens)
+        self._account.add_step(
+            seconds=time.monotonic() - started, tokens=share.tokens, padded_tokens=share.padded_tokens
+        )
         self._pulse.enter("waiting", step)
         agreed = self._agreement.after_step(
             loss=loss, grad_norm=norm, wish=self._wish(), failed=self._keeper.has_failed()

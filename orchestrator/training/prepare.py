@@ -206,7 +206,7 @@ def _load(folder: Path, *, cached: bool) -> PreparedData:
     return PreparedData(
         path=folder,
         fingerprint=folder.name,
-        counts=DatasetCounts(**counted, num_labels=None if names is None else len(names)),
+        counts=DatasetCounts(**counted, **_shapes(folder, meta), num_labels=None if names is None else len(names)),
         label_names=names,
         tokenizer_folder=folder / "tokenizer",
         eos_id=meta["eos_id"],
@@ -217,6 +217,16 @@ def _load(folder: Path, *, cached: bool) -> PreparedData:
         held_out=HeldOut.of(meta["held_out"]),
         cached=cached,
     )
+
+
+def _shapes(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """What counts say of the lengths of rows, or of a stream that blocks are cut from."""
+    if meta["task"] == "text-classification":
+        wide = [batches.row_columns(folder, split, meta["sequence_length"]) for split in ("train", "validation")]
+        return {"columns": batches.histogram(wide[0]), "longest": int(max(columns.max() for columns in wide))}
+    stream = (folder / "train.bin").stat().st_size // np.dtype(meta["dtype"]).itemsize
+    used = batches.masked_tokens if meta["task"] == "masked-lm" else batches.packed_tokens
+    return {"left_over_tokens": stream - used(meta["train_samples"], meta["sequence_length"])}
 
 
 def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple[TextTokenizer, dict[str, Any]]:

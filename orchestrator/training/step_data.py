@@ -28,6 +28,8 @@ class Share:
     """Sample numbers of the whole global batch."""
     tokens: int
     """Of the whole global batch, without padding."""
+    padded_tokens: int
+    """Of the whole global batch, as it is computed."""
     micro_batches: list[Batch]
     """This rank's, one for each forward pass."""
     seeds: list[int]
@@ -63,6 +65,7 @@ class StepData:
             batch_number=number,
             samples=samples,
             tokens=int(self._samples.lengths(samples).sum()),
+            padded_tokens=len(samples) * length,
             micro_batches=[self._micro_batch(part, pad_to=length) for part in mine],
             seeds=[self._dropout_seed(number, place) for place in self._places()],
         )
