@@ -278,8 +278,6 @@ class RunSpec(Block):
             raise ValueError(f"method: {self.method} adapts a base model: use kind: finetune, or remove method")
         if self.kind == "finetune" and self.model.base is None:
             raise ValueError("kind: finetune needs model.base; to compare with new weights use method: scratch")
-        if self.task == "text-classification" and self.data.label_column is None:
-            raise ValueError("task: text-classification needs data.label_column, the column that holds the class")
         if self.models_language and self.data.label_column is not None:
             raise ValueError("data.label_column is for task: text-classification; remove it, or set that task")
         if self.models_language and self.method == "head":
@@ -372,4 +370,6 @@ class RunSpec(Block):
         )
         unused = set() if self.task == "masked-lm" else {"masking_rate"}
         unset = set() if self.data.split_seed else {"split_seed"}
-        return self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}, "data": unset})
+        kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}, "data": unset})
+        kept["data"]["text_column"] = self.data.text_column or "text"  # as when that was the default
+        return kept

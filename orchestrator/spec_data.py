@@ -28,10 +28,10 @@ class DataSpec(Block):
     """Names of files or folders to leave out below a folder or glob (`*` works)."""
     format: DataFormat = "auto"
     """How to read the files; `auto` goes by their endings and reads unknown text files as text."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    text_column: str | None = None
+    """Column that holds the text; none given is the column `text`, or else the one that reads like text."""
     label_column: str | None = None
-    """Column that holds the class, for classification."""
+    """Column that holds the class, for classification; none given is the one that a usual name or its content tells."""
     sequence_length: Count = 512
     """Tokens of one sample. For language modelling the block: documents stand one after the other with a separator
     between them, and are cut into blocks that go on over the end of a document; what fills no block at the end of the

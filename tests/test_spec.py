@@ -35,7 +35,6 @@ def test_every_field_has_a_sentence(block: type[BaseModel]) -> None:
         (PRETRAIN, {"method": "lora"}, "kind: finetune"),
         (PRETRAIN, {"kind": "finetune"}, "model.base"),
         (PRETRAIN, {"data__label_column": "y"}, "text-classification"),
-        (CLASSIFY, {"data__label_column": None}, "data.label_column"),
         (CLASSIFY, {"task": "causal-lm", "data__label_column": None, "method": "head"}, "full or lora"),
         (CLASSIFY, {"task": "masked-lm", "data__label_column": None, "method": "head"}, "task: masked-lm use full"),
         (CLASSIFY, {"task": "masked-lm"}, "data.label_column is for task: text-classification"),

@@ -151,14 +151,15 @@ def choose_columns(
     for name, option in ((text_column, asking.of_text), (label_column, asking.of_label)):
         if name is not None and name not in preview.names:
             raise _absent(preview, name, option)
+    looks = {name: look_at(name, [row.get(name) for row in preview.rows]) for name in preview.names}
     layout = recognise(preview.names, preview.rows)
     if layout is not None and text_column is None and "text" not in preview.names:
         is_answered = layout.purpose in ("answers", "preferences")
         if takes_answers and is_answered and label_column is None and task in (None, "causal-lm"):
             return Columns(text=None, label=None, layout=layout, assumed=(f"the rows are {layout}",))
-        if not is_answered or (label_column is None and task != "text-classification"):
+        classes = any(look.kind == "classes" for name, look in looks.items() if name not in layout.fields)
+        if not is_answered or not (label_column or (task == "text-classification" and classes)):
             raise _no_task(preview, layout, asking)
-    looks = {name: look_at(name, [row.get(name) for row in preview.rows]) for name in preview.names}
     table = _Table(preview=preview, looks=looks, asking=asking)
     assumed: list[str] = []
     if label_column is None and task not in ("causal-lm", "masked-lm"):

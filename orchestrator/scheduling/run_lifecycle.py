@@ -116,8 +116,8 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
 
 
 def say_held_out(data: PreparedData, listener: Listener) -> None:
-    """Tells what a run is measured on, and where that is not what was asked."""
-    for line in (data.held_out.sentence(), *data.held_out.notes):
+    """Tells which columns were chosen, what a run is measured on, and where that is not what was asked."""
+    for line in (*data.notes, data.held_out.sentence(), *data.held_out.notes):
         listener.say(line)
 
 

@@ -60,7 +60,6 @@ _NO_CPU = {"node:__internal_head__": 0.001}
 def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fresh: bool) -> RunResult:
     """Runs all trials; raises ClusterError when none came to an end, Interrupted when asked to stop."""
     assert spec.search is not None
-    listener.say("preparing data")
     quiet = replace(listener, say=lambda _: None)
     base = prepare_run(spec, cluster, quiet)
     say_held_out(base.data, listener)

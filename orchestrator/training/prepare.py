@@ -23,10 +23,12 @@ import numpy as np
 
 from orchestrator.data.held_out import Account, HeldOut
 from orchestrator.data.sources import Source, find_sources
+from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
 from orchestrator.training import batches, tokenization
+from orchestrator.training.sampling import preview
 from orchestrator.training.splits import Chosen, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 
@@ -75,6 +77,8 @@ class PreparedData:
     """The examples that runs on this data are measured on."""
     cached: bool
     """True when the folder was there already."""
+    notes: tuple[str, ...] = ()
+    """What was taken for granted of the data, a sentence each."""
 
     @property
     def held_out_fingerprint(self) -> str:
@@ -87,6 +91,8 @@ class _Inputs:
     """What is known before any text is read."""
 
     spec: RunSpec
+    """With the columns named that it leaves open."""
+    notes: tuple[str, ...]
     train: tuple[Source, ...]
     validation: tuple[Source, ...]
     tokenizer: TextTokenizer | None
@@ -101,9 +107,9 @@ def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> Pre
     inputs = _find_inputs(spec, base)
     folder = cache / _fingerprint(inputs)
     if (folder / "meta.json").is_file():
-        return _load(folder, cached=True)
+        return _load(folder, inputs, cached=True)
     split = split_documents if spec.models_language else split_rows
-    split(spec, inputs.train, inputs.validation)
+    split(inputs.spec, inputs.train, inputs.validation)
     return None
 
 
@@ -118,7 +124,7 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
     fingerprint = _fingerprint(inputs)
     folder = cache / fingerprint
     if (folder / "meta.json").is_file():
-        return _load(folder, cached=True)
+        return _load(folder, inputs, cached=True)
     partial = cache / f".{fingerprint}.{uuid.uuid4().hex[:8]}.partial"
     with _storage_errors(cache):
         try:
@@ -127,7 +133,7 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
             _publish(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return _load(folder, cached=False)
+    return _load(folder, inputs, cached=False)
 
 
 def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
@@ -139,9 +145,12 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
     if tokenizer is not None and spec.models_language:
         _separator(tokenizer, spec)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
+    train = find(data.train)
+    named, notes = with_columns(spec, train, look=preview)
     return _Inputs(
-        spec=spec,
-        train=find(data.train),
+        spec=named,
+        notes=notes,
+        train=train,
         validation=() if data.validation is None else find(data.validation, split="validation"),
         tokenizer=tokenizer,
     )
@@ -199,7 +208,7 @@ def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
-def _load(folder: Path, *, cached: bool) -> PreparedData:
+def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     names = None if meta["label_names"] is None else tuple(meta["label_names"])
     counted = {key: meta[key] for key in ("train_samples", "train_tokens", "validation_samples", "vocab_size")}
@@ -216,6 +225,7 @@ def _load(folder: Path, *, cached: bool) -> PreparedData:
         validation_bytes=meta["validation_bytes"],
         held_out=HeldOut.of(meta["held_out"]),
         cached=cached,
+        notes=inputs.notes,
     )
 
 

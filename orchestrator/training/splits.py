@@ -79,6 +79,7 @@ def split_documents(spec: RunSpec, train_sources: Sources, validation_sources: S
     Reads no text. Raises DataError when there is none, or its column is not there.
     """
     data, seed = spec.data, spec.data.split_seed
+    assert data.text_column is not None, "named before"
     documents = open_documents(train_sources, text_column=data.text_column)
     train = Chosen(documents=documents, numbers=np.arange(len(documents)))
     if validation_sources:
@@ -110,7 +111,8 @@ def split_rows(spec: RunSpec, train_sources: Sources, validation_sources: Source
     """
     data, seed = spec.data, spec.data.split_seed
     notes: tuple[str, ...] = ()
-    assert data.label_column is not None, "the spec asks for it"
+    assert data.text_column is not None, "named before"
+    assert data.label_column is not None, "named before"
     read = functools.partial(read_rows, text_column=data.text_column, label_column=data.label_column)
     texts, labels = read(train_sources)
     names = _class_names(labels, data.label_column)
