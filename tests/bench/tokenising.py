@@ -14,7 +14,8 @@ import numpy as np
 from orchestrator.data.sources import find_sources
 from orchestrator.spec import RunSpec
 from orchestrator.training.corpus import open_documents
-from orchestrator.training.tokenization import document_chunks, encode_documents, train_tokenizer
+from orchestrator.training.new_tokenizer import train_tokenizer
+from orchestrator.training.tokenization import document_chunks, encode_documents
 
 
 def compare(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[float, float, float]:
@@ -35,7 +36,7 @@ def compare(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[float, float, 
     slow = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
     slow.model_max_length = 10**9
     megabytes = sum(len(text.encode(errors="replace")) for text in documents.read(everything)) / 1e6
-    encode = functools.partial(encode_documents, tokenizer=tokenizer.json, eos_id=tokenizer.eos_id)
+    encode = functools.partial(encode_documents, tokenizer=tokenizer.json, after=(tokenizer.eos_id,))
 
     def ours() -> None:
         with (folder / "ours.bin").open("wb") as out:
