@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orchestrator.quantities import Budget, parse_budget
+from orchestrator.ranking import QUALITY_OF_TASK, Goal
 from orchestrator.spec_data import DataSpec
+from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, Count, ResourcesSpec
 
 Kind = Literal["pretrain", "finetune"]
@@ -197,34 +199,6 @@ class TrackingSpec(Block):
     """MLflow experiment."""
 
 
-Distribution = Literal["choice", "grid", "uniform", "loguniform", "int_uniform"]
-
-
-class SearchSpec(Block):
-    """A search over fields of this spec: each point becomes a training of its own."""
-
-    space: dict[str, dict[str, Any]]
-    """Field path to one of `{grid: [...]}`, `{choice: [...]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}`,
-    `{int_uniform: [low, high]}`. Grid values are all tried; the others are drawn. A grid or choice may also map each
-    value to a space of its own: `{grid: {full: {training.learning_rate: {...}}, lora: {...}}}`."""
-    samples: PositiveInt = 1
-    """Draws for every grid point."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """`asha` stops the worse trials early (Li et al. 2020); `none` lets all of them finish."""
-    metric: str | None = None
-    """Metric that ranks trials; none given is `eval/accuracy` for classification and `eval/loss` otherwise."""
-    mode: Literal["auto", "min", "max"] = "auto"
-    """Whether the metric should be small or large; `auto` knows the metrics of this project."""
-    grace_steps: Count | None = None
-    """Steps that ASHA lets every trial run; none given is the first evaluation."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """ASHA keeps one in so many at each rung."""
-    max_concurrent: Literal["auto"] | PositiveInt = "auto"
-    """Trials at a time; `auto` is what the cluster's devices allow."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the draws."""
-
-
 class RunSpec(Block):
     """One training, or with `search` a search of trainings."""
 
@@ -351,9 +325,10 @@ class RunSpec(Block):
         return None if self.budget is None else parse_budget(self.budget)
 
     @property
-    def quality_metric(self) -> str:
-        """The metric that says how good the result is: accuracy for classification, loss otherwise."""
-        return "eval/accuracy" if self.task == "text-classification" else "eval/loss"
+    def goal(self) -> Goal:
+        """What ranks the result: the metric that a search names, else that of the task."""
+        named = (None, "auto") if self.search is None else (self.search.metric, self.search.mode)
+        return Goal.of(named[0] or QUALITY_OF_TASK[self.task], named[1])
 
     def fingerprint(self) -> str:
         """Eight hex digits over what `identity` gives: equal for a run and its resumption."""

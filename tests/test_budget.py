@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -100,9 +101,9 @@ AMOUNT_OF_A_SECOND = {"hours": 1 / 3600, "gpu-hours": 2 / 3600, "usd": 6 / 3600,
 """On the plan's two workers."""
 
 
-def kept(folder: Path, seconds: float, unit: BudgetUnit = "hours", **every: int) -> LedgerBudget:
+def kept(folder: Path, seconds: float, unit: BudgetUnit = "hours", **every: Any) -> LedgerBudget:
     amount = seconds * AMOUNT_OF_A_SECOND[unit]
-    cadence = {"eval_every_steps": None, "save_every_steps": None, **every}
+    cadence: dict[str, Any] = {"eval_every_steps": None, "save_every_steps": None, **every}
     return LedgerBudget(amount=amount, unit=unit, ledger=folder, member="run", **cadence)
 
 
@@ -136,12 +137,14 @@ def test_steps_evaluations_checkpoints_and_the_end_stay_within_any_budget_of_tim
     clock = Clock()
     account = new_attempt(clock)
     began = clock.now_s
-    budget = kept(tmp_path_factory.mktemp("ledger"), seconds, unit, eval_every_steps=3, save_every_steps=4)
+    budget = kept(
+        tmp_path_factory.mktemp("ledger"), seconds, unit, eval_every_steps=3, save_every_steps=4, rungs=(2, 3, 10)
+    )
     close(account, clock, evaluation_s=2.0, saving_s=1.0)  # so that all is timed
     for _ in range(5000):
         if not account.decide(budget).go_on:
             break
-        if account.step and account.step % 3 == 0:
+        if account.step and (account.step % 3 == 0 or account.step in (2, 10)):
             clock.now_s += 2.0
         if account.step and account.step % 4 == 0:
             clock.now_s += 1.0

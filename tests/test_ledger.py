@@ -46,9 +46,9 @@ def test_an_hour_of_two_workers_is_two_device_hours_at_their_price() -> None:
 
 def test_a_spec_carries_its_ledger_to_a_worker_and_is_the_same_run(tmp_path: Path) -> None:
     plain = spec(PRETRAIN, budget="5usd", training__eval_every_steps=4, checkpoint__every_steps=3)
-    kept = pickle.loads(pickle.dumps(with_ledger(plain, tmp_path, member="a")))
+    kept = pickle.loads(pickle.dumps(with_ledger(plain, tmp_path, member="a", rungs=(2, 6))))
     assert kept.parsed_budget == LedgerBudget(
-        amount=5, unit="usd", ledger=tmp_path, member="a", eval_every_steps=4, save_every_steps=3
+        amount=5, unit="usd", ledger=tmp_path, member="a", eval_every_steps=4, rungs=(2, 6), save_every_steps=3
     )
     assert kept.fingerprint() == plain.fingerprint()
     assert kept.model_dump() == plain.model_dump()

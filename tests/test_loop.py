@@ -382,6 +382,19 @@ def test_evaluation_is_exact_and_does_not_depend_on_workers_or_micro_batch(tmp_p
         assert figures == pytest.approx(exact, abs=2e-6, rel=2e-6)
 
 
+def test_rungs_are_evaluated_besides_the_usual_steps_and_change_nothing_of_the_training(tmp_path: Path) -> None:
+    plain, ranked = (pretrain(tmp_path / name, training__eval_every_steps=4) for name in ("plain", "ranked"))
+    training_runs.run(plain)
+    training_runs.run(replace(ranked, rungs=(1, 3, 4)))
+    assert (evaluated_steps(plain), evaluated_steps(ranked)) == ([4, 6], [1, 3, 4, 6])
+    assert_same_curves(ranked, plain)
+
+
+def evaluated_steps(job: TrainingJob) -> list[int]:
+    news = [json.loads(line) for line in (job.run_folder / "history.jsonl").read_text().splitlines()]
+    return [item["step"] for item in news if item["phase"] == "evaluating"]
+
+
 # -- endings ---------------------------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,9 @@ SPECS = sorted(path for kind in ("pretrain", "finetune", "tune") for path in (RO
 
 LAYERS = (
     {"errors"},
-    {"quantities", "locations", "whole_file", "yaml_file", "page", "charts"},
+    {"quantities", "ranking", "locations", "whole_file", "yaml_file", "page", "charts"},
     {"spec_survival"},
-    {"spec_data"},
+    {"spec_data", "spec_search"},
     {"spec", "console"},
     {"spec_file"},
     {"data"},

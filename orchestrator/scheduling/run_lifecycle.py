@@ -15,6 +15,7 @@ from orchestrator.errors import Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.plan import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
+from orchestrator.ranking import Goal
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.run_folder import (
     RESULT,
@@ -190,14 +191,15 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
     return tracker
 
 
-def what_is_tracked(prepared: Prepared) -> dict[str, Any]:
-    """What MLflow shows of a run besides its metrics."""
+def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> dict[str, Any]:
+    """What MLflow shows of a run besides its metrics; `goal` is that of the search that a trial belongs to."""
     return described(
         prepared.spec,
         prepared.plan,
         data_fingerprint=prepared.data.fingerprint,
         held_out=prepared.data.held_out,
         run_folder=prepared.run_folder,
+        goal=goal,
     )
 
 

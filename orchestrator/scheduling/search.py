@@ -8,18 +8,19 @@ others.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler
 
 from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError
 from orchestrator.planning.run_plan import ClusterShape
+from orchestrator.ranking import Goal
+from orchestrator.scheduling.pruning import SuccessiveHalving
 from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder
 from orchestrator.scheduling.run_lifecycle import (
     Listener,
@@ -35,6 +36,7 @@ from orchestrator.scheduling.run_lifecycle import (
     tracked,
     what_is_tracked,
 )
+from orchestrator.scheduling.rungs import RUNGS, Rungs, rung_steps
 from orchestrator.scheduling.shipping import pack
 from orchestrator.scheduling.trial import (
     STEP,
@@ -48,10 +50,11 @@ from orchestrator.scheduling.trial import (
     trial_main,
 )
 from orchestrator.search_space import trials
-from orchestrator.spec import RunSpec, SearchSpec
+from orchestrator.spec import RunSpec
+from orchestrator.spec_search import SearchSpec
 from orchestrator.tracking.mlflow_run import STOP_REASON_TAG, TAG
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.training.job import TRIALS, Outcome
+from orchestrator.training.job import TRIALS
 
 _NO_CPU = {"node:__internal_head__": 0.001}
 """A trial whose workers Ray Train places apart holds no core itself, or trials and workers could starve each other."""
@@ -76,15 +79,16 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
             trial=trial,
             parcel=parcels[plan.data.path],
             prepared=replace(plan, run_folder=base.run_folder / TRIALS / trial.name),
+            rungs=rungs,
         )
-        for trial, plan in zip(points, plans, strict=True)
+        for trial, plan, rungs in zip(points, plans, _rungs(spec.search, plans), strict=True)
     ]
     budget = SharedBudget(spec.parsed_budget, ledger_folder(base.run_folder))
     with tracked(base, listener) as tracker:
         for task in tasks:
             make_folder(task.folder)
             forget_failure(task.folder)
-        desk = _Desk(tasks, tracker, budget, listener.say, _goal(spec)[0])
+        desk = _Desk(tasks, tracker, budget, listener.say, spec.goal)
         _tune(spec, cluster, tasks, desk, listener.watcher.stop)
         result = _best(spec, base, tasks)
         end_run(tracker, result, trials=[task.folder for task in tasks])
@@ -97,8 +101,6 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _D
     """Runs the trials; how each ended stands in its folder and on its MLflow run."""
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
     assert spec.search is not None
-    metric, mode = _goal(spec)
-    longest = max(task.prepared.plan.steps or 1 for task in tasks)
     places = [_trial_resources(task) for task in tasks]
     tuner = tune.Tuner(
         tune.with_resources(
@@ -107,11 +109,9 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _D
         ),
         param_space={"trial": tune.grid_search(list(range(len(tasks))))},
         tune_config=tune.TuneConfig(
-            metric=metric,
-            mode=mode,
             # A process whose trial has workers of its own is cheap to start, and ends when they have ended.
             reuse_actors=all(task.prepared.plan.workers == 1 for task in tasks),
-            scheduler=_scheduler(spec.search, spec, longest),
+            scheduler=_scheduler(spec, tasks),
             max_concurrent_trials=concurrency(spec.search, cluster, tasks),
         ),
         run_config=tune.RunConfig(
@@ -162,22 +162,28 @@ def _raised_by(trial: Any) -> OrchestratorError | None:
     return cause if isinstance(cause, OrchestratorError) else None
 
 
-def _goal(spec: RunSpec) -> tuple[str, str]:
-    """(metric, mode) that ranks trials."""
-    assert spec.search is not None
-    metric = spec.search.metric or spec.quality_metric
-    mode = spec.search.mode if spec.search.mode != "auto" else "max" if metric == "eval/accuracy" else "min"
-    return metric, mode
-
-
-def _scheduler(search: SearchSpec, spec: RunSpec, longest: int) -> Any:
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    grace = search.grace_steps or spec.training.eval_every_steps or 1
-    # One beyond the longest run: Tune must not cut a trial at its last step, before it has written its model.
-    return ASHAScheduler(
-        time_attr=STEP, max_t=max(longest, grace) + 1, grace_period=grace, reduction_factor=search.reduction_factor
+def _rungs(search: SearchSpec, plans: Sequence[Prepared]) -> list[tuple[int, ...]]:
+    """For each trial the steps at which it is compared with others; none for one that is evaluated at its end only."""
+    intervals = [plan.spec.training.eval_every_steps for plan in plans]
+    lengths = [plan.plan.steps or 0 for plan in plans]
+    steps = rung_steps(
+        grace=search.grace_steps,
+        intervals=[every for every in intervals if every is not None and search.scheduler == "asha"],
+        reduction_factor=search.reduction_factor,
+        longest=max(lengths),
     )
+    return [
+        () if every is None else tuple(step for step in steps if step <= length)
+        for every, length in zip(intervals, lengths, strict=True)
+    ]
+
+
+def _scheduler(spec: RunSpec, tasks: list[TrialTask]) -> Any:
+    assert spec.search is not None
+    if spec.search.scheduler == "none":
+        return FIFOScheduler()
+    kept = tasks[0].folder.parent.parent / RUNGS
+    return SuccessiveHalving(tasks, Rungs(kept, reduction_factor=spec.search.reduction_factor), spec.goal)
 
 
 def _trial_resources(task: TrialTask) -> dict[str, float]:
@@ -231,9 +237,9 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         parent: Tracker,
         budget: SharedBudget,
         say: Callable[[str], None],
-        metric: str,
+        goal: Goal,
     ) -> None:
-        self._tasks, self._parent, self._say, self._metric = tasks, parent, say, metric
+        self._tasks, self._parent, self._say, self._goal = tasks, parent, say, goal
         self.budget = budget
         self._open: dict[int, Tracker] = {}
         self._ended: set[int] = set()
@@ -257,14 +263,15 @@ class _Desk(tune.Callback):  # type: ignore[misc]
                 return
         point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
         self._say(f"trial {task.trial.name} starts: {point}")
-        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, **what_is_tracked(task.prepared))
+        described = what_is_tracked(task.prepared, self._goal)
+        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, **described)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        name, value = self._tasks[trial.config["trial"]].trial.name, result.get(self._metric)
+        name, value = self._tasks[trial.config["trial"]].trial.name, result.get(self._goal.metric)
         if value is not None:
-            self._say(f"trial {name} step {result[STEP]}: {self._metric} {value:.4g}")
+            self._say(f"trial {name} step {result[STEP]}: {self._goal.metric} {value:.4g}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._say(f"trial {self._tasks[trial.config['trial']].trial.name} lost its process and goes on in another")
@@ -332,8 +339,7 @@ def _say_ending(ending: Ending, tracker: Tracker) -> None:
 
 
 def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:
-    """The trial that came to its end, or its budget's, with the best last metric."""
-    metric, mode = _goal(spec)
+    """The trial that came to its end, or its budget's, with the best figures there: those of the model it has left."""
     endings = [(task, ending) for task in tasks if (ending := ending_of(task.folder)) is not None]
     failed = [f"trial {task.trial.name}: {ending.error}" for task, ending in endings if ending.status == "failed"]
     ended = [(task, ending.outcome) for task, ending in endings if ending.outcome is not None]
@@ -344,7 +350,7 @@ def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:
             got=failed[0] if failed else undone or "all were stopped early",
             do="raise the budget" if undone else f"see the trials' folders below {base.run_folder}",
         )
-    best, outcome = max(ended, key=lambda pair: _rank(pair[1], metric, mode))
+    best, outcome = ended[spec.goal.best_of([outcome.metrics.get(spec.goal.metric) for _, outcome in ended])]
     failures = f"{len(failed)} of {len(tasks)} trials failed; the first: {failed[0]}" if failed else None
     return RunResult(
         status="stopped_by_budget" if undone else "finished",
@@ -362,11 +368,3 @@ def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:
             "mlflow_run_id": remembered_run_id(best.folder),
         },
     )
-
-
-def _rank(outcome: Outcome, metric: str, mode: str) -> float:
-    """Larger is better; a trial that diverged comes last."""
-    value = outcome.metrics[metric]
-    if not math.isfinite(value):
-        return -math.inf
-    return value if mode == "max" else -value

@@ -76,6 +76,8 @@ class TrialTask:
     trial: Trial
     prepared: Prepared
     parcel: Parcel | None
+    rungs: tuple[int, ...] = ()
+    """Steps at which it is evaluated and compared with others, and may be stopped."""
 
     @property
     def folder(self) -> Path:
@@ -271,10 +273,11 @@ def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
     if task.parcel is not None:
         unpack(task.parcel)
     job = TrainingJob(
-        spec=with_ledger(spec, task.ledger, member=task.trial.name),
+        spec=with_ledger(spec, task.ledger, member=task.trial.name, rungs=task.rungs),
         plan=plan,
         data=task.prepared.data,
         run_folder=task.folder,
+        rungs=task.rungs,
         final_checkpoint=spec.checkpoint.every_steps is not None or spec.budget is not None,
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestrator import __version__
+from orchestrator.ranking import Goal
 from orchestrator.tracking.mlflow_run import TAG
 
 if TYPE_CHECKING:
@@ -22,16 +23,22 @@ if TYPE_CHECKING:
 
 
 def described(
-    spec: RunSpec, plan: RunPlan, *, data_fingerprint: str, held_out: HeldOut, run_folder: Path
+    spec: RunSpec,
+    plan: RunPlan,
+    *,
+    data_fingerprint: str,
+    held_out: HeldOut,
+    run_folder: Path,
+    goal: Goal | None = None,
 ) -> dict[str, Any]:
     """The arguments `tags`, `params` and `artifacts` of `tracker.open_run`.
 
     The parameters are the spec and the plan, flattened so that MLflow can filter and compare by them. A resumed run
-    keeps its first ones; the artifact `plan.json` is the plan carried out last.
+    keeps its first ones; the artifact `plan.json` is the plan carried out last. `goal` ranks a trial as its search.
     """
     asked, planned = spec.model_dump(mode="json"), plan.to_dict()
     figures = {key: value for key, value in planned.items() if key not in ("deepspeed", "reasons")}
-    tags = run_tags(spec, data_fingerprint=data_fingerprint, held_out_fingerprint=held_out.fingerprint)
+    tags = run_tags(spec, data_fingerprint=data_fingerprint, held_out_fingerprint=held_out.fingerprint, goal=goal)
     measured = {key: value for key, value in held_out.to_dict().items() if key != "notes"}
     return {
         "tags": {**tags, f"{TAG}run_folder": str(run_folder)},
@@ -41,9 +48,14 @@ def described(
 
 
 def run_tags(
-    spec: RunSpec, *, data_fingerprint: str | None = None, held_out_fingerprint: str | None = None
+    spec: RunSpec,
+    *,
+    data_fingerprint: str | None = None,
+    held_out_fingerprint: str | None = None,
+    goal: Goal | None = None,
 ) -> dict[str, str]:
     """The tags that every run carries and `compare` reads."""
+    goal = goal or spec.goal
     values = {
         "kind": spec.kind,
         "method": spec.method,
@@ -52,7 +64,8 @@ def run_tags(
         "spec_fingerprint": spec.fingerprint(),
         "data_fingerprint": data_fingerprint,
         "held_out_fingerprint": held_out_fingerprint,
-        "quality_metric": spec.quality_metric,
+        "quality_metric": goal.metric,
+        "quality_mode": "max" if goal.higher_is_better else "min",
         "role": None if spec.search is None else "search",
         "version": __version__,
     }

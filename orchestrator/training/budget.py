@@ -10,7 +10,16 @@ from dataclasses import replace
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.training.job import LoopState
-from orchestrator.training.ledger import BudgetDecision, Cost, Entry, Ledger, LedgerBudget, decide, time_cost
+from orchestrator.training.ledger import (
+    BudgetDecision,
+    Cost,
+    Entry,
+    Ledger,
+    LedgerBudget,
+    decide,
+    evaluation_is_due,
+    time_cost,
+)
 
 _PACE_STEPS = 20
 """The pace is the mean of so many recent steps."""
@@ -150,15 +159,9 @@ class Account:
 
     def _due_s(self, budget: LedgerBudget) -> float:
         """The evaluation and the checkpoint that the loop does between this step and the next."""
-        due = [
-            seconds
-            for every, seconds in (
-                (budget.eval_every_steps, self._next_evaluation_s()),
-                (budget.save_every_steps, self._next_saving_s()),
-            )
-            if every is not None and self.step > 0 and self.step % every == 0
-        ]
-        return sum(due)
+        evaluates = evaluation_is_due(self.step, every=budget.eval_every_steps, rungs=budget.rungs)
+        saves = budget.save_every_steps is not None and self.step > 0 and self.step % budget.save_every_steps == 0
+        return self._next_evaluation_s() * evaluates + self._next_saving_s() * saves
 
     def _closing(self) -> Cost:
         """An evaluation, a checkpoint and an export, which writes about as much as a checkpoint."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
 from orchestrator.training.exchange import Exchange, exchange_at
+from orchestrator.training.ledger import evaluation_is_due
 from orchestrator.training.prepare import PreparedData
 from orchestrator.training.pulse import Pulse
 
@@ -64,10 +65,16 @@ class TrainingJob:
     """The training saves and ends, interrupted, after this step of its plan; None goes to the plan's end."""
     hold_after_step: int | None = None
     """Rank 0 waits after this step, once it is told, for as long as `hold_file` is there: someone kills a worker."""
+    rungs: tuple[int, ...] = ()
+    """Steps after which it is evaluated in any case: a search compares its trials there."""
     attempt: int = 0
     """Number of this start of the run's workers (`attempts`); 0 where nobody else can start them too."""
     exchanged_at: str | None = None
     """Where in a bucket the run's machines exchange what lies in its folder; None where all of them see that."""
+
+    def is_evaluated_after(self, step: int) -> bool:
+        """Whether an evaluation falls due between this step and the next."""
+        return evaluation_is_due(step, every=self.spec.training.eval_every_steps, rungs=self.rungs)
 
     @property
     def checkpoints(self) -> Path | str:

@@ -98,6 +98,7 @@ class LedgerBudget(Budget):
     member: str
     """Name of the run in the ledger."""
     eval_every_steps: int | None
+    rungs: tuple[int, ...] = ()
     save_every_steps: int | None
     """Work that falls due before the next step is paid for, too."""
 
@@ -109,6 +110,8 @@ class LedgerSpec(RunSpec):
     """Folder that every node sees."""
     member: str = Field(exclude=True)
     """Name of this run in the ledger."""
+    rungs: tuple[int, ...] = Field(default=(), exclude=True)
+    """Steps after which it is evaluated besides those that the spec says (`TrainingJob.rungs`)."""
 
     @property
     def parsed_budget(self) -> LedgerBudget | None:
@@ -122,13 +125,19 @@ class LedgerSpec(RunSpec):
             ledger=self.ledger,
             member=self.member,
             eval_every_steps=self.training.eval_every_steps,
+            rungs=self.rungs,
             save_every_steps=every if isinstance(every := self.checkpoint.every_steps, int) else None,
         )
 
 
-def with_ledger(spec: RunSpec, ledger: Path, *, member: str) -> RunSpec:
+def with_ledger(spec: RunSpec, ledger: Path, *, member: str, rungs: tuple[int, ...] = ()) -> RunSpec:
     """The spec with its budget kept in a ledger; without a budget, the spec itself."""
-    return spec if spec.budget is None else LedgerSpec(**dict(spec), ledger=ledger, member=member)
+    return spec if spec.budget is None else LedgerSpec(**dict(spec), ledger=ledger, member=member, rungs=rungs)
+
+
+def evaluation_is_due(step: int, *, every: int | None, rungs: tuple[int, ...]) -> bool:
+    """Whether a training is evaluated after this step: at every multiple of `every`, and at the rungs of its search."""
+    return step > 0 and (step in rungs or (every is not None and step % every == 0))
 
 
 @dataclass(frozen=True, kw_only=True)

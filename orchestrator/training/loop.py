@@ -139,7 +139,7 @@ class _Loop:
             if self._step == self._steps:
                 return "finished"
             # Before the step and not after the last one: a run that was stopped in between makes up for it.
-            if _due(self._step, self._spec.training.eval_every_steps) and self._evaluated_step != self._step:
+            if self._job.is_evaluated_after(self._step) and self._evaluated_step != self._step:
                 self._evaluate()
             if self._keeper.is_due(self._step):
                 self._save()
@@ -385,7 +385,3 @@ class _Loop:
                 metrics=dict(self._metrics),
             )
         )
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step > 0 and step % every == 0

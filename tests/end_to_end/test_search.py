@@ -84,6 +84,23 @@ def test_every_trial_is_a_nested_run_that_says_how_it_ended(pruned: RunResult) -
     assert sum(reasons.values()) == 4
 
 
+def test_trials_with_unequal_evaluations_are_compared_at_the_same_steps(folder: Path) -> None:
+    rates = {
+        rate: {"training.eval_every_steps": {"grid": [every]}} for rate, every in ((3.0, 2), (1e-4, 5), (10.0, 1000))
+    }
+    space = {"training.learning_rate": {"grid": rates}}
+    asha = {"scheduler": "asha", "reduction_factor": 2, "max_concurrent": 1}
+    result = launch(search(folder, "unequal", space, search=asha), runs.listener())
+    assert {name: steps(run, "eval/loss") for name, run in children(result).items()} == {
+        "00": [2, 4, 6, 8],
+        "01": [2, 4, 5, 8],
+        "02": [2],
+    }
+    assert stop_reasons(result) == {"00": None, "01": None, "02": "pruned"}
+    assert result.best is not None
+    assert result.best["trial"] == "01"
+
+
 def test_a_pruned_trial_is_really_stopped(pruned: RunResult) -> None:
     for run in children(pruned).values():
         logged = steps(run)
