@@ -136,7 +136,7 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     check_request(spec, steps)
     spec = with_base_found(spec)
     check_storage(spec)
-    data, shape = look_ahead(spec), expected_shape()
+    data, shape = look_ahead(spec).data, expected_shape()
     if shape is not None:
         _check_length(plan_to_run(spec, shape, counts=None if data is None else data.counts), steps)
     with connected_session(listener) as cluster:

@@ -10,7 +10,7 @@ from orchestrator import locations
 from orchestrator.errors import ClusterError, Interrupted, SpecError, TransientError
 from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import Budget, BudgetUnit
-from orchestrator.scheduling.launch import launch
+from orchestrator.scheduling.launch import launch, look_ahead
 from orchestrator.scheduling.run_folder import forget, run_folder_of
 from orchestrator.scheduling.run_lifecycle import (
     Prepared,
@@ -31,8 +31,10 @@ from orchestrator.tracking.outbox import count_waiting
 from orchestrator.training.prepare import encode_here, prepare
 from tests.end_to_end.runs import listener
 from tests.mlflow_runs import all_runs, free_port, get_run, log, new_store, opened
-from tests.specs import PRETRAIN, spec
-from tests.training_runs import CLUSTER, corpus
+from tests.specs import CLASSIFY, PRETRAIN, spec
+from tests.test_contents import replace_keeping_time
+from tests.test_running import base_model
+from tests.training_runs import CLUSTER, corpus, rows
 
 pytestmark = pytest.mark.slow  # the module imports Ray
 
@@ -116,6 +118,24 @@ def test_a_second_command_of_a_running_run_is_refused_before_ray_starts() -> Non
         for fresh in (False, True):
             with pytest.raises(ClusterError, match=r"(?s)another command drives this run.*process [0-9]+ on "):
                 launch(run, hears, fresh=fresh)
+
+
+def test_a_finished_run_answers_until_its_base_has_other_weights_under_the_same_name_and_time(tmp_path: Path) -> None:
+    base = Path(base_model(tmp_path))
+    weights = base / "model.safetensors"
+    weights.write_bytes(b"x" * 1000)
+    run = spec(CLASSIFY, model__base=str(base), data__train=str(rows()), tracking__enabled=False)
+    prepare(run, cache=locations.home() / "cache" / "data", encode=encode_here)
+    folder = look_ahead(run).run_folder
+    assert folder is not None
+    folder.mkdir(parents=True)
+    keep_result(result(folder, "finished"), run)
+    without_ray = replace(listener(), connecting=lambda: pytest.fail("Ray was about to start"))
+    assert launch(run, without_ray).status == "finished"
+    replace_keeping_time(weights, b"y" * 1000)
+    assert look_ahead(run).run_folder not in (None, folder)
+    with pytest.raises(pytest.fail.Exception, match="Ray was about to start"):
+        launch(run, without_ray)
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped_by_budget"])

@@ -296,7 +296,7 @@ def test_causal_and_masked_data_have_folders_of_their_own_and_the_masking_rate_s
 
 def test_data_of_earlier_versions_is_found_again(tmp_path: Path) -> None:
     data = run(pretrain(specs.write_corpus(tmp_path / "corpus", documents=10)), tmp_path / "cache")
-    assert data.fingerprint == "03f4a2f69d4b2e7d"
+    assert data.fingerprint == "23347f20391e8b5f"
 
 
 def test_a_base_without_a_mask_token_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
@@ -418,13 +418,29 @@ def test_changed_content_changes_the_fingerprint_and_what_does_not_matter_keeps_
     assert run(pretrain(copy), tmp_path / "cache").fingerprint != first.fingerprint
 
 
-def test_much_data_is_known_by_path_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HASHED_BYTES", 1)
-    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
-    run(pretrain(corpus), tmp_path / "cache")
-    assert run(pretrain(corpus), tmp_path / "cache").cached
-    os.utime(corpus / "document-003.txt", ns=(0, 0))
-    assert not run(pretrain(corpus), tmp_path / "cache").cached
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "csv"])
+def test_data_replaced_under_its_name_and_time_is_read_as_it_is_now(tmp_path: Path, ending: str) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+
+    def write(word: str) -> Path:
+        texts = [" ".join(f"{word}{line}" for line in range(50 * n, 50 * n + 50)) for n in range(20)]
+        lines = {"txt": texts, "csv": ["text", *texts], "jsonl": [json.dumps({"text": text}) for text in texts]}
+        (corpus / f"file.{ending}").write_text("\n".join(lines[ending]))
+        return corpus / f"file.{ending}"
+
+    file = write("old")
+    before = file.stat()
+    old = run(pretrain(corpus, data__validation_fraction=0.3), tmp_path / "cache")
+    file = write("new")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    now = run(pretrain(corpus, data__validation_fraction=0.3), tmp_path / "cache")
+    assert now.fingerprint != old.fingerprint
+    assert now.held_out_fingerprint != old.held_out_fingerprint
+    text = "".join(documents(now, "train") + documents(now, "validation"))
+    assert "new" in text
+    assert "old" not in text
 
 
 def test_seed_is_not_part_of_what_it_does_not_shape(tmp_path: Path) -> None:

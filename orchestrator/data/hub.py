@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
+from pathlib import Path
 from typing import Any
 
 from orchestrator import locations
+from orchestrator.data.contents import digests
 from orchestrator.data.sources import HUB_NAME, Source
 from orchestrator.errors import DataError, StorageError
 
@@ -46,6 +49,8 @@ def _load(path: str, **options: Any) -> Any:
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # The reason is in the error raised below.
     cache = locations.home() / "cache" / "datasets"
     files: list[str] = options.get("data_files", [])
+    if files:  # It knows a file by path and time, and would give the rows of one that was replaced.
+        cache /= hashlib.sha256("".join(digests([Path(file) for file in files])).encode()).hexdigest()[:16]
     try:
         if not files:
             _ask_hub(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import locations
@@ -67,15 +67,15 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
     """
     spec = with_base_found(spec)
     check_storage(spec)
-    data = look_ahead(spec)
-    if data is None or fresh:
+    folder = look_ahead(spec).run_folder
+    if folder is None or fresh:
         check_bucket_of(spec)
-    elif (earlier := answered_earlier(run_folder_of(spec, data), spec, listener)) is not None:
+    elif (earlier := answered_earlier(folder, spec, listener)) is not None:
         return earlier
     if spec.tracking.enabled:
         check_uri(tracking_uri(spec))
-    if data is not None:
-        check_undriven(run_folder_of(spec, data))
+    if folder is not None:
+        check_undriven(folder)
     with connected_session(listener) as cluster:
         if spec.search is not None:
             from orchestrator.scheduling.search import run_search
@@ -86,7 +86,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         if fresh:
             forget(spec, prepared.run_folder)
         check_stop(listener)
-        unasked = data is None and not fresh
+        unasked = folder is None and not fresh
         earlier = answered_earlier(prepared.run_folder, spec, listener) if unasked else None
         return earlier or _train(prepared, listener)
 
@@ -102,22 +102,37 @@ def connected_session(listener: Listener) -> Iterator[ClusterShape]:
         yield cluster
 
 
-def look_ahead(spec: RunSpec) -> PreparedData | None:
-    """Refuses plans and data that cannot work, those of a search's trials too; gives the data if it is encoded already.
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What is known of a run before Ray starts."""
+
+    data: PreparedData | None
+    """The spec's data, if it is encoded already."""
+    run_folder: Path | None
+    """Where the run is kept; None while its data, or that of a trial, is not encoded."""
+
+
+def look_ahead(spec: RunSpec) -> Foreseen:
+    """Refuses plans and data that cannot work, those of a search's trials too; finds what is encoded already.
 
     Raises what `plan_to_run` and `prepare` raise.
     """
     cluster, cache = expected_shape(), locations.home() / "cache" / "data"
     found: dict[str, PreparedData | None] = {}
-    for one in (spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))):
+    specs = [spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))]
+    each: list[PreparedData | None] = []
+    for one in specs:
         if cluster is None:
             check_samples(one)
         else:
             plan_to_run(one, cluster)
-        key = one.model_dump_json(include={"data": True, "model": True, "task": True, "training": {"seed"}})
+        key = one.model_dump_json(include={"data", "model", "task"})
         if key not in found:
             found[key] = find_prepared(one, cache=cache)
-    return next(iter(found.values()))
+        each.append(found[key])
+    met = [(one, data) for one, data in zip(specs, each, strict=True) if data is not None]
+    whole = len(met) == len(specs)
+    return Foreseen(data=each[0], run_folder=run_folder_of(*met[0], met[1:]) if whole else None)
 
 
 def _train(prepared: Prepared, listener: Listener) -> RunResult:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import locations
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.scheduling.identity import Met, identity_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import desired
 from orchestrator.tracking.desired import OUTBOX, check_undriven, find_runs
@@ -27,9 +28,12 @@ SHARED = (ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL)
 _BUCKET = "bucket.json"
 
 
-def run_folder_of(spec: RunSpec, data: PreparedData) -> Path:
-    """The folder of a run: the same for the same spec on the same data."""
-    identity = hashlib.sha256(f"{spec.fingerprint()} {data.fingerprint}".encode()).hexdigest()[:8]
+def run_folder_of(spec: RunSpec, data: PreparedData, trials: Sequence[Met] = ()) -> Path:
+    """The folder of a training, or of a search with its trials: the same for the same settings on the same inputs.
+
+    Raises DataError when a file of the base model cannot be read.
+    """
+    identity = identity_of(spec, data, trials)
     storage = (
         Path(spec.checkpoint.storage).expanduser().absolute()
         if spec.checkpoint.storage and not spec.checkpoint.in_a_bucket

@@ -21,7 +21,7 @@ from orchestrator.errors import CapacityError, ClusterError, Interrupted, Orches
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.ranking import Goal
 from orchestrator.scheduling.pruning import SuccessiveHalving
-from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder
+from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder, run_folder_of
 from orchestrator.scheduling.run_lifecycle import (
     Listener,
     Prepared,
@@ -68,6 +68,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     say_held_out(base.data, listener)
     points = trials(spec)
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
+    base = replace(base, run_folder=run_folder_of(spec, base.data, [(plan.spec, plan.data) for plan in plans]))
     if fresh:
         forget(spec, base.run_folder)
     earlier = answered_earlier(base.run_folder, spec, listener)

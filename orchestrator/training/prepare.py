@@ -21,8 +21,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from orchestrator.data.contents import digests, hub_commit
 from orchestrator.data.held_out import Account, HeldOut
-from orchestrator.data.sources import Source, find_sources
+from orchestrator.data.sources import HUB_NAME, Source, find_sources
 from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.planning.run_plan import DatasetCounts
@@ -36,7 +37,6 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 2
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
-_HASHED_BYTES = 64_000_000  # Smaller data is known by its content, so that copies agree; hashing 64 MB takes 0.1 s.
 
 
 class EncodeMany(Protocol):
@@ -178,16 +178,14 @@ def _fingerprint(inputs: _Inputs) -> str:
 
 
 def _identity(sources: Sequence[Source]) -> list[Any]:
-    """What stands for the content of files: a hash of it, or of much data path, size and time. The hub: the name."""
-    files = [file for source in sources for file in source.files]
-    found: list[Any] = [[s.reader, s.split, len(s.files), s.location if s.reader == "hub" else ""] for s in sources]
-    try:
-        stats = [file.stat() for file in files]
-        if sum(stat.st_size for stat in stats) < _HASHED_BYTES:
-            return found + [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read", got=error.strerror) from error
-    return found + [[str(f.absolute()), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
+    """What the sources hold: a hash of each file's content; of a hub dataset the name, and the commit where known."""
+    found = [[s.reader, s.split, len(s.files), _on_the_hub(s) if s.reader == "hub" else []] for s in sources]
+    return [*found, *digests([file for source in sources for file in source.files])]
+
+
+def _on_the_hub(source: Source) -> list[str | None]:
+    match = HUB_NAME.match(source.location)
+    return [source.location, None if match is None else hub_commit(match["name"], "dataset")]
 
 
 def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:

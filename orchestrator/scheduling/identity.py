@@ -1,0 +1,68 @@
+"""What makes a run this one and no other: its settings, and by content all that it reads."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import locations
+from orchestrator.data.contents import digests, hub_commit
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS
+from orchestrator.spec import RunSpec
+from orchestrator.training.prepare import PreparedData
+
+Met = tuple[RunSpec, PreparedData]
+"""A spec, and its data as encoded."""
+
+_CONFIGURATION = ("config.json", "generation_config.json")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.gguf", "*.model", "*.txt", "*.jinja", "*.py")
+"""What `from_pretrained` may read in a model's folder: configuration, weights, adapter, tokenizer and code."""
+_BESIDE_A_MODEL = ("training_args.bin", "trainer_state.json", "requirements*.txt", "LICENSE*", "NOTICE*")
+"""What matches the above and is not read."""
+
+
+def identity_of(spec: RunSpec, data: PreparedData, trials: Sequence[Met] = ()) -> str:
+    """Eight hex digits: equal for equal settings on equal inputs, wherever those lie.
+
+    A search's trials belong to it: another file behind one of them makes it another search.
+    Raises DataError when a file of the model cannot be read.
+    """
+    parts = [[_settings(each), found.fingerprint, _model(each)] for each, found in ((spec, data), *trials)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _settings(spec: RunSpec) -> dict[str, Any]:
+    """The spec without the names of what it reads; the fingerprint of the data covers the tokenizer."""
+    settings = spec.identity()
+    for block, names in (("data", ("train", "validation")), ("model", ("base", "config", "tokenizer"))):
+        settings[block] = {key: value for key, value in settings[block].items() if key not in names}
+    if settings["search"] is not None:  # its points are the trials, which come one by one
+        settings["search"] = {key: value for key, value in settings["search"].items() if key != "space"}
+    return settings
+
+
+def _model(spec: RunSpec) -> list[Any]:
+    """The files of a base model or a given configuration, by content; else the name and commit it has on the hub."""
+    location = str(spec.model.base or spec.model.config)
+    if spec.model.base is None and location in FAMILY_DEFAULTS:
+        return [location]
+    path = Path(locations.resolve(location))
+    if path.is_file():
+        return digests([path])
+    if not path.is_dir():
+        return [location, hub_commit(location, "model")]
+    if spec.model.base is None:
+        return digests([path / "config.json"])
+    wanted = _CONFIGURATION if spec.method == "scratch" else _MODEL_FILES
+    files = sorted(file for file in path.iterdir() if file.is_file() and _is_read(file.name, wanted))
+    return [[file.name, digest] for file, digest in zip(files, digests(files), strict=True)]
+
+
+def _is_read(name: str, wanted: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in wanted) and not any(
+        fnmatch.fnmatch(name, pattern) for pattern in _BESIDE_A_MODEL
+    )
