@@ -16,7 +16,9 @@ from orchestrator.errors import ModelError
 from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES
 from orchestrator.training import models
 from orchestrator.training.batches import open_split
+from orchestrator.training.export import Sample, check_batch, export
 from orchestrator.training.job import TrainingJob
+from orchestrator.training.objectives import logits_of
 from tests import training_runs
 from tests.training_runs import LLAMA, classify, continued, fill_gaps, pretrain
 
@@ -44,6 +46,15 @@ for folder, batch_file, kind in json.load(sys.stdin):
     found.append({"loss": loss, "dtype": str(model.dtype), "names": names, "tokens": len(text)})
 print(json.dumps(found))
 """
+
+
+def exported(job: TrainingJob) -> torch.nn.Module:
+    """The model that the training begins with, exported as it is."""
+    model = models.build_model(job.spec, job.plan, job.data)
+    batch = check_batch(open_split(job.data.path, "validation"), job.plan)
+    trained = Sample(batch=batch, logits=logits_of(model, batch))
+    assert export(model.state_dict(), job.spec, job.plan, job.data, job.model_folder, trained=trained) is None
+    return model
 
 
 # -- what is trained -------------------------------------------------------------------------------------------------
@@ -139,8 +150,7 @@ def test_an_encoder_without_a_masked_lm_head_gets_a_new_one_and_says_so(tmp_path
 
 def test_a_base_with_its_masked_lm_head_is_taken_as_it_is(tmp_path: Path) -> None:
     first = fill_gaps(tmp_path / "first")
-    weights = models.build_model(first.spec, first.plan, first.data).state_dict()
-    models.export(dict(weights), first.spec, first.plan, first.data, first.model_folder)
+    weights = exported(first).state_dict()
     job = continued(tmp_path / "next", first.model_folder, task="masked-lm")
     said: list[str] = []
     loaded = models.build_model(job.spec, job.plan, job.data, say=said.append).state_dict()
@@ -176,6 +186,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "gpt2-2": pretrain(root / "gpt2-2", **stage(2)),
         "gpt2-3": pretrain(root / "gpt2-3", **stage(3)),
         "gpt2-3-bf16": pretrain(root / "gpt2-3-bf16", **stage(3), training__precision="bf16"),
+        "llama-0": pretrain(root / "llama-0", **stage(0), **llama()),
         "llama-3": pretrain(root / "llama-3", **stage(3), **llama()),
         "llama-2-untied": pretrain(root / "llama-2", **stage(2), **llama(tie_word_embeddings=False)),
         "bert-full-3": classify(root / "bert-full-3", **stage(3)),
@@ -298,7 +309,7 @@ def test_full_and_scratch_change_every_weight_that_is_looked_at(exports: dict[st
 def test_every_zero_stage_trains_the_same_heads_and_adapters(exports: dict[str, TrainingJob]) -> None:
     pairs = (
         *(("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3")),
-        *(("gpt2-0", "gpt2-2"), ("roberta-0", "roberta-3")),
+        *(("gpt2-0", "gpt2-2"), ("llama-0", "llama-3"), ("roberta-0", "roberta-3")),
     )
     for one, other in pairs:
         assert final_loss(exports[one]) == pytest.approx(final_loss(exports[other]), abs=1e-5), (one, other)
@@ -307,7 +318,5 @@ def test_every_zero_stage_trains_the_same_heads_and_adapters(exports: dict[str, 
 def test_libraries_say_nothing_while_a_model_is_loaded_and_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = classify(tmp_path)
-    model = models.build_model(job.spec, job.plan, job.data)
-    models.export(model.state_dict(), job.spec, job.plan, job.data, job.model_folder)
+    exported(classify(tmp_path))
     assert capfd.readouterr() == ("", "")

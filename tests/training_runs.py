@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ def fill_gaps(folder: Path, **changes: Any) -> TrainingJob:
 def continued(folder: Path, base: Path, **changes: Any) -> TrainingJob:
     """Fine-tuning of an exported language model on the small corpus."""
     return pretrain(folder, **{"kind": "finetune", "model": {"base": str(base)}, **changes})
+
+
+def with_precision(job: TrainingJob, precision: Any) -> TrainingJob:
+    """The same job in another precision, also in fp16, which DeepSpeed refuses on a CPU."""
+    return replace(job, plan=replace(job.plan, precision=precision))
 
 
 def _job(folder: Path, base: dict[str, Any], **changes: Any) -> TrainingJob:

@@ -29,7 +29,7 @@ from orchestrator.training.host_copy import HostBuffers
 from orchestrator.training.job import WorkerContext
 from orchestrator.training.measurement import host_peak_gib, reset_host_peak
 from orchestrator.training.models import parameter_groups
-from orchestrator.training.objectives import Batch, Objective
+from orchestrator.training.objectives import Batch, Objective, logits_of
 from orchestrator.training.pulse import ForwardTimer
 
 _STATE = "state"
@@ -122,6 +122,10 @@ class Engine:
         self._engine.eval()
         with torch.no_grad():
             return self._objective.evaluate(self._engine, self._to_device(batch))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """What the model gives for a batch, on the CPU; no gradients, no dropout. Every rank calls it."""
+        return logits_of(self._engine, self._to_device(batch))
 
     @property
     def forward_s(self) -> float:

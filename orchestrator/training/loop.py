@@ -22,6 +22,7 @@ from orchestrator.training.batches import open_split
 from orchestrator.training.budget import Account
 from orchestrator.training.engine import Engine, join_process_group
 from orchestrator.training.evaluation import evaluate
+from orchestrator.training.export import Sample, check_batch, export
 from orchestrator.training.guard import Guard, Verdict
 from orchestrator.training.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.training.keeping import Keeper
@@ -325,14 +326,24 @@ class _Loop:
         self._pace.add_pause(seconds)
 
     def _export(self) -> None:
-        """Rank 0 writes the model as a Hugging Face folder, from the weights of all."""
+        """Rank 0 writes the model as a Hugging Face folder, from the weights of all.
+
+        Raises ModelError on every rank when the folder does not compute what was trained; all is kept then.
+        """
         self._begin("exporting")
-        state = self._engine.full_state()
+        batch, job, wrong = check_batch(self._validation, self._plan), self._job, None
+        trained, state = Sample(batch=batch, logits=self._engine.logits(batch)), self._engine.full_state()
         if self._leads:
             self._keeper.check_fence()
-            with checkpoints.storage_errors(self._job.run_folder):
-                models.export(state, self._spec, self._plan, self._job.data, self._job.model_folder)
-            self._keeper.show(self._job.model_folder)
+            with checkpoints.storage_errors(job.run_folder):
+                wrong = export(state, job.spec, job.plan, job.data, job.model_folder, trained=trained)
+        wrong = self._from_leader(wrong)
+        if wrong is not None:
+            self._save()
+            self._keeper.newest()
+            raise wrong
+        if self._leads:
+            self._keeper.show(job.model_folder)
 
     def _outcome(self, status: Status) -> Outcome:
         """Once every rank has written all that it was given to write."""

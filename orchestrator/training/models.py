@@ -1,11 +1,9 @@
-"""Base model + method -> a module with the right parameters trainable, and back to a plain Hugging Face folder."""
+"""Base model + method -> a module with the right parameters trainable. `export` makes a plain folder of it again."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    GenerationConfig,
     PretrainedConfig,
 )
 from transformers.initialization import no_init_weights
@@ -29,7 +26,8 @@ from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES, 
 from orchestrator.spec import RunSpec, Task
 from orchestrator.training.prepare import PreparedData
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the precision of a plan."""
 AUTO_CLASSES: dict[Task, Any] = {
     "causal-lm": AutoModelForCausalLM,
     "masked-lm": AutoModelForMaskedLM,
@@ -43,6 +41,8 @@ _ADAPTED_AS: dict[Task, str | None] = {
 """Tasks as peft calls them."""
 _USUAL_HEADS = ("classifier", "score")
 """The classification head of an architecture that `HEAD_MODULES` does not know."""
+_LEFTOVERS = ("finetuning_task", "task_specific_params")
+"""What configurations remember of a task that their model was trained for before."""
 
 
 def _say_nothing(note: str) -> None:
@@ -114,6 +114,7 @@ def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
         settings["num_labels"] = len(names)
         settings["id2label"] = dict(enumerate(names))
         settings["label2id"] = {name: index for index, name in enumerate(names)}
+        settings["problem_type"] = "single_label_classification"
     return settings
 
 
@@ -123,28 +124,60 @@ def _new_weights(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.M
     Stage 3 draws each module's weights once, in the order of `initialize_weights`; the constructors' own draws, which
     are overwritten anyway, would put the other stages out of step with it.
     """
-    config = _configuration(spec, data)
     if plan.zero_stage == 3:
-        sharded: torch.nn.Module = _auto_class(spec).from_config(config, dtype=torch.float32)
+        with _drawn_without_padding():
+            sharded: torch.nn.Module = _auto_class(spec).from_config(configuration(spec, data), dtype=torch.float32)
         return sharded
-    model = _blank(spec, config)
+    model = blank_model(spec, data)
+    let_every_token_train(model)
     model.initialize_weights()
     model.tie_weights()
     return model
 
 
-def _blank(spec: RunSpec, config: PretrainedConfig) -> torch.nn.Module:
+def blank_model(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
     """The architecture with whatever the memory held for weights, none of them tied yet."""
     with no_init_weights():
-        model: torch.nn.Module = _auto_class(spec).from_config(config, dtype=torch.float32)
+        model: torch.nn.Module = _auto_class(spec).from_config(configuration(spec, data), dtype=torch.float32)
     return model
 
 
-def _configuration(spec: RunSpec, data: PreparedData) -> PretrainedConfig:
-    """The configuration of the model that is trained."""
+def let_every_token_train(model: torch.nn.Module) -> None:
+    """Takes the padding row out of the token table; the configuration goes on naming the padding token.
+
+    Many architectures make the row of `pad_token_id` zero at the start and give it no gradient. Where padding falls
+    back to the end of text, as in most language models, that token could never be learnt as an input. Language models
+    here have no padding, and a classifier's is masked, so a padding token of its own has no gradient anyway. The
+    position tables of RoBERTa and its kind keep their padding row, by which they count.
+    """
+    table = model.get_input_embeddings()
+    if getattr(table, "padding_idx", None) is not None:
+        table.padding_idx = None
+
+
+@contextlib.contextmanager
+def _drawn_without_padding() -> Iterator[None]:
+    """Under ZeRO-3 transformers draws weights as soon as it has built the modules; meanwhile without padding rows."""
+    from transformers.integrations import deepspeed as sharding
+
+    draw = sharding.initialize_weights_zero3
+
+    def draw_all(model: torch.nn.Module) -> None:
+        let_every_token_train(model)
+        draw(model)
+
+    sharding.initialize_weights_zero3 = draw_all
+    try:
+        yield
+    finally:
+        sharding.initialize_weights_zero3 = draw
+
+
+def configuration(spec: RunSpec, data: PreparedData) -> PretrainedConfig:
+    """The configuration of the model that is trained, without what a base's says of another task or way of use."""
     settings = _task_settings(spec, data)
     if not _is_new(spec):
-        return AutoConfig.from_pretrained(resolve(str(spec.model.base)), **settings)
+        return _base_configuration(spec, settings)
     own = spec.model.base is None
     values = model_config(
         spec.model,
@@ -157,11 +190,29 @@ def _configuration(spec: RunSpec, data: PreparedData) -> PretrainedConfig:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
+def _base_configuration(spec: RunSpec, settings: dict[str, Any]) -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(resolve(str(spec.model.base)), **settings)
+    for name in _LEFTOVERS:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
+    # Of a model that was saved to look inside it; `return_dict: false` would give tuples instead of named logits.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    if spec.task != "text-classification":
+        config.problem_type, config.num_labels = None, 2
+        config.id2label = {0: "LABEL_0", 1: "LABEL_1"}  # transformers' default, which it leaves out of the file
+        config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    if spec.task == "causal-lm":
+        config.use_cache = True  # off in what a training with activation checkpointing saved: slow, and no property
+    if spec.task == "masked-lm":
+        config.is_decoder, config.add_cross_attention = False, False  # it sees both sides
+    return config
+
+
 def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
     base = resolve(str(spec.model.base))
     try:
         model, report = _auto_class(spec).from_pretrained(
-            base, dtype=torch.float32, output_loading_info=True, **_task_settings(spec, data)
+            base, config=configuration(spec, data), dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -180,6 +231,7 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
         )
     if spec.task == "masked-lm" and report["missing_keys"]:
         _announce_new_head(spec, model, say)
+    let_every_token_train(model)
     loaded: torch.nn.Module = model
     return loaded
 
@@ -283,29 +335,3 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
             (decay if len(shape) >= 2 else plain).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def export(state: dict[str, torch.Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path) -> None:
-    """Writes weights, configuration and tokenizer so that `from_pretrained(folder)` needs nothing of this project.
-
-    `state` is the full state dict of the trained module, adapters included, which are merged into the base weights.
-    The folder appears complete or not at all.
-    """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model = _blank(spec, _configuration(spec, data))
-    model.tie_weights()
-    if spec.task == "causal-lm" and not _is_new(spec):
-        with contextlib.suppress(OSError):  # many bases have none
-            model.generation_config = GenerationConfig.from_pretrained(resolve(str(spec.model.base)))
-    if spec.method == "lora":
-        model = add_lora(model, spec)
-    model.load_state_dict(state, strict=True)
-    if spec.method == "lora":
-        model = model.merge_and_unload()
-    model = model.to(_DTYPES[plan.precision])
-    model.save_pretrained(temporary)
-    for file in data.tokenizer_folder.iterdir():
-        shutil.copy2(file, temporary / file.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)

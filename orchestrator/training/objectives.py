@@ -28,6 +28,14 @@ class Objective:
     """The three sums over all held-out samples as named metrics."""
 
 
+def logits_of(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """What a model gives for a batch's inputs, on the CPU in fp32 or fp64; no gradients, no dropout."""
+    model.eval()
+    with torch.no_grad():
+        logits: Tensor = model(**batch).logits
+    return logits.cpu() if logits.dtype == torch.float64 else logits.float().cpu()
+
+
 def objective_for(task: Task) -> Objective:
     """The objective of a task."""
     return _OBJECTIVES[task]
