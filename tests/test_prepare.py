@@ -21,6 +21,7 @@ from orchestrator.training import prepare as module
 from orchestrator.training.batches import open_split
 from orchestrator.training.prepare import PreparedData, encode_here, prepare
 from orchestrator.training.tokenization import Chunk
+from orchestrator.training.whole_folder import whole_folder
 from tests import specs
 
 T = TypeVar("T")
@@ -518,8 +519,8 @@ def test_slower_of_two_leaves_the_folder_that_the_faster_one_may_be_reading(tmp_
     spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
     first = run(spec, tmp_path / "cache")
     opened = (first.path / "train.bin").stat()
-    (tmp_path / "partial").mkdir()
-    module._publish(tmp_path / "partial", first.path)
+    with whole_folder(first.path, last="meta.json") as partial:
+        (partial / "meta.json").write_text("{}")
     assert os.path.samestat((first.path / "train.bin").stat(), opened)
 
 

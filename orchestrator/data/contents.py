@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator import locations
+from orchestrator.data.sources import HUB_NAME, Source
 from orchestrator.errors import DataError
 from orchestrator.whole_file import read_json, write_json
 
@@ -64,6 +65,18 @@ def digests(files: Sequence[Path]) -> list[str]:
     if settled:
         _remember(memory, {key: found[number] for number, key in settled.items()})
     return [found[number] for number in range(len(files))]
+
+
+def contents_of(sources: Sequence[Source]) -> list[Any]:
+    """What sources hold, as plain JSON values: a hash of each file; of a hub dataset the name, and the commit where
+    known. Raises what `digests` raises."""
+    found = [[s.reader, s.split, len(s.files), _on_the_hub(s) if s.reader == "hub" else []] for s in sources]
+    return [*found, *digests([file for source in sources for file in source.files])]
+
+
+def _on_the_hub(source: Source) -> list[str | None]:
+    match = HUB_NAME.match(source.location)
+    return [source.location, None if match is None else hub_commit(match["name"], "dataset")]
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,32 +6,28 @@ trials. It is written beside and renamed: a folder under its name is whole, whoe
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from orchestrator.data.contents import digests, hub_commit
+from orchestrator.data.contents import contents_of
 from orchestrator.data.held_out import Account, HeldOut
-from orchestrator.data.sources import HUB_NAME, Source, find_sources
+from orchestrator.data.sources import Source, find_sources
 from orchestrator.data.spec_columns import with_columns
-from orchestrator.errors import DataError, ModelError, StorageError
+from orchestrator.errors import DataError, ModelError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
 from orchestrator.training import base_tokenizer, batches, new_tokenizer, tokenization
 from orchestrator.training.sampling import preview
 from orchestrator.training.splits import Chosen, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
+from orchestrator.training.whole_folder import whole_folder
 
 T = TypeVar("T")
 
@@ -127,14 +123,8 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
     folder = cache / fingerprint
     if (folder / "meta.json").is_file():
         return _load(folder, inputs, cached=True)
-    partial = cache / f".{fingerprint}.{uuid.uuid4().hex[:8]}.partial"
-    with _storage_errors(cache):
-        try:
-            partial.mkdir(parents=True)
-            _write(inputs, partial, encode)
-            _publish(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder, last="meta.json") as partial:
+        _write(inputs, partial, encode)
     return _load(folder, inputs, cached=False)
 
 
@@ -165,8 +155,8 @@ def _fingerprint(inputs: _Inputs) -> str:
     parts = {
         "format": FORMAT_VERSION,
         "task": spec.task,
-        "train": _identity(inputs.train),
-        "validation": _identity(inputs.validation),
+        "train": contents_of(inputs.train),
+        "validation": contents_of(inputs.validation),
         "columns": [data.text_column, data.label_column],
         "validation_fraction": None if inputs.validation else data.validation_fraction,
         "max_examples": [data.max_train_examples, data.max_validation_examples],
@@ -175,17 +165,6 @@ def _fingerprint(inputs: _Inputs) -> str:
         "tokenizer": spec.model.vocab_size if inputs.tokenizer is None else inputs.tokenizer.fingerprint(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _identity(sources: Sequence[Source]) -> list[Any]:
-    """What the sources hold: a hash of each file's content; of a hub dataset the name, and the commit where known."""
-    found = [[s.reader, s.split, len(s.files), _on_the_hub(s) if s.reader == "hub" else []] for s in sources]
-    return [*found, *digests([file for source in sources for file in source.files])]
-
-
-def _on_the_hub(source: Source) -> list[str | None]:
-    match = HUB_NAME.match(source.location)
-    return [source.location, None if match is None else hub_commit(match["name"], "dataset")]
 
 
 def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
@@ -371,28 +350,3 @@ def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode:
         tokens = batches.write_labelled(folder, split, encode(function, tokenization.row_chunks(seen)), labels=labels)
         found |= {f"{split}_samples": len(texts), f"{split}_tokens": tokens}
     return found | _accounted(account, inputs, rows.notes)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Gives a finished folder its name; another process may have been faster with the same content."""
-    try:
-        os.rename(partial, folder)
-    except OSError:
-        if (folder / "meta.json").is_file():
-            return
-        shutil.rmtree(folder)  # Someone deleted a part of it: it counts as absent.
-        os.rename(partial, folder)
-
-
-@contextmanager
-def _storage_errors(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        place = next((p for p in (cache, *cache.parents) if p.exists()), Path("/"))
-        raise StorageError(
-            f"the disk of {cache} is full" if full else f"{cache} cannot be written",
-            got=f"{shutil.disk_usage(place).free / 1e9:.1f} GB free" if full else error.strerror or str(error),
-            do="free space, or set ORCHESTRATOR_HOME to a folder on another disk" if full else "check its permissions",
-        ) from error
