@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,11 +14,11 @@ from orchestrator.errors import SpecError, StorageError
 from orchestrator.policy.advise import Recommendation, advise
 from orchestrator.policy.question import DOMAINS, GOALS, TASKS, Base, Domain, Given, Question, ask, raw_text_task
 from orchestrator.policy.show import advice_answer, advice_table
-from orchestrator.quantities import Budget, human_count, parse_budget, parse_count
+from orchestrator.quantities import Budget, parse_budget, parse_count
 from orchestrator.tracking.finished_model import found_base
 
 if TYPE_CHECKING:
-    from orchestrator.policy.dataset import DatasetFacts
+    from orchestrator.data.layouts import Layout
     from orchestrator.policy.first_spec import Source
 
 T = TypeVar("T", bound=str)
@@ -109,8 +109,9 @@ def next_step(
     if written is not None:
         return shlex.join(["orchestrator", "run", str(written)])
     best = advice.candidates[0]
-    trainable = any(name != "prompt" for name in (advice.rivals or (advice.leading,)))
-    if source is not None and trainable and (question.base is None or question.base.name is not None):
+    wanted = advice.rivals or (advice.leading,)
+    trains = source is not None and source.layout is None and any(name != "prompt" for name in wanted)
+    if trains and (question.base is None or question.base.name is not None):
         file = "pilot.yaml" if advice.rivals else "advice.yaml"
         again = [one for one in arguments if one != "--json"]
         return f"{shlex.join(['orchestrator', *again, '--write-spec', file])} && orchestrator run {file}"
@@ -149,7 +150,9 @@ def _refuse_contradictions(options: Options) -> None:
 def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]:
     """What is given, with what the dataset says of itself and of its distance to the base."""
     from orchestrator.measuring import measure_against
+    from orchestrator.policy.dataset_notes import exact_duplicates, notes_on
     from orchestrator.policy.first_spec import Source
+    from orchestrator.policy.row_lengths import fine_tuning_batch
 
     measurement = measure_against(
         path,
@@ -159,49 +162,46 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
         task=given.task,
     )
     facts, distance = measurement.facts, measurement.distance
-    labelled = facts.is_classified and given.task not in ("causal-lm", "masked-lm")
-    tokens = facts.token_count.tokens
-    units = "rows" if facts.columns.text else "documents"
-    notes = [
-        f"{human_count(facts.examples.mid)} {units}, {human_count(tokens.mid)} tokens "
-        f"({human_count(tokens.low)} to {human_count(tokens.high)}"
-        f"{'' if facts.token_count.by_tokenizer else '; counted by a proxy, not by a tokenizer'})",
-        *facts.columns.assumed,
-        *_about_quality(facts),
-    ]
-    if given.domain is None and not given.no_base:
-        notes.append(f"domain {distance.kind}, by {distance.method}: {distance.reason}")
+    layout, context = facts.columns.layout, None if given.base is None else given.base.context
+    if layout is not None:
+        _refuse_encoder(given.base, layout, path)
     filled = replace(
         given,
-        task=given.task or ("text-classification" if labelled else raw_text_task(given.base)),
-        examples=max(1, round(facts.labelled_examples.mid)) if labelled else None,
-        classes=len(facts.classes) if labelled else given.classes,
-        tokens=tokens.mid if labelled else tokens.mid * (1 - _exact_duplicates(facts)),
+        task=given.task or ("text-classification" if facts.is_classified else raw_text_task(given.base)),
+        tokens=facts.token_count.tokens.mid,
         domain=given.domain or (None if given.no_base else distance.kind),
-        measured=tuple(notes),
     )
-    return filled, Source(path=path, text_column=facts.columns.text, label_column=facts.columns.label)
-
-
-def _about_quality(facts: DatasetFacts) -> Iterator[str]:
-    """What of the dataset would hurt a training."""
-    if facts.classes:
-        largest, smallest = facts.classes[0], facts.classes[-1]
-        yield (
-            f"{len(facts.classes)} classes, the largest {largest.name} with {largest.share:.0%}, "
-            f"the smallest {smallest.name} with {smallest.share:.0%}"
+    if facts.is_classified:
+        examples = max(1, round(facts.labelled_examples.mid))
+        seen = facts.row_lengths.seen(context=context, batch=fine_tuning_batch(examples))
+        filled = replace(
+            filled,
+            examples=examples,
+            classes=len(facts.classes),
+            tokens=examples * seen.padded_tokens,
+            seen=seen,
+            commonest=facts.classes[0].share,
         )
-    if _exact_duplicates(facts) > 0.001:
-        yield f"{_exact_duplicates(facts):.1%} exact duplicates or more"
-    if facts.conflicting_share > 0.001:
-        yield f"{facts.conflicting_share:.1%} of the texts stand there with more than one class"
-    if facts.empty_share > 0.001:
-        yield f"{facts.empty_share:.1%} of the rows are empty"
+    elif layout is not None:
+        filled = replace(filled, task="causal-lm", examples=max(1, round(facts.examples.mid)))
+    else:
+        filled = replace(filled, tokens=facts.token_count.tokens.mid * (1 - exact_duplicates(facts)))
+    notes = list(notes_on(facts, seen=filled.seen, context=context))
+    if given.domain is None and not given.no_base:
+        notes.append(f"domain {distance.kind}, by {distance.method}: {distance.reason}")
+    source = Source(path=path, text_column=facts.columns.text, label_column=facts.columns.label, layout=layout)
+    return replace(filled, measured=tuple(notes)), source
 
 
-def _exact_duplicates(facts: DatasetFacts) -> float:
-    """The share that is surely copies; 0 where only pieces of documents were read."""
-    return facts.duplicates.exact.low if facts.duplicates else 0.0
+def _refuse_encoder(base: Base | None, layout: Layout, path: str) -> None:
+    if base is not None and base.is_encoder:
+        raise SpecError(
+            f"{path} holds {layout.title}, and an encoder writes no answers",
+            got=f"--base-model {base.name}, and the columns {', '.join(layout.fields)}",
+            allowed="a causal language model as the base",
+            do=f"give another --base-model, or --text-column {layout.fields[0]} --task masked-lm for the raw text of "
+            "that column alone",
+        )
 
 
 def _base(options: Options) -> Base | None:
@@ -218,7 +218,9 @@ def _base(options: Options) -> Base | None:
     is_encoder = config["model_type"] in ENCODERS
     shape = model_shape(config, task="text-classification" if is_encoder else "causal-lm")
     parameters = shape.parameters - shape.head_parameters
-    return Base(parameters=parameters, tokens=0.0, name=options.base_model, is_encoder=is_encoder)
+    return Base(
+        parameters=parameters, tokens=0.0, name=options.base_model, is_encoder=is_encoder, context=shape.context
+    )
 
 
 def _count(text: str | None, option: str, *, least: int = 1) -> int | None:

@@ -84,7 +84,11 @@ def read_dataset(
         do = "check --dataset, or give a glob such as **/*.jsonl"
         raise DataError(error.what, got=error.got, allowed=error.allowed, do=do) from error
     columns = choose_columns(
-        sampling.preview(sources[0]), text_column=text_column, label_column=label_column, task=task
+        sampling.preview(sources[0]),
+        text_column=text_column,
+        label_column=label_column,
+        task=task,
+        takes_answers=True,
     )
     return sampling.read(sources, columns, seed=seed)
 

@@ -124,7 +124,7 @@ def sentence(number: int) -> str:
 def test_unusual_names_are_found_by_content_and_said() -> None:
     found = choose_columns(rows_of(300, Sentence=sentence, Polarity=("bad", "fair", "good"), id=str))
     assert (found.text, found.label) == ("Sentence", "Polarity")
-    assert found.assumed[0] == "column 'Polarity' is taken as the class: 3 values: bad, fair, good in 300 rows"
+    assert found.assumed[0] == "column 'Polarity' is taken as the class: 3 values in 300 rows, bad, fair, good"
     assert found.assumed[1] == (
         "column 'Sentence' is taken as the text; other columns: id (identifiers); --label-column NAME to choose another"
     )

@@ -79,3 +79,25 @@ def test_prompts_need_a_large_base() -> None:
 def test_adapters_fall_behind_when_the_data_exceeds_them() -> None:
     question = replace(labelled(10_000_000, base=LLAMA), task="causal-lm", tokens=50e9)
     assert error("peft", question) > error("full", question)
+
+
+def test_no_strategy_is_expected_below_the_constant_answer() -> None:
+    for share in (0.5, 0.8, 0.998):
+        question = replace(labelled(3000), commonest=share)
+        for name in ("prompt", "features", "peft", "full", "scratch"):
+            score = labelled_expectation(name, question).score
+            assert score is not None
+            assert score.mid >= share
+
+
+def test_rare_classes_count_as_the_few_labels_they_have() -> None:
+    even, rare = labelled(3000), replace(labelled(3000), commonest=0.998)
+    assert rare.balanced_examples == pytest.approx(12)
+    removed = {
+        question.commonest: math.exp(labelled_expectation("full", question).badness) / chance_error(question)
+        for question in (even, rare)
+    }
+    assert removed[0.998] > 2 * removed[None], "of the error of guessing, less is removed"
+    assert "12 in classes of one size" in labelled_expectation("full", rare).reasons[0]
+    same = replace(labelled(3000), commonest=0.5)
+    assert labelled_expectation("full", same) == labelled_expectation("full", even)

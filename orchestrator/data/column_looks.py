@@ -65,10 +65,12 @@ class Look:
         if self.kind == "one value":
             return f"always {self.commonest[0]}"
         if self.kind in ("classes", "numbers"):
-            dots = ", ..." if self.values > len(self.commonest) else ""
-            what = "values" if self.kind == "classes" else "numbers"
-            return f"{self.values} {what}: {', '.join(self.commonest)}{dots}"
+            return f"{self.values} {'values' if self.kind == 'classes' else 'numbers'}: {self.listed()}"
         return self.kind
+
+    def listed(self) -> str:
+        """Its commonest values."""
+        return ", ".join(self.commonest) + (", ..." if self.values > len(self.commonest) else "")
 
 
 def look_at(name: str, values: Sequence[object]) -> Look:

@@ -165,9 +165,10 @@ def choose_columns(
     if label_column is None and task not in ("causal-lm", "masked-lm"):
         label_column = _guess_label(table, text_column, needed=task == "text-classification")
         if label_column is not None:
+            look = looks[label_column]
             assumed.append(
-                f"column {label_column!r} is taken as the class: {looks[label_column].described()} in "
-                f"{len(preview.rows)} rows"
+                f"column {label_column!r} is taken as the class: {look.values} values in {len(preview.rows)} rows, "
+                f"{look.listed()}"
             )
     if text_column is None:
         text_column = _guess_text(table, label_column)

@@ -20,6 +20,10 @@ from orchestrator.planning.run_plan import DatasetCounts
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
 
+PAD_MULTIPLE = 8
+"""Columns of a batch of rows are rounded up to this: tensor cores want multiples of 8 in 16-bit formats (NVIDIA,
+"Matrix Multiplication Background User's Guide")."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Length:

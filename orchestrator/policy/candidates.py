@@ -8,7 +8,7 @@ from orchestrator.policy.expectation import Expectation
 from orchestrator.policy.labelled import labelled_expectation
 from orchestrator.policy.language import REPLAY, language_expectation, raw_epochs
 from orchestrator.policy.new_model import size_from_scratch
-from orchestrator.policy.pricing import Price, Work, affordable_share, price, sample_length
+from orchestrator.policy.pricing import Price, Work, affordable_share, longest_sample, price, sample_length
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
 from orchestrator.quantities import Budget, human_count
@@ -20,7 +20,7 @@ LEAST_SHARE = 0.02
 _ROUNDING = 1e-4
 _FIRST_EPOCHS, _LAST_EPOCHS, _EPOCH_EXPONENT = 15.0, 2.0, -0.45
 """15, 5 and 2 epochs at 100, 1,000 and 8,570 labels: what the film-review runs needed."""
-_SCRATCH_MORE_EPOCHS = 1.5
+SCRATCH_MORE_EPOCHS = 1.5
 """New weights took 1.5 times the epochs of full fine-tuning in the same runs."""
 
 
@@ -130,19 +130,19 @@ def fine_tuning_epochs(examples: int) -> float:
 
 def _works(name: Name, question: Question) -> tuple[tuple[Work, ...], tuple[Work, ...]]:
     """(what must be done whole, what can be cut to the budget)."""
-    length = sample_length(question)
+    length, longest = sample_length(question), longest_sample(question)
     if name == "scratch":
-        return (), (_scratch_work(question, length),)
+        return (), (_scratch_work(question, length, longest),)
     assert question.base is not None
     size = question.base.parameters
 
-    def work(method: str, tokens: float, samples: int = length) -> Work:
-        return Work(method=method, parameters=size, tokens=tokens, sequence_length=samples)
+    def work(method: str, tokens: float) -> Work:
+        return Work(method=method, parameters=size, tokens=tokens, sequence_length=length, longest=longest)
 
     if name == "prompt":
         return (work("head", PROMPT_TRIAL_TOKENS),), ()
     if name == "features":
-        return (), (work("head", question.tokens),)
+        return (), (work("head", question.tokens * fine_tuning_epochs(question.examples)),)
     if not question.labelled:
         replay = 1 / (1 - REPLAY[question.domain]) if name == "continued" else 1.0
         tokens = max(question.tokens, question.unlabeled_tokens)
@@ -154,12 +154,12 @@ def _works(name: Name, question: Question) -> tuple[tuple[Work, ...], tuple[Work
     return (), (work("lora" if name == "peft" else "full", tuned),)
 
 
-def _scratch_work(question: Question, length: int) -> Work:
+def _scratch_work(question: Question, length: int, longest: int | None) -> Work:
     if question.labelled:
         assert question.base is not None or question.examples
         size = question.base.parameters if question.base else 22_700_000
-        tokens = question.tokens * fine_tuning_epochs(question.examples) * _SCRATCH_MORE_EPOCHS
-        return Work(method="full", parameters=size, tokens=tokens, sequence_length=length)
+        tokens = question.tokens * fine_tuning_epochs(question.examples) * SCRATCH_MORE_EPOCHS
+        return Work(method="full", parameters=size, tokens=tokens, sequence_length=length, longest=longest)
     new, note = size_from_scratch(question), None
     if new.parameters < new.best_parameters:
         note = (

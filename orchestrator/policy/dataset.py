@@ -15,6 +15,7 @@ from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import Interval
 from orchestrator.policy.duplicates import Duplicates, fingerprint, measure_duplicates, normalize
 from orchestrator.policy.ratios import exactly, ratio
+from orchestrator.policy.row_lengths import RowLengths
 from orchestrator.policy.token_counts import SAMPLE_BYTES, CountTokens, TokenCount, estimate_tokens
 
 
@@ -84,6 +85,8 @@ class DatasetFacts:
     characters: Interval
     token_count: TokenCount
     lengths: Lengths
+    row_lengths: RowLengths
+    """Of the texts read, documents or rows, with the same tokens per byte for all."""
     empty_share: float
     """Of the rows, those whose text is missing or blank."""
     duplicates: Duplicates | None
@@ -148,6 +151,7 @@ def describe(
         text_bytes=text_bytes,
         characters=_total(reading, [sum(map(len, block.texts)) for block in reading.blocks]),
         token_count=token_count,
+        row_lengths=RowLengths.of(round(size / token_count.bytes_per_token.mid) for size in _sizes(texts)),
         lengths=_lengths(documents or _sizes(texts), token_count.bytes_per_token.mid),
         empty_share=documents.count(0) / len(documents) if documents else 1 - len(filled) / len(texts),
         duplicates=_duplicates(reading, filled, seed=seed),

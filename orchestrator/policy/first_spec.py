@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.data.layouts import Layout
 from orchestrator.errors import SpecError
 from orchestrator.planning.standard_shape import standard_shape
 from orchestrator.policy.advise import Recommendation
-from orchestrator.policy.candidates import Candidate, fine_tuning_epochs
+from orchestrator.policy.candidates import SCRATCH_MORE_EPOCHS, Candidate, fine_tuning_epochs
 from orchestrator.policy.hyperparameters import lora_learning_rate, suggested_learning_rate
 from orchestrator.policy.language import SCARCE_EPOCHS
 from orchestrator.policy.question import Question
+from orchestrator.policy.row_lengths import LONGEST_CUT_OFF, fine_tuning_batch
 from orchestrator.policy.strategies import STRATEGIES, Name
 
 PILOT_EXAMPLES = 1000
@@ -30,7 +32,7 @@ _TUNED_PARAMETERS, _TUNED_RATE, _RATE_EXPONENT = 22.7e6, 1e-4, -0.36
 """Fine-tuning rates: 1e-4 for MiniLM on film reviews, falling with size as pretraining rates do (Porian 2024)."""
 _HEAD_RATE, _SCRATCH_RATE = 3e-3, 3e-4
 """As in the same runs."""
-_BATCH, _RAW_BATCH = 16, 32
+_RAW_BATCH = 32
 _RAW_LENGTH = 512
 """Tokens of a block of raw text: what BERT and RoBERTa were trained at, and short enough for any decoder."""
 _SHORTEST_LENGTH = 32
@@ -45,6 +47,8 @@ class Source:
     path: str
     text_column: str | None
     label_column: str | None
+    layout: Layout | None = None
+    """Where a row's text is that of several columns, which no task trains yet."""
 
 
 def first_spec(advice: Recommendation, question: Question, source: Source | None, *, name: str) -> dict[str, Any]:
@@ -54,6 +58,13 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
     """
     if source is None:
         raise SpecError("a spec names its data, and no dataset was given", do="add --dataset PATH")
+    if source.layout is not None:
+        raise SpecError(
+            f"{source.path} holds {source.layout.title}, which `run` cannot train as such yet",
+            got=f"the columns {', '.join(source.layout.fields)}",
+            do="write prompt and answer into one column `text` for task causal-lm and advise on that file, or name one "
+            "column with --text-column for its raw text alone",
+        )
     wanted = _trainable(advice, question)
     if not wanted:
         raise SpecError(
@@ -122,8 +133,7 @@ def _common(question: Question, source: Source, *, name: str) -> dict[str, Any]:
 def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pilot: bool) -> dict[str, Any]:
     assert question.base is not None or wanted[0].strategy == "scratch"
     limit = min(question.examples, PILOT_EXAMPLES) if pilot else question.examples
-    length = 1 << max(4, (int(question.tokens_per_example * 1.25) - 1).bit_length())
-    data: dict[str, Any] = {"train": source.path, "sequence_length": min(512, length)}
+    data: dict[str, Any] = {"train": source.path, "sequence_length": _cut_off(question)}
     if source.text_column:
         data["text_column"] = source.text_column
     if source.label_column:
@@ -138,16 +148,36 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
         "method": methods[0],
         "data": data,
         "training": {
-            "epochs": round(fine_tuning_epochs(limit), 1),
-            "global_batch": max(1, min(_BATCH, limit // 4)),
+            "epochs": _epochs(methods[0], limit),
+            "global_batch": fine_tuning_batch(limit),
             "learning_rate": _rate(question, methods[0]),
             "schedule": "linear",
         },
     }
     if len(methods) > 1:
-        grid = {method: {"training.learning_rate": {"grid": [_rate(question, method)]}} for method in methods}
+        grid = {method: _tried(method, question, limit) for method in methods}
         spec["search"] = {"space": {"method": {"grid": grid}}, "scheduler": "none"}
     return spec
+
+
+def _cut_off(question: Question) -> int:
+    """That of the rows which were measured and priced; else twice the mean, in powers of two."""
+    if question.seen is not None:
+        return question.seen.cut_off
+    mean = 1 << max(4, (int(question.tokens_per_example * 1.25) - 1).bit_length())
+    return min(LONGEST_CUT_OFF, mean)
+
+
+def _epochs(method: str, examples: int) -> float:
+    return round(fine_tuning_epochs(examples) * (SCRATCH_MORE_EPOCHS if method == "scratch" else 1.0), 1)
+
+
+def _tried(method: str, question: Question, examples: int) -> dict[str, Any]:
+    """A method's own fields in a search over methods."""
+    own: dict[str, Any] = {"training.learning_rate": {"grid": [_rate(question, method)]}}
+    if method == "scratch":
+        own["training.epochs"] = {"grid": [_epochs(method, examples)]}
+    return own
 
 
 def _language_task(question: Question) -> str:

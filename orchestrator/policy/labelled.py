@@ -95,7 +95,8 @@ def labelled_expectation(strategy: Name, question: Question) -> Expectation:
         error, reason = _prompt(question)
     else:
         ratio, reason = _RATIOS[strategy](question)
-        error = _below(chance_error(question), _usual_error(question) * math.exp(ratio))
+        equal = equal_chance_error(question)
+        error = _below(equal, _usual_error(question) * math.exp(ratio)) * chance_error(question) / equal
     return Expectation(
         badness=math.log(error),
         spread=_SPREAD[strategy],
@@ -112,22 +113,32 @@ def _below(chance: float, error: float) -> float:
     return float((error**-_CORNER + chance**-_CORNER) ** (-1 / _CORNER))
 
 
-def chance_error(question: Question) -> float:
-    """Error of guessing; for generated answers there is no lucky guess."""
+def equal_chance_error(question: Question) -> float:
+    """Error of guessing among classes of one size; for generated answers there is no lucky guess."""
     return 1 - 1 / question.classes if question.is_classification and question.classes > 1 else 0.98
 
 
+def chance_error(question: Question) -> float:
+    """Error of the constant answer. What is learnt is taken to remove the same share of it whatever the sizes of the
+    classes, with as many labels as there are of the rarer ones (a guess: the curves are of nearly equal classes)."""
+    if question.commonest is None or question.classes < 2:
+        return equal_chance_error(question)
+    return min(equal_chance_error(question), 1 - question.commonest)
+
+
 def _usual_error(question: Question) -> float:
-    count = max(1, question.examples)
+    count = max(1.0, question.balanced_examples)
     return float(USUAL_ERROR_AT_100 * (count / 100) ** -USUAL_EXPONENT)
 
 
 def _full(question: Question) -> tuple[float, str]:
-    return 0.0, f"full fine-tuning is the reference: usual error on {human_count(question.examples)} labels (curves)"
+    labels, equal = human_count(question.examples), human_count(max(1, round(question.balanced_examples)))
+    told = "" if equal == labels else f", which tell as much as {equal} in classes of one size"
+    return 0.0, f"full fine-tuning is the reference: usual error on {labels} labels{told} (curves)"
 
 
 def _features(question: Question) -> tuple[float, str]:
-    each = max(1, question.examples) / question.classes
+    each = max(1.0, question.balanced_examples) / question.classes
     ratio = _FEATURES_SLOPE * math.log(each / _FEATURES_EQUAL_PER_CLASS)
     if question.domain == "far":
         ratio += _FEATURES_FAR

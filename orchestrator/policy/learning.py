@@ -11,7 +11,7 @@ from orchestrator.policy.history import Corrected, Corrections, RunRecord, what_
 from orchestrator.policy.labelled import TASK_SPREAD, labelled_expectation
 from orchestrator.policy.language import language_expectation
 from orchestrator.policy.posterior import CORPUS_LOG_SD
-from orchestrator.policy.pricing import Work, changes_of_price, price, sample_length
+from orchestrator.policy.pricing import Work, changes_of_price, longest_sample, price, sample_length
 from orchestrator.policy.question import Learned, Question
 from orchestrator.policy.strategies import Name
 
@@ -51,6 +51,7 @@ def _changes(found: Candidate, question: Question) -> Iterator[Corrected]:
         parameters=found.parameters,
         tokens=found.tokens,
         sequence_length=sample_length(question),
+        longest=longest_sample(question),
     )
     yield from changes_of_price(work, price([work], replace(question, learned=None)), question)
     if question.learned.quality is not None:

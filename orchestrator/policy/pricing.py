@@ -37,6 +37,9 @@ class Work:
     tokens: float
     """Tokens processed, every epoch counted."""
     sequence_length: int
+    """Tokens of a sample, on average and with its padding."""
+    longest: int | None = None
+    """Of the longest batch, whose memory is needed; None where all are as long."""
     note: str | None = None
     """What else an answer has to say of it."""
 
@@ -82,6 +85,11 @@ def sample_length(question: Question) -> int:
     return int(min(_LONGEST_SAMPLE, max(_SHORTEST_SAMPLE, question.tokens_per_example)))
 
 
+def longest_sample(question: Question) -> int | None:
+    """Tokens of the longest batch of measured rows; None where all samples count as long as each other."""
+    return None if question.seen is None else max(question.seen.widest, sample_length(question))
+
+
 def price(works: Iterable[Work], question: Question) -> Price:
     """The works one after the other on the question's devices. Raises what `estimate` raises."""
     parts = [_learned(work, _part(work, question.device, question.gpus), question) for work in works]
@@ -121,7 +129,9 @@ def flops_per_token_of(method: str, parameters: int, sequence_length: int) -> fl
 
 
 def _part(work: Work, device: Device, gpus: int | None) -> Price:
-    start, reference, per_token, used = _rates(work.method, work.parameters, work.sequence_length, device.name, gpus)
+    lengths = work.sequence_length, work.longest or work.sequence_length
+    rates = _rates(work.method, work.parameters, lengths, device.name, gpus)
+    start, reference, longest = rates.start, rates.reference, rates.longest
     share = work.tokens / _REFERENCE_TOKENS
 
     def between(low: Interval, high: Interval) -> Interval:
@@ -136,14 +146,14 @@ def _part(work: Work, device: Device, gpus: int | None) -> Price:
         gpu_hours=between(start.gpu_hours, reference.gpu_hours),
         hours=between(start.wall_hours, reference.wall_hours),
         usd=between(start.usd, reference.usd) if priced else None,  # type: ignore[arg-type]
-        flops=per_token * work.tokens,
-        peak_gib=reference.peak_gib,
-        host_gib=reference.memory.host_gib,
-        fits=_fits(reference, device),
-        may_fit=_may_fit(reference.peak_gib, reference.memory.host_gib, device),
-        memory_note=reference.reasons[-1] if reference.reasons else "",
-        gpus=used.gpus,
-        offload=reference.offload,
+        flops=rates.flops_per_token * work.tokens,
+        peak_gib=longest.peak_gib,
+        host_gib=longest.memory.host_gib,
+        fits=_fits(longest, device),
+        may_fit=_may_fit(longest.peak_gib, longest.memory.host_gib, device),
+        memory_note=longest.reasons[-1] if longest.reasons else "",
+        gpus=rates.layout.gpus,
+        offload=longest.offload,
     )
 
 
@@ -201,26 +211,42 @@ def _workload(work: Work, device: Device) -> Workload:
     )
 
 
-@functools.cache
-def _rates(
-    method: str, parameters: int, sequence_length: int, device_name: str, gpus: int | None
-) -> tuple[Estimate, Estimate, float, Workload]:
-    """Estimates of (nothing, 1e9 tokens), FLOPs per token, and the first layout that fits.
+@dataclass(frozen=True, kw_only=True)
+class _Rates:
+    """Estimates of one kind of work in the first layout that fits; where none does, in the one that was asked for, or
+    on the largest cluster where the number of devices is open."""
 
-    Where none does: the one that was asked for, or the largest cluster where the number of devices is open.
-    """
-    per_token = flops_per_token_of(method, parameters, sequence_length)
-    work = Work(method=method, parameters=parameters, tokens=_REFERENCE_TOKENS, sequence_length=sequence_length)
+    start: Estimate
+    """Of nothing."""
+    reference: Estimate
+    """Of 1e9 tokens."""
+    longest: Estimate
+    """Of as many in batches that are all as long as the longest: for memory."""
+    flops_per_token: float
+    layout: Workload
+
+
+@functools.cache
+def _rates(method: str, parameters: int, lengths: tuple[int, int], device_name: str, gpus: int | None) -> _Rates:
+    """The rates of a work whose batches have so many tokens a sample, (on average, at most)."""
+    work = Work(method=method, parameters=parameters, tokens=_REFERENCE_TOKENS, sequence_length=lengths[1])
     workload = _workload(work, find_device(device_name))
     for layout in _layouts(workload, gpus):
-        reference = estimate(layout)
-        if _fits(reference, layout.device):
+        longest = estimate(layout)
+        if _fits(longest, layout.device):
             break
     else:
         if gpus is not None:
             layout = replace(workload, gpus=gpus)
-            reference = estimate(layout)
-    return estimate(replace(layout, tokens=1.0)), reference, per_token, layout
+            longest = estimate(layout)
+    usual = replace(layout, sequence_length=lengths[0])
+    return _Rates(
+        start=estimate(replace(usual, tokens=1.0)),
+        reference=longest if lengths[0] == lengths[1] else estimate(usual),
+        longest=longest,
+        flops_per_token=flops_per_token_of(method, parameters, lengths[0]),
+        layout=layout,
+    )
 
 
 def _layouts(workload: Workload, gpus: int | None) -> Iterator[Workload]:

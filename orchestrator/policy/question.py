@@ -15,6 +15,7 @@ from orchestrator.quantities import Budget, human_count
 
 if TYPE_CHECKING:
     from orchestrator.policy.history import Correction, Corrections
+    from orchestrator.policy.row_lengths import Seen
 
 Task = Literal["causal-lm", "masked-lm", "text-classification", "image-classification"]
 Domain = Literal["same", "near", "far"]
@@ -55,6 +56,8 @@ class Base:
     """Tokens it was trained on."""
     name: str | None = None
     """Folder, hub name or `runs:/ID`; None when only a size is known."""
+    context: int | None = None
+    """Tokens it reads at once; None when that is not known, or without limit."""
     is_encoder: bool = False
     """Whether its tokens see those on both sides (BERT, RoBERTa), so that it fills gaps and continues no text."""
 
@@ -96,6 +99,10 @@ class Question:
     """What was taken for granted, a sentence each."""
     measured: tuple[str, ...] = ()
     """What was measured of the dataset, a sentence each."""
+    seen: Seen | None = None
+    """What a training sees of measured rows, of which `tokens` counts the padded ones; None where sizes are given."""
+    commonest: float | None = None
+    """Share of the largest class, which is the accuracy of always answering it; None: as large as the others."""
     learned: Learned | None = None
     """Corrections by past runs; None without a history."""
 
@@ -113,6 +120,13 @@ class Question:
     def tokens_per_example(self) -> float:
         """Mean length of a labelled example."""
         return self.tokens / self.examples if self.examples else float(TOKENS_PER_EXAMPLE[self.task])
+
+    @property
+    def balanced_examples(self) -> float:
+        """Examples in classes of one size that would hold as many of the rarer classes: what there is to learn from."""
+        if self.commonest is None or self.classes < 2:
+            return float(self.examples)
+        return self.examples * (1 - self.commonest) / (1 - 1 / self.classes)
 
     def resized(self, factor: float) -> Question:
         """The same question with `factor` times the data."""
@@ -140,6 +154,8 @@ class Given:
     inference_tokens: float | None = None
     measured: tuple[str, ...] = ()
     """What was measured of the dataset, a sentence each."""
+    seen: Seen | None = None
+    commonest: float | None = None
 
 
 def ask(given: Given) -> Question:
@@ -177,6 +193,8 @@ def ask(given: Given) -> Question:
         inference_tokens=given.inference_tokens or 0.0,
         assumed=tuple(assumed),
         measured=given.measured,
+        seen=given.seen,
+        commonest=given.commonest if classification else None,
     )
 
 

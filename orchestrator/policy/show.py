@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -84,6 +85,7 @@ def _figures(advice: Recommendation) -> Table:
     priced = all(one.price is not None and one.price.usd is not None for one in feasible)
     kinds = {one.expectation.kind for one in feasible if one.expectation is not None}
     quality = "accuracy" if kinds == {"error"} else "loss"
+    digits = 3 if quality == "loss" else _accuracy_digits(feasible)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for heading in ("", "strategy", quality, "USD" if priced else "device hours", "wall time", "devices", "peak GiB"):
         table.add_column(heading, justify="left" if heading in ("", "strategy") else "right", no_wrap=True)
@@ -96,13 +98,20 @@ def _figures(advice: Recommendation) -> Table:
         table.add_row(
             "*" if one.on_front else "",
             f"{one.strategy}{size}" + ("" if one.method != "qlora" else " (QLoRA)"),
-            range_text(expected, digits=2 if quality == "accuracy" else 3),
+            range_text(expected, digits=digits),
             range_text(one.price.usd if priced and one.price.usd else one.price.gpu_hours),
             human_duration(3600 * one.price.hours.mid),
             str(one.price.gpus) + ("" if one.price.offload == "none" else ", offload"),
             range_text(one.price.peak_gib),
         )
     return table
+
+
+def _accuracy_digits(feasible: Sequence[Candidate]) -> int:
+    """Two, and more where the best has more nines: 0.9993 is no 1."""
+    scores = [one.expectation.score for one in feasible if one.expectation is not None]
+    least_error = min((1 - score.mid for score in scores if score is not None), default=1.0)
+    return max(2, math.ceil(-math.log10(max(least_error, 1e-6))))
 
 
 def _section(title: str, lines: Sequence[str]) -> list[Text]:

@@ -48,7 +48,7 @@ STRATEGIES: dict[Name, Strategy] = {
             needs_labels=True,
             trains="head",
             needs="a base encoder near the domain, a few labels a class",
-            gives="the best use of a handful of labels; one forward pass over the data",
+            gives="the best use of a handful of labels; forward passes alone over the base",
             risks="underfits a far domain, and stops improving where fine-tuning goes on",
         ),
         Strategy(

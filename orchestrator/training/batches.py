@@ -16,14 +16,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from orchestrator.errors import StorageError
+from orchestrator.planning.length import PAD_MULTIPLE
 from orchestrator.training.masking import Batch, Masking, Vocabulary, mask
 from orchestrator.training.splitmix import GOLDEN, mix
 
 Split = Literal["train", "validation"]
 
-PAD_MULTIPLE = 8
-"""Batch lengths are rounded up to this: tensor cores want multiples of 8 in 16-bit formats (NVIDIA, "Matrix
-Multiplication Background User's Guide")."""
 _FEISTEL_ROUNDS = 8
 """Four make a strong permutation of large domains (Luby and Rackoff 1988); small domains want more."""
 
