@@ -18,12 +18,18 @@
 Every message has up to four lines: what is wrong, what was given (`got`), what would have been accepted
 (`allowed`), and what to do about it (`do`). All of them pickle, so the cause survives the way from a worker.
 
-Messages quote data and file names, so `shown`, which makes any text safe to print, stands here too.
+Messages quote data and file names, so `shown`, which makes any text safe to print, stands here too. No part of a message
+holds a credential, whatever it quotes, and none is longer than a screen.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from orchestrator.credentials import without_credentials
+
+LONGEST_PART = 2000
+"""Characters of a part of a message: about a screen (a guess)."""
 
 _UNPRINTABLE = (
     *(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"),  # C0, DEL and C1 of ECMA-48
@@ -42,6 +48,18 @@ def shown(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def _part(value: Any) -> str | None:
+    """A part of a message as it is kept."""
+    if value is None:
+        return None
+    try:
+        text = str(value)
+    except ValueError:  # a whole number of more digits than Python writes out
+        text = "a number of thousands of digits"
+    text = without_credentials(text[: 10 * LONGEST_PART])
+    return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}..."
+
+
 class OrchestratorError(Exception):
     """Base of every error this project raises on purpose.
 
@@ -51,11 +69,9 @@ class OrchestratorError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, got: Any = None, allowed: Any = None, do: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.got = None if got is None else str(got)
-        self.allowed = None if allowed is None else str(allowed)
-        self.do = do
+        self.what = _part(what) or ""
+        self.got, self.allowed, self.do = _part(got), _part(allowed), _part(do)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]

@@ -5,32 +5,42 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
-_SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_COUNT = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+]?[0-9]+)?)\s*([kmbgt]?)\s*$", re.IGNORECASE)
-_BUDGET = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+]?[0-9]+)?)\s*([a-z-]+)\s*$", re.IGNORECASE)
+_ZEROS = {"": 0, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
+_NUMBER = r"((?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]{1,6})?)"
+_COUNT = re.compile(rf"^\s*{_NUMBER}\s*([kmbgt]?)\s*$", re.IGNORECASE | re.ASCII)
+_BUDGET = re.compile(rf"^\s*{_NUMBER}\s*([a-z-]+)\s*$", re.IGNORECASE | re.ASCII)
+_MOST_CHARACTERS, _MOST_DIGITS = 100, 40
+"""Of a number as people write it: nothing that is counted here needs more."""
+LEAST_BUDGET, MOST_BUDGET = 1e-9, 1e40
+"""In any unit. A single step of the smallest model takes more; the largest training published took 5e26 FLOPs (a guess
+of Epoch AI's for Grok 4)."""
 
 BudgetUnit = Literal["usd", "gpu-hours", "flops", "hours"]
 BUDGET_UNITS: tuple[BudgetUnit, ...] = ("usd", "gpu-hours", "flops", "hours")
 
 
 def parse_count(value: Any) -> Any:
-    """A positive whole number from `2000000`, `2M`, `1.5k` or `1e6`; anything else is returned unchanged.
+    """A positive whole number from `2000000`, `2M`, `1.5k` or `1e6`, exact; anything else is returned unchanged.
 
-    Returning the input lets the type check behind it name the field in its message.
+    Returning the input lets the type check behind it name the field in its message; a number beyond all use comes back
+    as infinity, which no count is.
     """
     if isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, str):
+        return int(value) if abs(value) < 10**_MOST_DIGITS else math.inf
+    if not isinstance(value, str) or len(value) > _MOST_CHARACTERS:
         return value
     match = _COUNT.match(value)
     if match is None:
         return value
-    number = float(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
-    return round(number) if math.isclose(number, round(number), rel_tol=1e-12) else value
+    number = Decimal(match[1].replace("_", "")).scaleb(_ZEROS[match[2].lower()])
+    if number.adjusted() >= _MOST_DIGITS:
+        return math.inf
+    return int(number) if number == number.to_integral_value() else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +59,25 @@ def parse_budget(text: str) -> Budget:
 
     Raises ValueError with the allowed forms when the text is none of these or not above zero.
     """
-    match = _BUDGET.match(text)
+    match = _BUDGET.match(text) if len(text) <= _MOST_CHARACTERS else None
     unit = match[2].lower() if match else ""
     if match is None or unit not in BUDGET_UNITS:
         raise ValueError(
-            f"a budget is a number and one of {', '.join(BUDGET_UNITS)}, such as 50usd or 8hours; got {text!r}"
+            f"a budget is a number and one of {', '.join(BUDGET_UNITS)}, such as 50usd or 8hours; got {text[:_MOST_CHARACTERS]!r}"
         )
     amount = float(match[1].replace("_", ""))
     if not amount > 0:
         raise ValueError(f"a budget must be above zero; got {text!r}")
+    if not LEAST_BUDGET <= amount <= MOST_BUDGET:
+        raise ValueError(f"a budget is between {LEAST_BUDGET:g} and {MOST_BUDGET:g} of its unit; got {text!r}")
     return Budget(amount=amount, unit=unit)
+
+
+def divisors(number: int, *, least: int = 1, most: int | None = None) -> list[int]:
+    """The divisors of a number from `least` to `most`, the smallest first, in the time of its square root."""
+    low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    high = [number // n for n in reversed(low) if n * n != number]
+    return [n for n in (*low, *high) if n >= least and (most is None or n <= most)]
 
 
 def human_count(number: float) -> str:

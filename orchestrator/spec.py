@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from orchestrator.quantities import Budget, parse_budget
+from orchestrator.quantities import Budget, divisors, parse_budget
 from orchestrator.ranking import QUALITY_OF_TASK, Goal
 from orchestrator.spec_data import DataSpec
+from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed, SmallCount
 from orchestrator.spec_search import SearchSpec
-from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, Count, ResourcesSpec
+from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec
 
 Kind = Literal["pretrain", "finetune"]
 Method = Literal["full", "head", "lora", "scratch"]
@@ -53,7 +56,7 @@ class ModelSpec(Block):
     """Pretrained model: a folder, `package://NAME/path`, a hub name, or `runs:/ID` for a finished run's model."""
     tokenizer: str = "auto"
     """`auto` is the base model's own, or for new weights a BPE trained on the corpus; else a folder or hub name."""
-    vocab_size: Count = 8192
+    vocab_size: Samples = 8192
     """Entries of a tokenizer trained on the corpus; not used when a tokenizer is given."""
 
     @model_validator(mode="after")
@@ -71,9 +74,9 @@ class ModelSpec(Block):
 class LoraSpec(Block):
     """Low-rank adapters (Hu et al. 2021), used by `method: lora`."""
 
-    rank: PositiveInt = 8
+    rank: SmallCount = 8
     """Rank r of each adapter."""
-    alpha: PositiveFloat = 16.0
+    alpha: Rate = 16.0
     """The adapter's output is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before each adapter."""
@@ -88,13 +91,13 @@ class TrainingSpec(Block):
     """Length as tokens seen: special ones count, padding does not; rounded up to steps of the average batch."""
     steps: Count | None = None
     """Length as optimizer steps."""
-    epochs: PositiveFloat | None = None
+    epochs: Rate | None = None
     """Length as passes over the training data; where they end within a batch, the next pass fills it up."""
-    global_batch: Count
+    global_batch: Samples
     """Samples per optimizer step over all workers; it does not change with their number."""
-    micro_batch: Literal["auto"] | PositiveInt = "auto"
+    micro_batch: Literal["auto"] | Samples = "auto"
     """Samples per worker and forward pass; `auto` takes the largest that divides the batch and fits."""
-    learning_rate: PositiveFloat
+    learning_rate: Rate
     """Peak learning rate."""
     schedule: Schedule = "cosine"
     """Learning rate after warm-up: cosine or linear to `final_learning_rate_fraction`, or constant."""
@@ -103,21 +106,21 @@ class TrainingSpec(Block):
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate that the decay has reached one step after the last, as a share of the peak; so the last step learns
     where this is 0."""
-    weight_decay: NonNegativeFloat = 0.01
+    weight_decay: RateOrZero = 0.01
     """AdamW's decoupled weight decay; biases and normalisation weights are left out."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's first-moment decay."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """AdamW's second-moment decay."""
-    adam_epsilon: PositiveFloat = 1e-8
+    adam_epsilon: Rate = 1e-8
     """AdamW's denominator term."""
-    gradient_clip: NonNegativeFloat = 1.0
+    gradient_clip: RateOrZero = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     precision: Precision = "auto"
     """Number format of the forward pass; `auto` is bf16 where the device has it, fp32 on a CPU."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; `auto` where nothing else fits."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seeds initial weights, dropout, data order and masks."""
     masking_rate: Annotated[float, Field(gt=0, lt=1)] = MASKING_RATE
     """Share of the tokens of each block that `task: masked-lm` predicts."""
@@ -137,10 +140,26 @@ class TrainingSpec(Block):
             )
         return self
 
+    def workers_between(self, least: int, most: int | None = None) -> list[int]:
+        """The numbers of workers in a range over which the global batch splits, the smallest first."""
+        micro_batch = 1 if self.micro_batch == "auto" else self.micro_batch
+        if self.global_batch % micro_batch:
+            return []
+        return divisors(self.global_batch // micro_batch, least=least, most=most)
+
     def splits_over(self, workers: int) -> bool:
         """Whether the global batch is a whole number of micro-batches for each of so many workers."""
         micro_batch = 1 if self.micro_batch == "auto" else self.micro_batch
         return self.global_batch % (workers * micro_batch) == 0
+
+
+def _not_finite(values: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of the numbers in nested values that are infinite or none."""
+    if isinstance(values, float) and not math.isfinite(values):
+        yield path.removeprefix(".")
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield from _not_finite(value, f"{path}.{key}")
 
 
 class DeepSpeedSpec(Block):
@@ -162,7 +181,10 @@ class DeepSpeedSpec(Block):
             return value
         own = {"zero_stage", "offload", "raw"}
         merged = {key: value[key] for key in own & value.keys()}
-        raw = {**merged.get("raw", {}), **{key: item for key, item in value.items() if key not in own}}
+        given = merged.get("raw", {})
+        if not isinstance(given, dict):
+            raise ValueError(f"deepspeed.raw is a mapping of DeepSpeed keys; got {given!r:.100}")
+        raw = {**given, **{key: item for key, item in value.items() if key not in own}}
         stage = (
             raw.get("zero_optimization", {}).get("stage") if isinstance(raw.get("zero_optimization"), dict) else None
         )
@@ -175,6 +197,8 @@ class DeepSpeedSpec(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for path in _not_finite(self.raw):
+            raise ValueError(f"deepspeed.{path} is no finite number: correct it")
         planned = [key for key in PLANNED_DEEPSPEED_KEYS if key in self.raw]
         if planned:
             raise ValueError(
@@ -226,7 +250,7 @@ class RunSpec(Block):
     """What each training gets from the cluster."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When and where the run is saved."""
-    budget: Annotated[str, Field(pattern=r"^[0-9]")] | None = None
+    budget: Annotated[str, Field(pattern=r"^[0-9.]")] | None = None
     """`50usd`, `100gpu-hours`, `1e20flops` or `8hours`: the run stops cleanly before that, evaluated, with a checkpoint
     and its model; a larger budget goes on from there. A search spends one budget over all its trials (`hours` are those
     of the whole search): trials begin while there is enough for them, pruned ones give back what they did not need."""
@@ -293,10 +317,10 @@ class RunSpec(Block):
         return self
 
     def _some_size_splits(self, least: int, most: int) -> None:
-        if any(self.training.splits_over(count) for count in range(least, most + 1)):
+        sizes = self.training.workers_between(1)
+        if any(least <= count <= most for count in sizes):
             return
         batch, micro_batch = self.training.global_batch, self.training.micro_batch
-        sizes = [count for count in range(1, batch + 1) if self.training.splits_over(count)]
         near = sorted({*[n for n in sizes if n < least][-1:], *[n for n in sizes if n > most][:1]})
         wider = f"let resources.workers reach {' or '.join(map(str, near))}, or " if near else ""
         multiple = least * (1 if micro_batch == "auto" else micro_batch)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.spec_survival import Block, Count
+from orchestrator.spec_numbers import Count, Samples, Seed
+from orchestrator.spec_survival import Block
 
 DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
 
@@ -21,7 +22,7 @@ class DataSpec(Block):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the training data held out when `validation` is not given: of the bytes for language modelling, where a
     document is cut to meet it; of the rows for classification, stratified by label."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Seed = 0
     """Draws what is held out and what the `max_` fields below keep; `training.seed` does not, so all seeds and all
     trials of a search are measured on the same examples."""
     exclude: tuple[str, ...] = ()
@@ -32,7 +33,7 @@ class DataSpec(Block):
     """Column that holds the text; none given is the column `text`, or else the one that reads like text."""
     label_column: str | None = None
     """Column that holds the class, for classification; none given is the one that a usual name or its content tells."""
-    sequence_length: Count = 512
+    sequence_length: Samples = 512
     """Tokens of one sample. For language modelling the block: documents stand one after the other with a separator
     between them, and are cut into blocks that go on over the end of a document; what fills no block at the end of the
     stream is left out. For classification the cut-off: a batch is as wide as its longest row, in multiples of 8."""

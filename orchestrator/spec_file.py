@@ -10,12 +10,11 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec import RunSpec
-from orchestrator.yaml_file import Loader, read_yaml
+from orchestrator.yaml_file import parse_yaml, read_yaml
 
 _BRANCH = re.compile(r"[\[\]()]|^(int|float|str|literal|tuple|constrained-(int|float|str))$")
 """Names that pydantic gives to the branches of a union."""
@@ -42,8 +41,8 @@ def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
 
 
 def parse_value(text: str) -> Any:
-    """The value on the right of `key=value`, read as YAML; raises yaml.YAMLError when it is none."""
-    return yaml.load(text, Loader)
+    """The value on the right of `key=value`, read as YAML; raises SpecError when it is none."""
+    return parse_yaml(text, source="the value")
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -57,9 +56,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         )
     try:
         value = parse_value(text)
-    except yaml.YAMLError as error:
+    except SpecError as error:
         raise SpecError(
-            "the value of an override is not valid YAML",
+            f"the value of an override is not valid YAML: {error.got}",
             got=override,
             do='quote what YAML would read as structure, such as name="[a]"',
         ) from error

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from orchestrator.spec_survival import Block, Count
+from orchestrator.spec_numbers import MOST_SMALL, Count, Seed, SmallCount
+from orchestrator.spec_survival import Block
 
 
 class SearchSpec(Block):
@@ -19,7 +20,7 @@ class SearchSpec(Block):
     """Field path to one of `{grid: [...]}`, `{choice: [...]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}`,
     `{int_uniform: [low, high]}`. Grid values are all tried; the others are drawn. A grid or choice may also map each
     value to a space of its own: `{grid: {full: {training.learning_rate: {...}}, lora: {...}}}`."""
-    samples: PositiveInt = 1
+    samples: SmallCount = 1
     """Draws for every grid point."""
     scheduler: Literal["asha", "none"] = "asha"
     """`asha` stops the worse trials early (Li et al. 2020): all are evaluated and compared after the same steps.
@@ -30,9 +31,9 @@ class SearchSpec(Block):
     """Whether the metric should be small or large; `auto` knows the metrics of this project."""
     grace_steps: Count | None = None
     """Steps that ASHA lets every trial run; fewer than the first evaluation of any trial, or none given, is that."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2, le=MOST_SMALL)] = 3
     """ASHA keeps one in so many at each rung."""
-    max_concurrent: Literal["auto"] | PositiveInt = "auto"
+    max_concurrent: Literal["auto"] | SmallCount = "auto"
     """Trials at a time; `auto` is what the cluster's devices allow."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seeds the draws."""

@@ -12,20 +12,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
 )
 
-from orchestrator.quantities import parse_count
+from orchestrator.spec_numbers import MOST_CORES, MOST_SMALL, YEAR_S, Count, RateOrZero, SmallCount, WorkerCount
 
-Count = Annotated[PositiveInt, BeforeValidator(parse_count, json_schema_input_type=int | str)]
-"""A positive whole number; `2M`, `10B` and `1e6` are read as numbers."""
-
-Workers = PositiveInt | Literal["auto"] | tuple[PositiveInt, PositiveInt]
+Workers = WorkerCount | Literal["auto"] | tuple[WorkerCount, WorkerCount]
 """A number, the planner's choice, or the least and the most of an elastic run."""
 Spikes = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 """YAML reads a bare `off` as false."""
@@ -35,9 +29,9 @@ OBJECT_STORES = ("s3://", "gs://")
 
 
 class Block(BaseModel):
-    """Frozen; unknown keys are refused; the sentence under a field is its description in the schema."""
+    """Frozen; unknown keys and infinite numbers are refused; the sentence under a field is its description in the schema."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class BadStepsSpec(Block):
@@ -46,7 +40,7 @@ class BadStepsSpec(Block):
 
     spikes: Spikes = "auto"
     """`auto` judges a loss by the spread of recent ones; `off` lets spikes pass, and only what is not finite counts."""
-    max_rewinds: Annotated[int, Field(ge=0)] = 3
+    max_rewinds: Annotated[int, Field(ge=0, le=MOST_SMALL)] = 3
     """How often a run goes back within 1,000 steps before it gives up; with 0 the first bad step ends it."""
 
 
@@ -59,17 +53,17 @@ class ResourcesSpec(Block):
     """
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of a worker; `auto` takes one where the cluster has GPUs."""
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: Annotated[int, Field(ge=1, le=MOST_CORES)] = 1
     """CPU cores of a worker, and its threads."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0, le=MOST_SMALL)] = 3
     """How often dead workers are replaced and the run goes on from its newest checkpoint."""
-    capacity_timeout_s: NonNegativeFloat = 1800.0
+    capacity_timeout_s: Annotated[float, Field(ge=0, le=YEAR_S)] = 1800.0
     """Seconds that a run which has lost its room waits for more before it gives up: a guess, since a machine comes back
     or is replaced within minutes, and what takes longer than half an hour is better started again by hand."""
-    hang_timeout_s: Literal["auto"] | PositiveFloat = "auto"
+    hang_timeout_s: Literal["auto"] | Annotated[float, Field(gt=0, le=YEAR_S)] = "auto"
     """Seconds that a rank may stand still in a step before the workers are taken to hang; `auto` is 60. Ten usual steps
     are waited for in any case; start, first step, evaluation, saving and export are given multiples."""
-    usd_per_device_hour: NonNegativeFloat | None = None
+    usd_per_device_hour: RateOrZero | None = None
     """Price of one device for an hour; none given takes the catalogue's (`configs/devices.yaml`)."""
 
     @field_validator("workers", mode="wrap")
@@ -100,7 +94,7 @@ class CheckpointSpec(Block):
     every_steps: Literal["auto"] | Count | None = None
     """Save every so many steps; always also at the end and when stopped. `auto` weighs the measured cost of saving
     against the work that failures are expected to undo."""
-    keep: PositiveInt = 3
+    keep: SmallCount = 3
     """How many of the newest checkpoints stay."""
     storage: str | None = None
     """Where runs are kept: a folder that every node sees, or a bucket as `s3://BUCKET/PATH` or `gs://BUCKET/PATH`; none

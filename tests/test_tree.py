@@ -18,8 +18,10 @@ MODULES = sorted(path for folder in ("orchestrator", "jobs") for path in (ROOT /
 SPECS = sorted(path for kind in ("pretrain", "finetune", "tune") for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 LAYERS = (
+    {"credentials"},
     {"errors"},
     {"quantities", "ranking", "locations", "whole_file", "yaml_file", "page", "charts"},
+    {"spec_numbers"},
     {"spec_survival"},
     {"spec_data", "spec_search"},
     {"spec", "console"},

@@ -29,6 +29,7 @@ from orchestrator.planning.fitting import (
 from orchestrator.planning.memory import Layout
 from orchestrator.planning.placement import ChosenPrecision, Site
 from orchestrator.planning.run_plan import Kept
+from orchestrator.quantities import divisors
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -40,6 +41,9 @@ weight once, in the time of 156 tokens (A100) or 295 (H100) by their data sheets
 
 WORTH_A_WORD = 1.1
 """How much faster a narrower range must train to be named: a judgement."""
+
+MOST_LISTED = 20
+"""Sizes that a reason lists: a guess; a batch of 720,720 splits over 240."""
 
 SitePace = Callable[[Site, Layout], float]
 """Hours that the steps of a training take on a site in a layout."""
@@ -141,8 +145,8 @@ def _kept_micro_batch(spec: RunSpec, kept: int) -> int:
     if workers == "auto":
         return kept
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
-    divisors = (size for size in range(kept, 0, -1) if kept % size == 0)
-    return next(size for size in divisors if any(batch % (n * size) == 0 for n in range(least, most + 1)))
+    smaller = (size for size in reversed(divisors(kept)) if batch % size == 0)
+    return next(size for size in smaller if divisors(batch // size, least=least, most=most))
 
 
 def _candidates(
@@ -157,7 +161,7 @@ def _candidates(
     batch = spec.training.global_batch
     hours = {size: pace(sites[size], replace(option, workers=size)) for size in fitting}
     set_size = spec.training.micro_batch
-    tried = range(max(fitting.values(), default=0), 0, -1) if set_size == "auto" else (set_size,)
+    tried = divisors(batch, most=max(fitting.values(), default=0))[::-1] if set_size == "auto" else [set_size]
     for micro_batch in tried:
         sizes = tuple(
             n for n, most in sorted(fitting.items()) if micro_batch <= most and batch % (n * micro_batch) == 0
@@ -174,9 +178,10 @@ def _speed(spec: RunSpec, sizes: tuple[int, ...], hours: Mapping[int, float]) ->
     """Trainings an hour, summed over every number of workers that there may be room for."""
     asked = spec.resources.workers
     assert isinstance(asked, tuple)  # only ranges come here
-    total = 0.0
-    for room in range(asked[0], asked[1] + 1):
-        total += max((1 / hours[size] for size in sizes if size <= room), default=0.0)
+    total = best = 0.0
+    for size, larger in zip(sizes, (*sizes[1:], asked[1] + 1), strict=True):
+        best = max(best, 1 / hours[size])
+        total += best * (larger - size)  # the room for which this is the largest size
     return total
 
 
@@ -235,4 +240,6 @@ def _workers(count: int) -> str:
 
 def _listed(items: tuple[int, ...] | list[str]) -> str:
     words = [str(item) for item in items]
+    if len(words) > MOST_LISTED:
+        words = [*words[: MOST_LISTED // 2], f"{len(words) - MOST_LISTED} more", *words[-MOST_LISTED // 2 :]]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

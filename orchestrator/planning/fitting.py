@@ -14,6 +14,7 @@ from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision, Site
 from orchestrator.planning.run_plan import Interval
+from orchestrator.quantities import divisors
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -96,7 +97,7 @@ def largest_micro_batch(spec: RunSpec, site: Site, option: Layout, estimate: Est
     share = spec.training.global_batch // option.workers
     sizes = [option.micro_batch]
     if spec.training.micro_batch == "auto":
-        sizes = [size for size in range(micro_batch_limit(option, share), 0, -1) if share % size == 0]
+        sizes = divisors(share, most=micro_batch_limit(option, share))[::-1]
     layouts = (replace(option, micro_batch=size) for size in sizes)
     return next((layout for layout in layouts if fits(estimate(layout), site)), None)
 

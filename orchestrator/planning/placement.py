@@ -48,11 +48,11 @@ def worker_counts(spec: RunSpec, cluster: ClusterShape) -> tuple[int, ...]:
     if isinstance(asked, int):
         return (asked,)
     if isinstance(asked, tuple):
-        return tuple(n for n in range(asked[0], asked[1] + 1) if training.splits_over(n))
+        return tuple(training.workers_between(*asked))
     room = room_for_workers(
         cluster, gpus_per_worker=_gpus_per_worker(spec, cluster), cpus_per_worker=spec.resources.cpus_per_worker
     )
-    return tuple(n for n in range(1, min(room, training.global_batch) + 1) if training.splits_over(n)) or (1,)
+    return tuple(training.workers_between(1, room)) or (1,)
 
 
 def room_for_workers(cluster: ClusterShape, *, gpus_per_worker: int, cpus_per_worker: int) -> int:
@@ -138,7 +138,7 @@ def check_room(spec: RunSpec, cluster: ClusterShape, workers: int, *, room: int,
     resources = spec.resources
     if workers <= room:
         return
-    fewer = [n for n in range(1, room + 1) if spec.training.splits_over(n)][-1:]
+    fewer = spec.training.workers_between(1, room)[-1:]
     asked = resources.workers
     ways = [f"resources.workers={f'[{n},{asked[1]}]' if isinstance(asked, tuple) else n}" for n in fewer]
     if resources.cpus_per_worker > 1:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from orchestrator.errors import SpecError
 from orchestrator.planning.model_shape import ModelShape
-from orchestrator.quantities import human_count
+from orchestrator.quantities import divisors, human_count
 
 
 class PublishedSize(NamedTuple):
@@ -50,6 +50,10 @@ published models, Gemma-7B with its MLP of 8 x hidden, is 2.2 times what 12 x la
 
 _LEAST_IN_LAYERS = 0.01
 """Share of the weights below which layers are no model any more; of the smallest published ones it is a tenth."""
+
+
+MOST = {"parameters": 10**16, "layers": 10**5, "hidden": 10**7, "heads": 10**6, "kv_heads": 10**6, "vocab": 10**9}
+"""A thousand times and more of what was ever published (Switch-C: 1.6e12 parameters): what is above is a slip."""
 
 
 def standard_shape(
@@ -109,9 +113,11 @@ def given_shape(parameters: int, **sizes: int | None) -> ModelShape | None:
 
 def _check_positive(**sizes: int | None) -> None:
     for name, value in sizes.items():
+        option = "--" + name.replace("_", "-").replace("parameters", "params")
         if value is not None and value < 1:
-            option = "--" + name.replace("_", "-").replace("parameters", "params")
             raise SpecError(f"{option} must be above zero", got=value, do=f"leave {option} out for a usual value")
+        if value is not None and value > MOST[name]:
+            raise SpecError(f"{option} is beyond any model", got=value, allowed=f"up to {MOST[name]:.0e}")
 
 
 def _between(parameters: float, column: list[float]) -> float:
@@ -142,10 +148,10 @@ def _heads(parameters: int, *, hidden: int, heads: int | None, kv_heads: int | N
     if heads is None:
         wanted = max(1, round(hidden / _head_dim(parameters)))
         step = kv_heads or 1
-        divisors = [n for n in range(step, hidden + 1, step) if hidden % n == 0]
-        if not divisors:
+        possible = [n for n in divisors(hidden) if n % step == 0]
+        if not possible:
             raise _uneven("--kv-heads", kv_heads, "the hidden size", hidden)
-        heads = min(divisors, key=lambda n: abs(n - wanted))
+        heads = min(possible, key=lambda n: abs(n - wanted))
     if hidden % heads:
         raise _uneven("--heads", heads, "--hidden", hidden)
     if heads % (kv_heads or heads):
@@ -154,8 +160,7 @@ def _heads(parameters: int, *, hidden: int, heads: int | None, kv_heads: int | N
 
 
 def _uneven(option: str, got: int | None, of: str, whole: int) -> SpecError:
-    divisors = [n for n in range(1, min(whole, 256) + 1) if whole % n == 0]
-    near = sorted(divisors, key=lambda n: abs(n - (got or 1)))[:4]
+    near = sorted(divisors(whole, most=256), key=lambda n: abs(n - (got or 1)))[:4]
     return SpecError(
         f"{of} does not split evenly over {option}",
         got=f"{option} {got} for {of} {whole}",

@@ -118,6 +118,8 @@ def affordable_share(works: tuple[Work, ...], question: Question) -> float:
     if whole <= question.budget.amount:
         return 1.0
     start = price([work.scaled(0) for work in works], question).in_unit(question.budget)
+    if not whole > start:  # so few tokens that the start is all of it
+        return 0.0
     return max(0.0, (question.budget.amount - start) / (whole - start))
 
 
