@@ -1,7 +1,7 @@
 """Texts and values as they may be stored and shown: without passwords, tokens and keys.
 
-The bottom of the tree: error messages, console, MLflow and run folders all ask here. A connection itself is made with the
-address as it was given, which only private files (mode 0600) and this process's memory hold.
+The bottom of the tree: error messages, console, MLflow and run folders all ask here. A connection itself is made with
+the address as it was given, which only private files (mode 0600) and this process's memory hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _ADDRESS = re.compile(rf"({_SCHEME})(?:[^\s:/\"<>`]*:[^\s\"<>`]*|[^\s/\"<>`]+)@"
 slash or an @ that nobody has escaped (SQLAlchemy takes both)."""
 _WHOLE_ADDRESS = re.compile(rf"^(\s*{_SCHEME})[^/?#]*:.*@|^(\s*{_SCHEME})[^/]*@", re.DOTALL)
 """The same where the text is nothing but one address: then blanks and quotes belong to the password too."""
-_NAMES = r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|signature|api_?-?key|access_?-?key|private_?-?key|account_?-?key)"
+_NAMES = (
+    r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|signature|(?:api|access|private|account)[_-]?key)"
+)
 _QUERY = re.compile(rf"([?&;](?:{_NAMES}|key|sig|auth)s?=)[^\s&;#\"'<>`]+", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"(\b{_NAMES}['\"]?\s?=\s?)(?:\"[^\"]*\"|'[^']*'|[^\s&;,)\]}}\"']+)|([\"']{_NAMES}[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*')",

@@ -18,8 +18,8 @@
 Every message has up to four lines: what is wrong, what was given (`got`), what would have been accepted
 (`allowed`), and what to do about it (`do`). All of them pickle, so the cause survives the way from a worker.
 
-Messages quote data and file names, so `shown`, which makes any text safe to print, stands here too. No part of a message
-holds a credential, whatever it quotes, and none is longer than a screen.
+Messages quote data and file names, so `shown`, which makes any text safe to print, stands here too. No part of a
+message holds a credential, whatever it quotes, and none is longer than a screen.
 """
 
 from __future__ import annotations

@@ -59,11 +59,12 @@ def parse_budget(text: str) -> Budget:
 
     Raises ValueError with the allowed forms when the text is none of these or not above zero.
     """
-    match = _BUDGET.match(text) if len(text) <= _MOST_CHARACTERS else None
+    text = text[:_MOST_CHARACTERS]
+    match = _BUDGET.match(text)
     unit = match[2].lower() if match else ""
     if match is None or unit not in BUDGET_UNITS:
         raise ValueError(
-            f"a budget is a number and one of {', '.join(BUDGET_UNITS)}, such as 50usd or 8hours; got {text[:_MOST_CHARACTERS]!r}"
+            f"a budget is a number and one of {', '.join(BUDGET_UNITS)}, such as 50usd or 8hours; got {text!r}"
         )
     amount = float(match[1].replace("_", ""))
     if not amount > 0:

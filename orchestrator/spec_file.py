@@ -16,6 +16,9 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import RunSpec
 from orchestrator.yaml_file import parse_yaml, read_yaml
 
+MOST_PROBLEMS, LONGEST_PROBLEM, LONGEST_VALUE = 12, 500, 120
+"""Of a message, in problems and characters: what a screen holds (a guess)."""
+
 _BRANCH = re.compile(r"[\[\]()]|^(int|float|str|literal|tuple|constrained-(int|float|str))$")
 """Names that pydantic gives to the branches of a union."""
 
@@ -110,7 +113,12 @@ def _spec_error(error: ValidationError, source: str) -> SpecError:
     what, got, allowed, do = problems[0]
     if len(problems) == 1:
         return SpecError(f"{source}: {what}", got=got, allowed=allowed, do=do)
-    lines = [f"\n  - {w}" + (f" (got {g})" if g else "") + (f"; {d}" if d else "") for w, g, _, d in problems]
+    lines = [
+        f"\n  - {w[:LONGEST_PROBLEM]}" + (f" (got {g})" if g else "") + (f"; {d}" if d else "")
+        for w, g, _, d in problems[:MOST_PROBLEMS]
+    ]
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"\n  - and {len(problems) - MOST_PROBLEMS} more")
     return SpecError(f"{source} has {len(problems)} problems:{''.join(lines)}")
 
 
@@ -119,7 +127,7 @@ def _describe(item: dict[str, Any]) -> tuple[str, str | None, str | None, str | 
     place = tuple(item["loc"])
     path = _dotted(place)
     given = item.get("input")
-    shown = None if given is None or isinstance(given, dict | list | BaseModel) else repr(given)
+    shown = None if given is None or isinstance(given, dict | list | BaseModel) else _short(given)
     if item["type"] == "extra_forbidden":
         valid = _fields_at(place[:-1])
         near = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
@@ -132,6 +140,9 @@ def _describe(item: dict[str, Any]) -> tuple[str, str | None, str | None, str | 
         return (f"{path}: {text}" if path and not text.startswith(path) else text), None, None, None
     if item["type"] == "literal_error":
         return f"{path} has no such value", shown, str(item["ctx"]["expected"]), None
+    if item["type"] == "string_type" and isinstance(given, bool | int | float):
+        # YAML reads yes, no, on and off as truth, and digits as a number.
+        return f"{path} is a text, and YAML reads a {type(given).__name__} here", shown, None, "put it in 'quotes'"
     return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}", shown, None, None
 
 
@@ -140,7 +151,15 @@ def _describe_choice(path: str, items: list[dict[str, Any]]) -> tuple[str, str |
     kinds = [
         str(item["ctx"]["expected"]) if item["type"] == "literal_error" else _wanted(item["msg"]) for item in items
     ]
-    return f"{path} has no such value", repr(items[0].get("input")), " or ".join(dict.fromkeys(kinds)), None
+    return f"{path} has no such value", _short(items[0].get("input")), " or ".join(dict.fromkeys(kinds)), None
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes out
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _wanted(message: str) -> str:

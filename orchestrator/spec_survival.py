@@ -29,7 +29,7 @@ OBJECT_STORES = ("s3://", "gs://")
 
 
 class Block(BaseModel):
-    """Frozen; unknown keys and infinite numbers are refused; the sentence under a field is its description in the schema."""
+    """Frozen; unknown keys and infinite numbers are refused; the sentence under a field describes it in the schema."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -32,7 +32,7 @@ _LEFT_OUT = tuple(f"{_CORE}{name}" for name in ("int", "float", "timestamp", "va
 _BUILTIN = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C nine times as fast
 
 
-class Loader(_BUILTIN):  # type: ignore[misc]
+class Loader(_BUILTIN):  # type: ignore[misc,valid-type]
     """PyYAML's, with the numbers of this module."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML copies it when a resolver is added
@@ -104,7 +104,7 @@ def _bytes(file: Path) -> bytes:
     except (OSError, ValueError) as error:
         folder = file.parent
         nearby = sorted(p.name for p in _entries(folder) if p.suffix in (".yaml", ".yml"))[:8]
-        remedies = {
+        remedies: dict[type[Exception], str] = {
             PermissionError: f"give yourself the right to read it: chmod u+r {file}",
             IsADirectoryError: "give the path of a file in it",
         }
@@ -138,8 +138,8 @@ def _text(file: Path, content: bytes) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise SpecError(
-            f"{file} is not UTF-8 text",
-            got=f"the byte 0x{content[error.start]:02x} in line {line}",
+            "the spec file cannot be read as UTF-8 text",
+            got=f"{file}: the byte 0x{content[error.start]:02x} in line {line}",
             do=f"save it as UTF-8, such as by iconv -f latin1 -t utf-8 {file}",
         ) from error
 
@@ -246,6 +246,7 @@ _REMEDIES = (
     ("end of stream", "close the quote"),
     ("',' or ']'", "close the ["),
     ("',' or '}'", "close the {"),
+    ("node content", "close the [ or {, or give the key a value"),
     ("expected key", "indent the keys of one block alike"),
     ("block end", "indent the keys of one block alike"),
     ("'-' indicator", "let all items of a list begin with `- `, indented alike"),
@@ -264,9 +265,10 @@ def _explained(error: yaml.YAMLError, text: str, source: str) -> SpecError:
     """The error with its line, that line's text, and what to do about it."""
     line, column = _position(error, text)
     problem = " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).split())
-    lines = text.splitlines()
-    shown = lines[line - 1].strip()[:120] if 0 < line <= len(lines) else "the end of the text"
-    tabbed = line <= len(lines) and "\t" in lines[line - 1][: column + 1] and "cannot start" in problem
+    lines = text.splitlines() or [""]
+    line = min(line, len(lines))  # what ends too soon is wrong where the text ends
+    shown = lines[line - 1].strip()[:120]
+    tabbed = "\t" in lines[line - 1][: column + 1] and "cannot start" in problem
     known = next((do for words, do in _REMEDIES if words in problem), "quote the value, or correct the line")
     begun = getattr(error, "context_mark", None)
     where = f" (it begins in line {begun.line + 1})" if begun is not None and begun.line + 1 != line else ""

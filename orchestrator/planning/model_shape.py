@@ -69,7 +69,14 @@ ENCODERS = (
 _UNUSED_POSITIONS = {"roberta": 2}
 """Rows of the position table that no token gets: RoBERTa counts from its padding's id, 1, plus 1."""
 
+MOST_SIZE = 10**9
+"""Of any size of a model: a thousand times the widest published; what is above is a slip."""
 _DEFAULT_KV_HEADS = {"mistral": 8}  # what transformers assumes when a config.json leaves it out; else: as many as heads
+_SHARES = (
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+)
+"""Settings of the families above that are probabilities of dropping."""
 _DROPOUTS = ("attn_pdrop", "attention_probs_dropout_prob", "attention_dropout")
 _SYNONYMS = {
     "hidden": ("hidden_size", "n_embd", "dim", "d_model"),
@@ -170,6 +177,19 @@ def _check_overrides(config: dict[str, Any], overrides: dict[str, Any]) -> None:
                 allowed=", ".join(sorted(valid)),
                 do=f"did you mean {near[0]}?" if near else "remove it",
             )
+        usual = config.get(name)
+        kinds = (int, float) if type(usual) in (int, float) else (type(usual),)
+        if usual is not None and type(overrides[name]) not in kinds:
+            raise ModelError(
+                f"{config.get('model_type')} takes another kind of value for {name}",
+                got=f"model.overrides.{name}: {overrides[name]!r:.100}",
+                allowed=f"such as {usual!r}",
+                do="correct it",
+            )
+        if name in _SHARES and not 0 <= overrides[name] < 1:
+            raise ModelError(
+                f"{name} is a share", got=overrides[name], allowed="0 or more, below 1", do=f"correct {name}"
+            )
 
 
 def _check_heads(config: dict[str, Any]) -> None:
@@ -181,7 +201,7 @@ def _check_heads(config: dict[str, Any]) -> None:
             got=f"{name} {hidden} and {_first_name(config, 'heads')} {heads}",
             do=f"set model.overrides.{name} to a multiple of {heads}, such as {(hidden // heads + 1) * heads}",
         )
-    kv_heads = config.get("num_key_value_heads") or heads
+    kv_heads = _given_size(config, "num_key_value_heads") or heads
     if heads % kv_heads:
         raise ModelError(
             "the attention heads do not split evenly over the key-value heads",
@@ -235,14 +255,28 @@ def _first_name(config: dict[str, Any], size: str) -> str:
 
 
 def _size(config: dict[str, Any], size: str) -> int:
-    value = config.get(_first_name(config, size))
-    if not isinstance(value, int) or value < 1:
-        raise ModelError(
-            f"the model's configuration has no usable {_first_name(config, size)}",
-            got=f"{value!r} for model_type {config.get('model_type')}",
-            allowed="a positive whole number",
-        )
+    name = _first_name(config, size)
+    value = _given_size(config, name)
+    if value is None:
+        raise _no_size(config, name)
     return value
+
+
+def _given_size(config: dict[str, Any], name: str) -> int | None:
+    """A size of a configuration, None where it is left out; raises ModelError when it is no size."""
+    value = config.get(name)
+    if value is None or (type(value) is int and 1 <= value <= MOST_SIZE):
+        return value
+    raise _no_size(config, name)
+
+
+def _no_size(config: dict[str, Any], name: str) -> ModelError:
+    return ModelError(
+        f"the model's configuration has no usable {name}",
+        got=f"{config.get(name)!r:.100} for model_type {config.get('model_type')}",
+        allowed=f"a positive whole number up to {MOST_SIZE:.0e}",
+        do=f"correct {name}",
+    )
 
 
 def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = None) -> ModelShape:
@@ -264,12 +298,12 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
             got=f"task: masked-lm with model_type {kind}",
             do="use task: causal-lm, or a model such as bert or roberta",
         )
-    vocab = config.get("vocab_size")
-    if not isinstance(vocab, int):
+    vocab = _given_size(config, "vocab_size")
+    if vocab is None:
         raise ModelError("the model's configuration has no vocab_size", got=f"model_type {kind}")
     hidden, heads = _size(config, "hidden"), _size(config, "heads")
     known_width = config.get(_first_name(config, "intermediate")) is not None
-    context = config.get(_first_name(config, "context"))
+    context = _given_size(config, _first_name(config, "context"))
     if context:
         context -= _UNUSED_POSITIONS.get(kind, 0)
     labels = (num_labels or 2) if task == "text-classification" else 0
@@ -278,8 +312,8 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
         "layers": _size(config, "layers"),
         "hidden": hidden,
         "heads": heads,
-        "kv_heads": config.get("num_key_value_heads") or _DEFAULT_KV_HEADS.get(kind, heads),
-        "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else hidden // heads),
+        "kv_heads": _given_size(config, "num_key_value_heads") or _DEFAULT_KV_HEADS.get(kind, heads),
+        "head_dim": _given_size(config, "head_dim") or (128 if kind == "qwen3" else hidden // heads),
         "intermediate": _size(config, "intermediate") if known_width else 4 * hidden,
         "vocab": vocab,
         "context": context,
@@ -299,6 +333,8 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
 def _mlp_tensors(config: dict[str, Any]) -> int:
     """How many tensors as wide as the MLP autograd keeps, by activation function."""
     activation = config.get("activation_function") or config.get("hidden_act") or config.get("activation") or "gelu"
+    if not isinstance(activation, str):
+        raise ModelError("the model's activation function is no name", got=f"{activation!r:.100}", do="correct it")
     if activation in ("silu", "swish") or "glu" in activation:
         return 4  # gate, its activation, up, and their product
     if activation in ("gelu_new", "gelu_fast", "quick_gelu"):

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz SEED CASES [specs|options|files]`: runs cases and prints each fault once, with how often it came."""
+"""`python -m tests.fuzz SEED CASES [specs|options|files]`: each fault once, with how often it came."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import tests.conftest  # noqa: F401  # no hub, few threads, nobody's own store
-from tests.fuzz.case import Finding, clear_argv, run_case
+from tests.fuzz.case import Finding, run_case
 from tests.fuzz.cases import GENERATORS, cases
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     """Runs the cases of a seed."""
     seed, count = int(sys.argv[1]), int(sys.argv[2])
     kinds = sys.argv[3:] or list(GENERATORS)
-    clear_argv()
+    sys.argv = ["orchestrator"]  # `advise` repeats its command line
     found: dict[str, Finding] = {}
     often: Counter[str] = Counter()
     for kind in kinds:

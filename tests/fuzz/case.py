@@ -10,7 +10,6 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -187,8 +186,3 @@ def _place(error: BaseException) -> str:
 
 def _last_lines(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-500:]
-
-
-def clear_argv() -> None:
-    """`advise` repeats the words of its command line: let there be none of pytest's."""
-    sys.argv = ["orchestrator"]

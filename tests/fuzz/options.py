@@ -8,12 +8,60 @@ from tests.fuzz.case import Case
 from tests.fuzz.values import NUMBERS, WORDS
 
 COUNTS = (
-    *("1", "2", "3", "7", "100", "2000", "1k", "10k", "1M", "20M", "125M", "1.5B", "7B", "70B", "1T", "1e12", "1e15", "40T"),
-    *("0", "1e18", "1e30", "1e38", "1e100", "1e300", "1e400", "-1", "0.5", "1.5", "nan", "inf", "", " ", "x", "1e", "10 M"),
+    *(
+        "1",
+        "2",
+        "3",
+        "7",
+        "100",
+        "2000",
+        "1k",
+        "10k",
+        "1M",
+        "20M",
+        "125M",
+        "1.5B",
+        "7B",
+        "70B",
+        "1T",
+        "1e12",
+        "1e15",
+        "40T",
+    ),
+    *(
+        "0",
+        "1e18",
+        "1e30",
+        "1e38",
+        "1e100",
+        "1e300",
+        "1e400",
+        "-1",
+        "0.5",
+        "1.5",
+        "nan",
+        "inf",
+        "",
+        " ",
+        "x",
+        "1e",
+        "10 M",
+    ),
     "9" * 40,
 )
 BUDGETS = (
-    *("500usd", "20usd", "1usd", ".001usd", "0.001usd", "1e-9usd", "1e15usd", "1e40usd", "100gpu-hours", "1e-6gpu-hours"),
+    *(
+        "500usd",
+        "20usd",
+        "1usd",
+        ".001usd",
+        "0.001usd",
+        "1e-9usd",
+        "1e15usd",
+        "1e40usd",
+        "100gpu-hours",
+        "1e-6gpu-hours",
+    ),
     *("1e20flops", "1flops", "1e40flops", "8hours", "0.01hours", "1e9hours", "1_000usd", "5USD", "5 usd", "1e-9hours"),
     *("0usd", "1e-300usd", "1e300usd", "1e400usd", "1e308flops", "-1usd", "usd", "5", "nanusd", "infhours", ""),
     "9" * 400 + "usd",
@@ -70,9 +118,14 @@ def option_case(random: Random) -> Case:
     for option, (chance, values, meant) in options.items():
         if random.random() < chance:
             strange = wild and random.random() < 0.3
-            arguments += [option, _strange(random) if strange and random.random() < 0.5 else _chosen(random, values, strange, meant)]
+            arguments += [
+                option,
+                _strange(random) if strange and random.random() < 0.5 else _chosen(random, values, strange, meant),
+            ]
     flags = ("--no-base-model",) if command == "advise" else ("--activation-checkpointing", "--master-weights")
-    arguments += [flag for flag in flags if random.random() < (0.15 if "--base-params" not in arguments or wild else 0.0)]
+    arguments += [
+        flag for flag in flags if random.random() < (0.15 if "--base-params" not in arguments or wild else 0.0)
+    ]
     if wild and command == "advise" and random.random() < 0.2:
         arguments += ["--base-model", random.choice(WORDS)]
     if random.random() < 0.6:

@@ -174,7 +174,7 @@ def laughs(levels: int, width: int, *, merged: bool = False) -> str:
 
 
 def spec_case(random: Random) -> Case:
-    """`plan` of a spec that is mostly wrong, with overrides that may be; or of one whose values are out of proportion."""
+    """`plan` of a spec that is mostly wrong, with overrides that may be, or of one with values out of proportion."""
     if random.random() < 0.45:
         return _out_of_proportion(random)
     content = random.choices((_mutated, _broken_text, _strange_text), weights=(70, 18, 12))[0](random)
@@ -218,11 +218,36 @@ def _mutated(random: Random) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
-SIZES = (1, 2, 3, 4, 6, 7, 8, 16, 30, 60, 64, 97, 120, 1000, 4096, 5040, 65536, 720720, 10**6, 73513440, 99999989, 10**8)
+SIZES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    7,
+    8,
+    16,
+    30,
+    60,
+    64,
+    97,
+    120,
+    1000,
+    4096,
+    5040,
+    65536,
+    720720,
+    10**6,
+    73513440,
+    99999989,
+    10**8,
+)
 RATES = (1e-30, 1e-12, 1e-8, 1e-3, 0.1, 1, 3.5, 1000, 1e6)
 WORKERS = (1, 2, 3, 8, 97, "auto", [1, 4], [1, 1000], [2, 10**6], [10**6, 10**6], [999, 5040], [1, 2], 10**6, 5040)
 GENTLE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("data.sequence_length", "training.global_batch", "model.vocab_size", "training.micro_batch"), SIZES),
+    **dict.fromkeys(
+        ("data.sequence_length", "training.global_batch", "model.vocab_size", "training.micro_batch"), SIZES
+    ),
     **dict.fromkeys(("training.steps", "training.tokens", "training.eval_every_steps"), (*SIZES, 10**12, 10**15)),
     **dict.fromkeys(("training.epochs", "training.learning_rate", "lora.alpha", "training.weight_decay"), RATES),
     **dict.fromkeys(("lora.rank", "checkpoint.keep", "resources.max_failures"), (1, 2, 1000, 10**6)),
@@ -365,7 +390,8 @@ def _strange_text(random: Random) -> bytes:
         return (random.choice(BASE_TEXTS) + "\n" + random.choice(WHOLE)).encode("utf-8", errors="surrogatepass")
     if pick < 0.5:
         merged = "defaults: &d {steps: 3, global_batch: 4, learning_rate: 1e-3}\n"
-        return f"{merged}name: m\nkind: pretrain\nmodel: {{config: gpt2}}\ndata: {{train: x}}\ntraining: {{<<: *d}}\n".encode()
+        rest = "name: m\nkind: pretrain\nmodel: {config: gpt2}\ndata: {train: x}\ntraining: {<<: *d}\n"
+        return (merged + rest).encode()
     return random.choice(WHOLE).encode("utf-8", errors="surrogatepass")
 
 
