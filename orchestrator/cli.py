@@ -145,24 +145,14 @@ def plan(
     nodes: Annotated[int, typer.Option(help="On how many machines.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What will it take? Workers, ZeRO stage, batch split, memory, hours and money; nothing is started.
+    """What will it take? Looks at the data; workers, ZeRO stage, batch, memory, hours and money; nothing is started.
 
     Example: orchestrator plan configs/pretrain/demo.yaml --gpu H100 --gpus 8 resources.workers=8
     """
-    from orchestrator.planning.hardware import local_cluster, requested_cluster
-    from orchestrator.planning.plan import make_plan
-    from orchestrator.planning.show import plan_answer, plan_table
-    from orchestrator.spec_file import load_spec
-    from orchestrator.tracking.finished_model import with_base_found
+    from orchestrator.previewing import plan_command
 
     with console.reporting_failures(as_json=as_json):
-        loaded = with_base_found(load_spec(spec, overrides or ()))
-        cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
-        made = make_plan(loaded, cluster)
-        if as_json:
-            console.print_json(plan_answer(made))
-        else:
-            console.print_table(plan_table(made))
+        plan_command(str(spec), overrides or (), gpu=gpu, gpus=gpus, nodes=nodes, as_json=as_json)
 
 
 Size = Annotated[int | None, typer.Option(help="Of the model; that of published models when not given.")]

@@ -33,7 +33,7 @@ LAYERS = (
     {"training"},
     {"scheduling"},
     {"measuring"},
-    {"running", "comparing", "advising", "flushing"},
+    {"running", "comparing", "advising", "flushing", "previewing"},
     {"verifying"},
     {"cli", "jobs"},
     {"__main__"},

@@ -66,7 +66,7 @@ class Account:
         self.held_bytes = self.training_bytes = 0
         self._held: Counter[int] = Counter()
         self._again: set[int] = set()
-        self._sum = self._count = self._training_count = 0
+        self._sum = self._count = self.training_count = 0
 
     def held_out(self, texts: Iterable[str], labels: Sequence[str] | None = None) -> Iterator[str]:
         """The texts, unchanged, counted as held out; `labels` has the class of each."""
@@ -84,7 +84,7 @@ class Account:
         for text in texts:
             raw = text.encode()
             self.training_bytes += len(raw)
-            self._training_count += 1
+            self.training_count += 1
             if (key := _short(raw)) in self._held:
                 self._again.add(key)
             yield text
@@ -92,7 +92,7 @@ class Account:
     def result(self, unit: Unit, *, asked: float | None, notes: Sequence[str] = ()) -> HeldOut:
         """What was seen."""
         held, training = (
-            (self._count, self._training_count) if unit == "rows" else (self.held_bytes, self.training_bytes)
+            (self._count, self.training_count) if unit == "rows" else (self.held_bytes, self.training_bytes)
         )
         return HeldOut(
             unit=unit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.run_plan import Interval, RunPlan
+from orchestrator.planning.search_plan import SearchPlan
 from orchestrator.quantities import human_count, human_duration
 
 _PARTS = (
@@ -36,14 +38,19 @@ def plan_answer(plan: RunPlan) -> dict[str, Any]:
     return plan.to_dict()
 
 
-def plan_table(plan: RunPlan) -> Group:
-    """Figures first, those of an elastic run's sizes after them, then why, then the DeepSpeed configuration."""
+def plan_table(
+    plan: RunPlan, *, data: Sequence[str] = (), metrics: Sequence[str] = (), search: SearchPlan | None = None
+) -> Group:
+    """Figures first, a search's of all trials before those of its base training; then the sizes of an elastic run, why,
+    and the DeepSpeed configuration. `data` says in sentences what the training reads, `metrics` what it logs."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     device = "core" if plan.device == "cpu" else plan.device_name
     per_worker = plan.cpus_per_worker if plan.device == "cpu" else plan.gpus_per_worker
     rows = [
+        *(("data" if not place else "", sentence) for place, sentence in enumerate(data)),
+        *(() if search is None else _search_rows(search)),
         ("fits", "yes" if plan.fits else "no"),
         ("workers", f"{plan.workers}, each with {per_worker} {device}{'s' if per_worker > 1 else ''}"),
         ("parameters", f"{human_count(plan.parameters)}, {human_count(plan.trainable_parameters)} of them trained"),
@@ -58,6 +65,7 @@ def plan_table(plan: RunPlan) -> Group:
         ("wall time", _duration(plan.wall_hours)),
         ("device hours", _range(plan.gpu_hours, "{:.3g}")),
         ("cost", _range(plan.usd, "{:.3g} usd")),
+        *((("metrics", ", ".join(metrics)),) if metrics else ()),
     ]
     for label, value in rows:
         table.add_row(label, value)
@@ -65,6 +73,21 @@ def plan_table(plan: RunPlan) -> Group:
     deepspeed = Text(json.dumps(plan.deepspeed, indent=2))
     sizes = (Text("\nsizes", style="bold"), _sizes_table(plan)) if plan.sizes else ()
     return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, Text("\nDeepSpeed", style="bold"), deepspeed)
+
+
+def _search_rows(search: SearchPlan) -> Iterator[tuple[str, str]]:
+    """What all trials take; the rows after them are those of the base training."""
+    fits = "" if search.fits else f"; may not fit: {', '.join(search.refused)}"
+    yield "search", f"{search.trials} trials, {search.at_a_time} at a time{fits}"
+    if search.rungs:
+        rungs = ", ".join(map(str, search.rungs))
+        yield "rungs", f"after steps {rungs} one in {search.reduction_factor} goes on"
+    for label, cost in (("all to their end", search.all_to_their_end), ("if rungs halve", search.halving)):
+        if cost is not None:
+            usd = "no price is known" if cost.usd is None else _range(cost.usd, "{:.3g} usd")
+            hours = f"{_duration(cost.wall_hours)}, {_range(cost.gpu_hours, '{:.3g}')} device hours"
+            yield label, f"{cost.steps:,} steps, {hours}, {usd}"
+    yield "a training", "as the base of the search:"
 
 
 def _sizes_table(plan: RunPlan) -> Table:

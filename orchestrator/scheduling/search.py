@@ -17,8 +17,9 @@ from typing import Any, Literal
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from orchestrator.errors import CapacityError, ClusterError, Interrupted, OrchestratorError
+from orchestrator.errors import ClusterError, Interrupted, OrchestratorError
 from orchestrator.planning.run_plan import ClusterShape
+from orchestrator.planning.search_plan import trials_at_a_time
 from orchestrator.ranking import Goal
 from orchestrator.scheduling.pruning import SuccessiveHalving
 from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder, run_folder_of
@@ -196,17 +197,8 @@ def _trial_resources(task: TrialTask) -> dict[str, float]:
 
 def concurrency(search: SearchSpec, cluster: ClusterShape, tasks: list[TrialTask]) -> int:
     """Trials that fit at a time beside each other; raises CapacityError when not even one does."""
-    plans = [task.prepared.plan for task in tasks]
-    by_cpu = cluster.cpus // max(plan.workers * plan.cpus_per_worker for plan in plans)
-    gpus = max(plan.workers * plan.gpus_per_worker for plan in plans)
-    fitting = min(by_cpu, cluster.gpus // gpus) if gpus else by_cpu
-    if fitting < 1:
-        raise CapacityError(
-            "not even one trial fits this cluster",
-            got=f"{cluster.cpus} cores, {cluster.gpus} GPUs",
-            do="lower resources.workers or resources.cpus_per_worker",
-        )
-    return fitting if search.max_concurrent == "auto" else min(fitting, search.max_concurrent)
+    most = None if search.max_concurrent == "auto" else search.max_concurrent
+    return trials_at_a_time([task.prepared.plan for task in tasks], cluster, most=most)
 
 
 class _StopAll(tune.Stopper):  # type: ignore[misc]

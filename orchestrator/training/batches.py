@@ -8,10 +8,10 @@ number alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from orchestrator.training.masking import Batch, Masking, Vocabulary, mask
 from orchestrator.training.splitmix import GOLDEN, mix
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 _FEISTEL_ROUNDS = 8
 """Four make a strong permutation of large domains (Luby and Rackoff 1988); small domains want more."""
@@ -212,6 +213,16 @@ def packed_tokens(samples: int, length: int) -> int:
 def masked_tokens(samples: int, length: int) -> int:
     """Tokens of a stream that so many blocks of `length` for masked language modelling take up."""
     return samples * (length - 2)
+
+
+def shapes(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What `DatasetCounts` says of the lengths of rows, or of the end of a stream that fills no block."""
+    if meta["task"] == "text-classification":
+        train, validation = (row_columns(path, split, meta["sequence_length"]) for split in SPLITS)
+        return {"columns": histogram(train), "longest": int(max(train.max(), validation.max()))}
+    stream = (path / "train.bin").stat().st_size // np.dtype(meta["dtype"]).itemsize
+    used = masked_tokens if meta["task"] == "masked-lm" else packed_tokens
+    return {"left_over_tokens": stream - used(meta["train_samples"], meta["sequence_length"])}
 
 
 def open_split(path: Path, split: Split, *, masking: Masking | None = None) -> Samples:

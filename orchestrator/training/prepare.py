@@ -20,12 +20,13 @@ from orchestrator.data.contents import contents_of
 from orchestrator.data.held_out import Account, HeldOut
 from orchestrator.data.sources import Source, find_sources
 from orchestrator.data.spec_columns import with_columns
-from orchestrator.errors import DataError, ModelError
+from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
 from orchestrator.training import base_tokenizer, batches, new_tokenizer, tokenization
+from orchestrator.training.encoders import document_encoder, mask_ids, row_encoder
 from orchestrator.training.sampling import preview
-from orchestrator.training.splits import Chosen, split_documents, split_rows
+from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 from orchestrator.training.whole_folder import whole_folder
 
@@ -65,12 +66,16 @@ class PreparedData:
     pad_id: int
     cls_id: int | None
     """Begins every block for masked language modelling; None for other tasks."""
+    train_examples: int | None
+    """Documents or rows to train on; None for data that an earlier version encoded, which did not count them."""
     bytes: int
     """UTF-8 bytes of the training text."""
     validation_bytes: int
     """UTF-8 bytes of the held-out text; with the loss they give bits per byte, comparable across tokenizers."""
     held_out: HeldOut
     """The examples that runs on this data are measured on."""
+    columns: dict[str, str]
+    """Those in use, by what they hold: `text` and `label`."""
     cached: bool
     """True when the folder was there already."""
     notes: tuple[str, ...] = ()
@@ -96,19 +101,54 @@ class _Inputs:
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns in use, by what they hold: `text` and `label`; none where files are documents."""
+        data = self.spec.data
+        tables = any(source.reader != "text" for source in self.train)
+        named = {"text": data.text_column if tables else None, "label": data.label_column}
+        return {holds: column for holds, column in named.items() if column is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unprepared:
+    """Data that was read and split, and that `prepare` would encode."""
+
+    spec: RunSpec
+    """With the columns named that it leaves open."""
+    notes: tuple[str, ...]
+    """What was taken for granted of the data, a sentence each."""
+    columns: dict[str, str]
+    """Those in use, by what they hold: `text` and `label`."""
+    split: tuple[Chosen, Chosen] | SplitRows
+    """Documents to train on and held out, or labelled rows."""
+    tokenizer: TextTokenizer | None
+    """None until it is trained on the corpus."""
+
 
 def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> PreparedData | None:
     """What `prepare` would find below `cache`, or None after a look at the data that encodes nothing.
 
     Raises what `prepare` raises, but for what only tokens show: text too short for one block.
     """
+    found = find_data(spec, cache=cache, base=base)
+    return found if isinstance(found, PreparedData) else None
+
+
+def find_data(spec: RunSpec, *, cache: Path, base: str | None = None) -> PreparedData | Unprepared:
+    """As `find_prepared`, with what was read of data that is not encoded yet."""
     inputs = _find_inputs(spec, base)
     folder = cache / _fingerprint(inputs)
     if (folder / "meta.json").is_file():
         return _load(folder, inputs, cached=True)
     split = split_documents if spec.models_language else split_rows
-    split(inputs.spec, inputs.train, inputs.validation)
-    return None
+    return Unprepared(
+        spec=inputs.spec,
+        notes=inputs.notes,
+        columns=inputs.columns,
+        split=split(inputs.spec, inputs.train, inputs.validation),
+        tokenizer=inputs.tokenizer,
+    )
 
 
 def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None = None) -> PreparedData:
@@ -135,7 +175,7 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
         location = base
     tokenizer = None if location is None else base_tokenizer.load_tokenizer(location)
     if tokenizer is not None and spec.models_language:
-        _around(tokenizer, spec)  # refused before anything starts
+        document_encoder(spec, tokenizer)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
     train = find(data.train)
     named, notes = with_columns(spec, train, look=preview)
@@ -182,7 +222,7 @@ def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
-        **(_mask_ids(tokenizer, inputs.spec) if inputs.spec.task == "masked-lm" else {}),
+        **(mask_ids(tokenizer, inputs.spec) if inputs.spec.task == "masked-lm" else {}),
         **found,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
@@ -195,42 +235,30 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
     return PreparedData(
         path=folder,
         fingerprint=folder.name,
-        counts=DatasetCounts(**counted, **_shapes(folder, meta), num_labels=None if names is None else len(names)),
+        counts=DatasetCounts(
+            **counted, **batches.shapes(folder, meta), num_labels=None if names is None else len(names)
+        ),
         label_names=names,
         tokenizer_folder=folder / "tokenizer",
         eos_id=meta["eos_id"],
         pad_id=meta["pad_id"],
         cls_id=meta.get("cls_id"),
+        train_examples=meta.get("train_examples"),
         bytes=meta["train_bytes"],
         validation_bytes=meta["validation_bytes"],
         held_out=HeldOut.of(meta["held_out"]),
+        columns=inputs.columns,
         cached=cached,
         notes=inputs.notes,
     )
-
-
-def _shapes(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """What counts say of the lengths of rows, or of a stream that blocks are cut from."""
-    if meta["task"] == "text-classification":
-        wide = [batches.row_columns(folder, split, meta["sequence_length"]) for split in ("train", "validation")]
-        return {"columns": batches.histogram(wide[0]), "longest": int(max(columns.max() for columns in wide))}
-    stream = (folder / "train.bin").stat().st_size // np.dtype(meta["dtype"]).itemsize
-    used = batches.masked_tokens if meta["task"] == "masked-lm" else batches.packed_tokens
-    return {"left_over_tokens": stream - used(meta["train_samples"], meta["sequence_length"])}
 
 
 def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple[TextTokenizer, dict[str, Any]]:
     spec = inputs.spec
     train, validation = split_documents(spec, inputs.train, inputs.validation)
     _compare(inputs, train)
-    tokenizer = inputs.tokenizer or new_tokenizer.train_tokenizer(
-        _sample(train, spec.data.split_seed),
-        vocab_size=spec.model.vocab_size,
-        sequence_length=spec.data.sequence_length,
-        for_encoder=spec.task == "masked-lm",
-    )
-    before, after = _around(tokenizer, spec)
-    function = functools.partial(tokenization.encode_documents, tokenizer=tokenizer.encoder, before=before, after=after)
+    tokenizer = inputs.tokenizer or tokenizer_of(spec, train)
+    function = document_encoder(spec, tokenizer)
     count_samples = batches.masked_samples if spec.task == "masked-lm" else batches.packed_samples
     found: dict[str, Any] = {"label_names": None}
     # The small one first: if it is too short, nothing long was encoded in vain.
@@ -249,41 +277,10 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
     return tokenizer, found | _accounted(account, inputs)
 
 
-def _around(tokenizer: TextTokenizer, spec: RunSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after each document: those of the tokenizer's own template, with the end-of-text token after
-    it where the template has that nowhere. Raises ModelError when the tokenizer lacks what the task needs.
-
-    So Llama's documents begin with <s> and end with </s>, and GPT-2's have only <|endoftext|> between them.
-    """
-    if spec.task == "masked-lm":
-        return (), (int(_mask_ids(tokenizer, spec)["sep_id"]),)
-    if tokenizer.eos_id is None:
-        raise ModelError(
-            "the tokenizer names no end-of-text token to put between documents",
-            got=base_tokenizer.tokenizer_location(spec.model),
-            do="use the tokenizer of a causal language model, or name eos_token in its tokenizer_config.json",
-        )
-    before, after = tokenizer.before, tokenizer.after
-    return before, after if tokenizer.eos_id in (*before, *after) else (*after, tokenizer.eos_id)
-
-
 def _compare(inputs: _Inputs, texts: Iterable[str]) -> None:
     """Raises ModelError where a sample of the training text gets other ids than transformers gives it."""
     if inputs.tokenizer is not None and inputs.location is not None:
         base_tokenizer.check_sample(inputs.tokenizer, inputs.location, texts)
-
-
-def _mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
-    """What masking must know of the tokenizer. Raises ModelError when it has no mask token, or none around a text."""
-    ids = {"mask_id": tokenizer.mask_id, "cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id}
-    absent = [name.replace("_id", "_token") for name, found in ids.items() if found is None]
-    if absent:
-        raise ModelError(
-            f"the tokenizer names no {' and no '.join(absent)}, which task: masked-lm needs",
-            got=base_tokenizer.tokenizer_location(spec.model),
-            do="use an encoder's, such as BERT's or RoBERTa's, or task: causal-lm for a decoder",
-        )
-    return {**ids, "special_ids": sorted({*tokenizer.special_ids, *ids.values()})}
 
 
 def _not_blank(texts: Iterable[str]) -> Iterator[str]:
@@ -298,17 +295,28 @@ def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> 
         notes=notes,
     )
     return {
+        "train_examples": account.training_count,
         "train_bytes": account.training_bytes,
         "validation_bytes": account.held_bytes,
         "held_out": held_out.to_dict(),
     }
 
 
-def _sample(train: Chosen, seed: int) -> Chosen:
-    """Documents to train a tokenizer on: all, or so many drawn by the seed as it takes."""
+def tokenizer_of(spec: RunSpec, train: Chosen, *, most_bytes: int = new_tokenizer.BPE_SAMPLE_BYTES) -> TextTokenizer:
+    """A tokenizer of the documents: all, or so many drawn by the seed as it takes."""
+    return new_tokenizer.train_tokenizer(
+        sample(train, spec.data.split_seed, most_bytes),
+        vocab_size=spec.model.vocab_size,
+        sequence_length=spec.data.sequence_length,
+        for_encoder=spec.task == "masked-lm",
+    )
+
+
+def sample(train: Chosen, seed: int, most_bytes: int) -> Chosen:
+    """All documents, or as many drawn by the seed as it takes to hold so many bytes."""
     drawn = np.random.default_rng(seed).permutation(train.numbers)
     before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
-    return replace(train, numbers=np.sort(drawn[before < new_tokenizer.BPE_SAMPLE_BYTES]))
+    return replace(train, numbers=np.sort(drawn[before < most_bytes]))
 
 
 def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:
@@ -331,16 +339,9 @@ def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:
 
 
 def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode: EncodeMany) -> dict[str, Any]:
-    data = inputs.spec.data
     rows = split_rows(inputs.spec, inputs.train, inputs.validation)
     _compare(inputs, rows.splits["train"][0])
-    function = functools.partial(
-        tokenization.encode_rows,
-        tokenizer=tokenizer.encoder,
-        sequence_length=data.sequence_length,
-        pad_id=tokenizer.pad_id,
-        side=tokenizer.truncation_side,
-    )
+    function = row_encoder(inputs.spec, tokenizer)
     account = Account()
     found: dict[str, Any] = {"label_names": rows.names}
     order: tuple[batches.Split, ...] = ("validation", "train")

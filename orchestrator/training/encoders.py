@@ -1,0 +1,62 @@
+"""A tokenizer and a task -> the pure function that turns a chunk of text into ids, here or in a Ray task."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import ModelError
+from orchestrator.spec import RunSpec
+from orchestrator.training import base_tokenizer, tokenization
+from orchestrator.training.tokenization import Chunk, TextTokenizer
+
+
+def row_encoder(spec: RunSpec, tokenizer: TextTokenizer) -> Callable[[Chunk], tuple[np.ndarray, np.ndarray]]:
+    """What turns rows into ids and their lengths, cut off where the spec says."""
+    return functools.partial(
+        tokenization.encode_rows,
+        tokenizer=tokenizer.encoder,
+        sequence_length=spec.data.sequence_length,
+        pad_id=tokenizer.pad_id,
+        side=tokenizer.truncation_side,
+    )
+
+
+def document_encoder(spec: RunSpec, tokenizer: TextTokenizer) -> Callable[[Chunk], np.ndarray]:
+    """What turns documents into ids. Raises ModelError when the tokenizer lacks what the task needs."""
+    before, after = _around(tokenizer, spec)
+    return functools.partial(tokenization.encode_documents, tokenizer=tokenizer.encoder, before=before, after=after)
+
+
+def _around(tokenizer: TextTokenizer, spec: RunSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after each document: those of the tokenizer's own template, with the end-of-text token after
+    it where the template has that nowhere. Raises ModelError when the tokenizer lacks what the task needs.
+
+    So Llama's documents begin with <s> and end with </s>, and GPT-2's have only <|endoftext|> between them.
+    """
+    if spec.task == "masked-lm":
+        return (), (int(mask_ids(tokenizer, spec)["sep_id"]),)
+    if tokenizer.eos_id is None:
+        raise ModelError(
+            "the tokenizer names no end-of-text token to put between documents",
+            got=base_tokenizer.tokenizer_location(spec.model),
+            do="use the tokenizer of a causal language model, or name eos_token in its tokenizer_config.json",
+        )
+    before, after = tokenizer.before, tokenizer.after
+    return before, after if tokenizer.eos_id in (*before, *after) else (*after, tokenizer.eos_id)
+
+
+def mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
+    """What masking must know of the tokenizer. Raises ModelError when it has no mask token, or none around a text."""
+    ids = {"mask_id": tokenizer.mask_id, "cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id}
+    absent = [name.replace("_id", "_token") for name, found in ids.items() if found is None]
+    if absent:
+        raise ModelError(
+            f"the tokenizer names no {' and no '.join(absent)}, which task: masked-lm needs",
+            got=base_tokenizer.tokenizer_location(spec.model),
+            do="use an encoder's, such as BERT's or RoBERTa's, or task: causal-lm for a decoder",
+        )
+    return {**ids, "special_ids": sorted({*tokenizer.special_ids, *ids.values()})}

