@@ -7,7 +7,7 @@ Reading plain files loads none of torch, Ray, MLflow, transformers and datasets;
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.data.columns import choose_columns
@@ -90,7 +90,8 @@ def read_dataset(
         task=task,
         takes_answers=True,
     )
-    return sampling.read(sources, columns, seed=seed)
+    said = tuple(source.note for source in sources if source.note is not None)
+    return sampling.read(sources, replace(columns, assumed=(*said, *columns.assumed)), seed=seed)
 
 
 def tokenizer_at_hand(base: str) -> CountTokens | None:

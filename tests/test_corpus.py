@@ -143,10 +143,10 @@ def test_format_of_the_spec_overrides_the_ending(tmp_path: Path) -> None:
     assert texts(tmp_path, data_format="jsonl") == ["two"]
 
 
-def test_text_beside_tables_is_refused_because_a_readme_is_no_data(tmp_path: Path) -> None:
-    write(tmp_path / "README.md", "about")
+def test_text_beside_tables_is_refused_because_it_may_be_data(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt", "about")
     write(tmp_path / "rows.jsonl", '{"text": "one"}\n')
-    with pytest.raises(DataError, match=r"mixes text files with tables[\s\S]*README\.md[\s\S]*data\.format"):
+    with pytest.raises(DataError, match=r"mixes text files with tables[\s\S]*notes\.txt[\s\S]*data\.format"):
         texts(tmp_path)
 
 

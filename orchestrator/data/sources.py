@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import glob
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Literal
 
 from orchestrator import locations
+from orchestrator.data.split_names import Choice, choose_split, split_named
 from orchestrator.errors import DataError
 from orchestrator.spec_data import DataFormat
 
@@ -38,6 +40,10 @@ class Source:
     """Split of a hub dataset that the location does not name."""
     searched: bool = False
     """True when a folder or glob found the files, so that binary ones among them are left out."""
+    validation: tuple[Source, ...] = ()
+    """The validation split that lies beside a split to train on, where the names of files tell them apart."""
+    note: str | None = None
+    """What of the location is read, and what is left out, where that is not all of it."""
 
 
 def find_sources(
@@ -45,17 +51,26 @@ def find_sources(
     *,
     exclude: tuple[str, ...] = (),
     data_format: DataFormat = "auto",
-    split: str = "train",
+    split: Literal["train", "validation"] = "train",
+    with_validation: bool = True,
 ) -> tuple[Source, ...]:
-    """The files or hub datasets that locations stand for, in a fixed order.
+    """The files or hub datasets that locations stand for, in a fixed order: those of a split, where names tell of some.
 
-    Raises DataError when a location does not exist, matches nothing, or mixes text with tables under `auto`.
+    `with_validation` finds the validation split beside the one to train on.
+    Raises DataError when a location does not exist, matches nothing, has no files of the split, or mixes text with
+    tables under `auto`.
     """
     names = (given,) if isinstance(given, str) else given
-    return tuple(source for name in names for source in _find(name, exclude, data_format, split))
+    return tuple(source for name in names for source in _find(name, exclude, data_format, split, with_validation))
 
 
-def _find(location: str, exclude: tuple[str, ...], data_format: DataFormat, split: str) -> list[Source]:
+def _find(
+    location: str,
+    exclude: tuple[str, ...],
+    data_format: DataFormat,
+    split: Literal["train", "validation"],
+    with_validation: bool,
+) -> list[Source]:
     if data_format == "hub":
         return [Source(location=location, reader="hub", split=split)]
     path = Path(locations.resolve(location))
@@ -77,6 +92,43 @@ def _find(location: str, exclude: tuple[str, ...], data_format: DataFormat, spli
             allowed="text, jsonl, json, csv, tsv and parquet files; hidden ones are left out",
             do="check data.train and data.validation" + (f", and data.exclude {list(exclude)}" if exclude else ""),
         )
+    choice = _of_split(location, path, files, data_format, split, with_validation)
+    first, *others = _by_reader(location, choice.files, data_format)
+    held = _by_reader(location, choice.validation, data_format) if choice.validation else []
+    note = None if choice.note is None else f"{location}: {choice.note}"
+    return [replace(first, validation=tuple(held), note=note), *others]
+
+
+def _of_split(
+    location: str,
+    path: Path,
+    files: list[Path],
+    data_format: DataFormat,
+    split: Literal["train", "validation"],
+    with_validation: bool,
+) -> Choice:
+    """The files of the split that is asked for, else of the one that the location itself names, such as test-*."""
+    tables = frozenset(file for file in files if _reader(file, data_format) != "text")
+    parts = path.parts
+    magic = len(parts) if path.is_dir() else next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    below = Path(*parts[:magic])
+    choose = functools.partial(choose_split, files, below=below, tables=tables, with_validation=with_validation)
+    choice = choose(asked=split)
+    # A folder called test is meant as such; one called test_results is not.
+    named = split_named(PurePath(*parts[magic:]) if parts[magic:] else PurePath(path.name), only=not parts[magic:])
+    if not choice.files and named is not None:
+        choice = choose(asked=named)
+    if not choice.files:
+        pattern = f"{path if path.is_dir() else below}/{'test' if 'test' in str(choice.note) else 'train'}*"
+        raise DataError(
+            f"{location} holds no split to {'train on' if split == 'train' else 'validate on'}",
+            got=choice.note,
+            do=f"name the files that are meant in data.{split}, such as {pattern}",
+        )
+    return choice
+
+
+def _by_reader(location: str, files: Sequence[Path], data_format: DataFormat) -> list[Source]:
     by_reader: dict[Reader, list[Path]] = {}
     for file in files:
         by_reader.setdefault(_reader(file, data_format), []).append(file)

@@ -177,13 +177,16 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
     if tokenizer is not None and spec.models_language:
         document_encoder(spec, tokenizer)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
-    train = find(data.train)
+    train = find(data.train, with_validation=data.validation is None)
+    beside = tuple(held for source in train for held in source.validation)
+    validation = beside if data.validation is None else find(data.validation, split="validation")
     named, notes = with_columns(spec, train, look=preview)
+    said = tuple(source.note for source in (*train, *validation) if source.note is not None)
     return _Inputs(
         spec=named,
-        notes=notes,
+        notes=(*said, *notes),
         train=train,
-        validation=() if data.validation is None else find(data.validation, split="validation"),
+        validation=validation,
         location=location,
         tokenizer=tokenizer,
     )
