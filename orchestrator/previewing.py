@@ -67,8 +67,9 @@ def plan_command(path: str, overrides: Sequence[str], *, gpu: str | None, gpus: 
 
 def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:
     """The plan of a spec on a cluster, made after a look at its data."""
-    from orchestrator.training.metric_names import logged_metrics
+    from orchestrator.training.metric_names import check_goal, logged_metrics
 
+    check_goal(spec)
     make_plan(spec, cluster)  # what is wrong without the data is refused before it is read
     eyes = _Eyes()
     data, why_not = eyes.look(spec)

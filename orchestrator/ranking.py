@@ -10,8 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.errors import SpecError
+
+BITS_PER_BYTE = "eval/bits_per_byte"
+"""All nats over the held-out tokens that are predicted, over ln 2 and over the UTF-8 bytes that these stand for."""
 QUALITY_OF_TASK: Mapping[str, str] = {
-    "causal-lm": "eval/loss",
+    "causal-lm": BITS_PER_BYTE,
     # There are no bits per byte of hidden tokens: a finer tokenizer leaves other pieces of a hidden word in sight, so
     # pseudo-likelihoods of two tokenizers do not compare (Kauf and Ivanova 2023).
     "masked-lm": "eval/loss",
@@ -51,3 +55,48 @@ class Goal:
     def best_of(self, values: Sequence[float | None]) -> int:
         """Place of the best value, of equals the first. Raises ValueError when there is none."""
         return max(range(len(values)), key=lambda place: self.goodness(values[place]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How a result was measured. None is what a run of an earlier version has not said."""
+
+    task: str | None
+    held_out: str | None
+    """Fingerprint of the held-out text."""
+    tokenizer: str | None
+    """Fingerprint of what cuts it into tokens."""
+    masking_rate: float | None = None
+    """Of a masked language model."""
+
+    def unit(self, metric: str) -> str | None:
+        """What a value of the metric is a mean over, where that is not the same for all results of the task."""
+        if metric not in PER_TOKEN or self.task not in ("causal-lm", "masked-lm") or self.tokenizer is None:
+            return None
+        masked = "" if self.task == "causal-lm" or self.masking_rate is None else f", {self.masking_rate:.0%} hidden"
+        return f"tokens of tokenizer {self.tokenizer[:6]}{masked}"
+
+
+def check_alike(trials: Mapping[str, Measured], metric: str) -> None:
+    """Raises SpecError when the trials of a search, by name, are not measured alike and so cannot be ranked."""
+    remedy = "search over it in runs of their own, which `orchestrator compare` shows in groups"
+    bits = trials and all(trial.task == "causal-lm" for trial in trials.values())
+    for what, found, do in (
+        ("do not learn the same task", {name: trial.task for name, trial in trials.items()}, remedy),
+        (
+            "are not measured on the same held-out data",
+            {name: trial.held_out for name, trial in trials.items()},
+            f"name it in data.validation, or {remedy}",
+        ),
+        (
+            f"have {metric} in different units",
+            {name: trial.unit(metric) for name, trial in trials.items()},
+            f"set search.metric={BITS_PER_BYTE}" if bits else remedy,
+        ),
+    ):
+        distinct = {value: name for name, value in reversed(found.items())}
+        if len(distinct) > 1:
+            some = "; ".join(
+                f"{name}: {value}" for value, name in sorted(distinct.items(), key=lambda item: item[1])[:4]
+            )
+            raise SpecError(f"the trials of this search {what}, so they cannot be ranked", got=some, do=do)

@@ -26,7 +26,8 @@ class SearchSpec(Block):
     """`asha` stops the worse trials early (Li et al. 2020): all are evaluated and compared after the same steps.
     A trial with `training.eval_every_steps: null` takes no part. `none` lets all of them finish."""
     metric: str | None = None
-    """Metric that ranks trials; none given is `eval/accuracy` for classification and `eval/loss` otherwise."""
+    """Metric that ranks trials, at the last evaluation of each; none given is `eval/accuracy` for classification,
+    `eval/bits_per_byte` for causal and `eval/loss` for masked language models."""
     mode: Literal["auto", "min", "max"] = "auto"
     """Whether the metric should be small or large; `auto` knows the metrics of this project."""
     grace_steps: Count | None = None

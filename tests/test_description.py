@@ -23,7 +23,8 @@ def test_flatten_dots_names_writes_lists_as_json_and_leaves_none_out() -> None:
 def test_tags_say_what_the_run_is() -> None:
     tags = run_tags(SPEC, data_fingerprint="abc")
     assert tags["orchestrator.kind"] == "pretrain"
-    assert tags["orchestrator.quality_metric"] == "eval/loss"
+    assert tags["orchestrator.quality_metric"] == "eval/bits_per_byte"
+    assert tags["orchestrator.quality_mode"] == "min"
     assert tags["orchestrator.spec_fingerprint"] == SPEC.fingerprint()
     assert tags["orchestrator.data_fingerprint"] == "abc"
     assert "orchestrator.role" not in tags
@@ -31,7 +32,9 @@ def test_tags_say_what_the_run_is() -> None:
 
 def test_a_run_is_described_by_its_spec_and_its_plan(tmp_path: Path) -> None:
     plan = make_plan(SPEC, CLUSTER, counts=COUNTS)
-    found = described(SPEC, plan, data_fingerprint="abc", held_out=specs.HELD_OUT, run_folder=tmp_path)
+    found = described(
+        SPEC, plan, data_fingerprint="abc", held_out=specs.HELD_OUT, tokenizer_fingerprint="def", run_folder=tmp_path
+    )
     assert found["params"]["training.learning_rate"] == "0.001"
     assert found["params"]["plan.workers"] == str(plan.workers)
     assert not [key for key in found["params"] if key.startswith(("plan.deepspeed", "plan.reasons"))]
@@ -39,6 +42,7 @@ def test_a_run_is_described_by_its_spec_and_its_plan(tmp_path: Path) -> None:
     assert "learning_rate: 0.001" in found["artifacts"]["spec.yaml"]
     assert found["tags"]["orchestrator.run_folder"] == str(tmp_path)
     assert found["tags"]["orchestrator.held_out_fingerprint"] == specs.HELD_OUT.fingerprint
+    assert found["tags"]["orchestrator.tokenizer_fingerprint"] == "def"
     measured = {key: value for key, value in found["params"].items() if key.startswith("held_out.")}
     assert measured["held_out.share"] == "0.2"
     assert (measured["held_out.examples"], measured["held_out.bytes"], measured["held_out.repeated"]) == (

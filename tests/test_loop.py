@@ -13,6 +13,7 @@ import pytest
 from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.training.attempts import Attempts
+from orchestrator.training.batches import open_split
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.keeping import INTERVAL_METRIC
 from tests import training_runs
@@ -339,7 +340,6 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     """The held-out figures of the exported model: sample by sample, without padding, in numpy's float64."""
     import torch
 
-    from orchestrator.training.batches import open_split
     from orchestrator.training.models import AUTO_CLASSES
 
     classifies = job.spec.task == "text-classification"
@@ -357,12 +357,30 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
         losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels])
         correct += list(logits.argmax(-1) == labels)
     mean = float(np.mean(losses))
-    return {"eval/loss": mean} | (
-        {"eval/accuracy": float(np.mean(correct))} if classifies else {"eval/perplexity": float(np.exp(mean))}
+    return (
+        {"eval/loss": mean}
+        | ({"eval/accuracy": float(np.mean(correct))} if classifies else {"eval/perplexity": float(np.exp(mean))})
+        | ({"eval/bits_per_byte": bits_per_byte(job, losses)} if job.spec.task == "causal-lm" else {})
     )
 
 
-@pytest.mark.parametrize("make", [pretrain, classify, fill_gaps])
+def bits_per_byte(job: TrainingJob, losses: list[float]) -> float:
+    """By hand: all nats in bits, over the bytes that the predicted tokens of a byte-level BPE stand for."""
+    from tokenizers import Tokenizer
+
+    parsed = Tokenizer.from_file(str(job.data.tokenizer_folder / "tokenizer.json"))
+    samples = open_split(job.data.path, "validation")
+    predicted = samples.batch(np.arange(len(samples)))["labels"].ravel()
+    text = b"".join(parsed.decode([token]).encode() for token in predicted if token != job.data.eos_id)
+    assert len(text) < job.data.validation_bytes, "of the last block a part is dropped"
+    return sum(losses) / math.log(2) / len(text)
+
+
+def with_short_tokens(folder: Path, **changes: Any) -> TrainingJob:
+    return pretrain(folder, model__vocab_size=270, **changes)
+
+
+@pytest.mark.parametrize("make", [pretrain, with_short_tokens, classify, fill_gaps])
 def test_evaluation_is_exact_and_does_not_depend_on_workers_or_micro_batch(tmp_path: Path, make: MakeJob) -> None:
     rate = {"training__learning_rate": 1e-12}  # steps round differently; what is compared is the evaluation
     found = []

@@ -53,6 +53,7 @@ from orchestrator.training.bucket import PATIENCE_S
 from orchestrator.training.exchange import Exchange, following
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.ledger import LEDGER, Ledger, with_ledger
+from orchestrator.training.metric_names import check_goal
 from orchestrator.training.prepare import PreparedData, find_prepared
 
 _ONLY_MEMBER = "run"
@@ -117,6 +118,7 @@ def look_ahead(spec: RunSpec) -> Foreseen:
 
     Raises what `plan_to_run` and `prepare` raise.
     """
+    check_goal(spec)
     cluster, cache = expected_shape(), locations.home() / "cache" / "data"
     found: dict[str, PreparedData | None] = {}
     specs = [spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))]

@@ -198,6 +198,7 @@ def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> dict[str, A
         prepared.plan,
         data_fingerprint=prepared.data.fingerprint,
         held_out=prepared.data.held_out,
+        tokenizer_fingerprint=prepared.data.tokenizer_fingerprint,
         run_folder=prepared.run_folder,
         goal=goal,
     )

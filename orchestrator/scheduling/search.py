@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.planning.search_plan import trials_at_a_time
-from orchestrator.ranking import Goal
+from orchestrator.ranking import Goal, Measured, check_alike
 from orchestrator.scheduling.pruning import SuccessiveHalving
 from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder, run_folder_of
 from orchestrator.scheduling.run_lifecycle import (
@@ -69,6 +69,7 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     say_held_out(base.data, listener)
     points = trials(spec)
     plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
+    check_alike({trial.name: _measured(plan) for trial, plan in zip(points, plans, strict=True)}, spec.goal.metric)
     base = replace(base, run_folder=run_folder_of(spec, base.data, [(plan.spec, plan.data) for plan in plans]))
     if fresh:
         forget(spec, base.run_folder)
@@ -97,6 +98,16 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
         if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
             keep_result(result, spec)  # else the same command tries the failed trials again
     return shipped(result, tracker)
+
+
+def _measured(trial: Prepared) -> Measured:
+    spec, data = trial.spec, trial.data
+    return Measured(
+        task=spec.task,
+        held_out=data.held_out_fingerprint,
+        tokenizer=data.tokenizer_fingerprint,
+        masking_rate=spec.training.masking_rate,
+    )
 
 
 def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _Desk, stop: threading.Event) -> None:

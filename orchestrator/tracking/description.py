@@ -28,6 +28,7 @@ def described(
     *,
     data_fingerprint: str,
     held_out: HeldOut,
+    tokenizer_fingerprint: str,
     run_folder: Path,
     goal: Goal | None = None,
 ) -> dict[str, Any]:
@@ -38,7 +39,13 @@ def described(
     """
     asked, planned = spec.model_dump(mode="json"), plan.to_dict()
     figures = {key: value for key, value in planned.items() if key not in ("deepspeed", "reasons")}
-    tags = run_tags(spec, data_fingerprint=data_fingerprint, held_out_fingerprint=held_out.fingerprint, goal=goal)
+    tags = run_tags(
+        spec,
+        data_fingerprint=data_fingerprint,
+        held_out_fingerprint=held_out.fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        goal=goal,
+    )
     measured = {key: value for key, value in held_out.to_dict().items() if key != "notes"}
     return {
         "tags": {**tags, f"{TAG}run_folder": str(run_folder)},
@@ -52,6 +59,7 @@ def run_tags(
     *,
     data_fingerprint: str | None = None,
     held_out_fingerprint: str | None = None,
+    tokenizer_fingerprint: str | None = None,
     goal: Goal | None = None,
 ) -> dict[str, str]:
     """The tags that every run carries and `compare` reads."""
@@ -64,6 +72,7 @@ def run_tags(
         "spec_fingerprint": spec.fingerprint(),
         "data_fingerprint": data_fingerprint,
         "held_out_fingerprint": held_out_fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint,
         "quality_metric": goal.metric,
         "quality_mode": "max" if goal.higher_is_better else "min",
         "role": None if spec.search is None else "search",

@@ -27,11 +27,11 @@ def row_encoder(spec: RunSpec, tokenizer: TextTokenizer) -> Callable[[Chunk], tu
 
 def document_encoder(spec: RunSpec, tokenizer: TextTokenizer) -> Callable[[Chunk], np.ndarray]:
     """What turns documents into ids. Raises ModelError when the tokenizer lacks what the task needs."""
-    before, after = _around(tokenizer, spec)
+    before, after = around(tokenizer, spec)
     return functools.partial(tokenization.encode_documents, tokenizer=tokenizer.encoder, before=before, after=after)
 
 
-def _around(tokenizer: TextTokenizer, spec: RunSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def around(tokenizer: TextTokenizer, spec: RunSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids before and after each document: those of the tokenizer's own template, with the end-of-text token after
     it where the template has that nowhere. Raises ModelError when the tokenizer lacks what the task needs.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from orchestrator.planning.run_plan import RunPlan
+from orchestrator.ranking import BITS_PER_BYTE
 from orchestrator.training.batches import Samples
 from orchestrator.training.engine import Engine
 from orchestrator.training.objectives import Objective
@@ -21,16 +23,21 @@ def evaluate(
     *,
     plan: RunPlan,
     rank: int,
+    covered_bytes: int | None,
     before_batch: Callable[[], None],
 ) -> dict[str, float]:
-    """The task's figures over every sample once, the same at any number of workers; all ranks call it."""
+    """The task's figures over every sample once, the same at any number of workers; all ranks call it.
+
+    With `covered_bytes`, the UTF-8 bytes of the text that the predicted tokens stand for, bits per byte are one.
+    """
     sums = torch.zeros(3, dtype=torch.float64)
     for indices, real in _slices(samples, rank=rank, world_size=plan.workers, micro_batch=plan.micro_batch):
         before_batch()
         batch = samples.batch(indices, pad_to=samples.padded_length(indices))
         sums += engine.evaluate(tensors(batch)).cpu()[:real].sum(0)
     loss, correct, count = engine.sum_over_ranks(sums).tolist()
-    return objective.summarize(loss, correct, count)
+    figures = objective.summarize(loss, correct, count)
+    return figures if covered_bytes is None else {**figures, BITS_PER_BYTE: loss / math.log(2) / covered_bytes}
 
 
 def _slices(samples: Samples, *, rank: int, world_size: int, micro_batch: int) -> Iterator[tuple[np.ndarray, int]]:

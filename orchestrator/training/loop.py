@@ -282,6 +282,7 @@ class _Loop:
             self._objective,
             plan=self._plan,
             rank=self._context.rank,
+            covered_bytes=self._job.data.covered_bytes,
             before_batch=lambda: self._pulse.enter("evaluating", self._step),
         )
         self._evaluated_step = self._step

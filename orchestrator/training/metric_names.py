@@ -5,6 +5,8 @@ In MLflow each stands against the optimizer step. Called by `plan`.
 
 from __future__ import annotations
 
+from orchestrator.errors import SpecError
+from orchestrator.ranking import BITS_PER_BYTE
 from orchestrator.spec import RunSpec, Task
 
 EVERY_STEP = (
@@ -12,7 +14,7 @@ EVERY_STEP = (
     *("cost/gpu_hours", "cost/flops", "cost/usd"),
 )
 AT_EVALUATIONS: dict[Task, tuple[str, ...]] = {
-    "causal-lm": ("eval/loss", "eval/perplexity"),
+    "causal-lm": ("eval/loss", "eval/perplexity", BITS_PER_BYTE),
     "masked-lm": ("eval/loss", "eval/perplexity"),
     "text-classification": ("eval/loss", "eval/accuracy"),
 }
@@ -29,3 +31,14 @@ def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What a training of this spec logs."""
     saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
     return (*EVERY_STEP, *AT_EVALUATIONS[spec.task], *AT_THE_END, *saving)
+
+
+def check_goal(spec: RunSpec) -> None:
+    """Raises SpecError when a search is to be ranked by a metric that its trials do not have at an evaluation."""
+    known = (*AT_EVALUATIONS[spec.task], *EVERY_STEP)
+    if spec.search is not None and spec.goal.metric not in known:
+        raise SpecError(
+            f"search.metric: trials of task {spec.task} have no such metric at an evaluation",
+            got=spec.goal.metric,
+            allowed=", ".join(known),
+        )

@@ -24,7 +24,8 @@ from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
 from orchestrator.training import base_tokenizer, batches, new_tokenizer, tokenization
-from orchestrator.training.encoders import document_encoder, mask_ids, row_encoder
+from orchestrator.training.covered import DocumentEncoding, covered_bytes
+from orchestrator.training.encoders import around, document_encoder, mask_ids, row_encoder
 from orchestrator.training.sampling import preview
 from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
@@ -32,7 +33,7 @@ from orchestrator.training.whole_folder import whole_folder
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
 
 
@@ -71,7 +72,11 @@ class PreparedData:
     bytes: int
     """UTF-8 bytes of the training text."""
     validation_bytes: int
-    """UTF-8 bytes of the held-out text; with the loss they give bits per byte, comparable across tokenizers."""
+    """UTF-8 bytes of the held-out text."""
+    covered_bytes: int | None
+    """Those of the tokens that a causal language model is measured on (`covered`); None for other tasks."""
+    tokenizer_fingerprint: str
+    """Equal for data that is cut into the same tokens."""
     held_out: HeldOut
     """The examples that runs on this data are measured on."""
     columns: dict[str, str]
@@ -223,6 +228,7 @@ def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
         "dtype": np.dtype(tokenization.token_dtype(tokenizer.vocab_size)).name,
         "sequence_length": inputs.spec.data.sequence_length,
         "vocab_size": tokenizer.vocab_size,
+        "tokenizer_fingerprint": tokenizer.fingerprint()[:16],
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
         **(mask_ids(tokenizer, inputs.spec) if inputs.spec.task == "masked-lm" else {}),
@@ -249,6 +255,8 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
         train_examples=meta.get("train_examples"),
         bytes=meta["train_bytes"],
         validation_bytes=meta["validation_bytes"],
+        covered_bytes=meta.get("covered_bytes"),
+        tokenizer_fingerprint=meta["tokenizer_fingerprint"],
         held_out=HeldOut.of(meta["held_out"]),
         columns=inputs.columns,
         cached=cached,
@@ -277,6 +285,13 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
         if samples == 0:
             raise _too_short(split, tokens, inputs)
         found |= {f"{split}_samples": samples, f"{split}_tokens": samples * spec.data.sequence_length}
+        if split == "validation" and spec.task == "causal-lm":
+            before, after = around(tokenizer, spec)
+            encoding = DocumentEncoding(encoder=tokenizer.encoder, cuts=tokenizer.cuts, before=before, after=after)
+            left_over = tokens - batches.packed_tokens(samples, spec.data.sequence_length)
+            found["covered_bytes"] = covered_bytes(
+                validation, encoding, all_bytes=account.held_bytes, left_over=left_over
+            )
     return tokenizer, found | _accounted(account, inputs)
 
 

@@ -7,6 +7,7 @@ this process or in a Ray task alike; neither imports transformers but for a toke
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import itertools
@@ -181,6 +182,20 @@ def encode_rows(
     return np.array(list(itertools.chain.from_iterable(rows)), dtype=token_dtype(encoding.vocab_size)), lengths
 
 
+def count_tokens(text: str, *, tokenizer: Encoder) -> int:
+    """How many ids a text gets, without special tokens."""
+    return len(_loaded(tokenizer).encode([text], special=False)[0])
+
+
+def end_of_tokens(text: str, count: int, *, tokenizer: Encoder) -> int:
+    """Characters of a text up to the end of its first `count` tokens; all of them where it has no more than these.
+
+    Exact to the character where `tokenizers` says where tokens lie; a tokenizer that only transformers can run does
+    not, and there it is the longest beginning of the text that has no more tokens than that.
+    """
+    return _loaded(tokenizer).end_of(text, count)
+
+
 def document_chunks(texts: Iterable[str], *, cuts: Cut = "words and lines") -> Iterator[Chunk]:
     """Documents in chunks of about `CHUNK_BYTES`; long ones are cut between words, so that cores share them."""
     return _chunks((piece, last) for text in texts for piece, last in pieces(text, cuts))
@@ -232,6 +247,10 @@ class _Encoding(Protocol):
         """Ids of each text, within the template's special tokens or without them."""
         ...
 
+    def end_of(self, text: str, count: int) -> int:
+        """See `end_of_tokens`."""
+        ...
+
 
 @functools.lru_cache(maxsize=4)
 def _loaded(tokenizer: Encoder, cut: int | None = None, side: Side = "right") -> _Encoding:
@@ -252,6 +271,10 @@ class _Parsed:
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
         return [encoding.ids for encoding in found]
 
+    def end_of(self, text: str, count: int) -> int:
+        ends = [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+        return len(text) if count >= len(ends) else max(ends[:count], default=0)
+
 
 class _Slow:
     def __init__(self, stored: StoredTokenizer, cut: int | None, side: Side) -> None:
@@ -269,6 +292,12 @@ class _Slow:
     def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
         cut = {} if self._cut is None else {"truncation": True, "max_length": self._cut}
         return [self._tokenizer(text, add_special_tokens=special, **cut)["input_ids"] for text in texts]
+
+    def end_of(self, text: str, count: int) -> int:
+        def has_more(characters: int) -> bool:
+            return len(self.encode([text[:characters]], special=False)[0]) > count
+
+        return bisect.bisect_left(range(1, len(text) + 1), True, key=has_more)
 
 
 def highest_id(tokenizer: Any) -> int:

@@ -17,6 +17,7 @@ COMPARED = (
     "cost/flops",
     "eval/loss",
     "eval/perplexity",
+    "eval/bits_per_byte",
 )
 """Figures that a disturbed run shares bit for bit with the undisturbed one; times and prices differ."""
 LOSSES = ("train/loss", "eval/loss")

@@ -27,6 +27,7 @@ from orchestrator.scheduling.trial import ending_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
 from orchestrator.training.ledger import Ledger
+from tests import specs
 from tests.end_to_end import runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -99,6 +100,19 @@ def test_trials_with_unequal_evaluations_are_compared_at_the_same_steps(folder: 
     assert stop_reasons(result) == {"00": None, "01": None, "02": "pruned"}
     assert result.best is not None
     assert result.best["trial"] == "01"
+
+
+def test_of_two_vocabularies_the_one_better_in_bits_per_byte_wins(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    block = {"space": {"model.vocab_size": {"grid": [260, 3000]}}, "scheduler": "none"}
+    changes = {"search": block, "training__steps": 3, "training__eval_every_steps": 2, "resources__workers": 1}
+    result = launch(runs.pretraining(corpus, "vocabularies", **changes), runs.listener())
+    figures = {name: run.data.metrics for name, run in children(result).items()}
+    assert figures["00"]["eval/loss"] < figures["01"]["eval/loss"], "short tokens are easier to predict"
+    assert figures["00"]["eval/bits_per_byte"] > figures["01"]["eval/bits_per_byte"]
+    assert result.best is not None
+    assert result.best["trial"] == "01"
+    assert result.metrics["eval/bits_per_byte"] == figures["01"]["eval/bits_per_byte"]
 
 
 def test_a_pruned_trial_is_really_stopped(pruned: RunResult) -> None:
