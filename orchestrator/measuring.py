@@ -1,7 +1,7 @@
 """A dataset's location -> its facts, and its distance from a base model: what `advise --dataset` asks first.
 
-Reading plain files loads none of torch, Ray, MLflow, transformers and datasets; Parquet needs pyarrow, a hub name
-`datasets`, and the distance from a language model at hand torch.
+Reading files loads none of torch, Ray, MLflow, transformers and datasets; a table needs pyarrow, a hub name `datasets`,
+and the distance from a language model at hand torch.
 """
 
 from __future__ import annotations

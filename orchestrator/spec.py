@@ -368,7 +368,9 @@ class RunSpec(Block):
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
         unused = set() if self.task == "masked-lm" else {"masking_rate"}
-        unset = set() if self.data.split_seed else {"split_seed"}
+        usual = type(self.data).model_fields
+        later = ("split_seed", "delimiter", "incomplete_rows")
+        unset = {name for name in later if getattr(self.data, name) == usual[name].default}
         kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}, "data": unset})
         kept["data"]["text_column"] = self.data.text_column or "text"  # as when that was the default
         return kept

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from orchestrator.spec_numbers import Count, Samples, Seed
 from orchestrator.spec_survival import Block
 
 DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
+IncompleteRows = Literal["refuse", "leave-out"]
+
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
+"""Names of characters that a shell or YAML would take for something else."""
+
+
+def as_delimiter(value: object) -> str:
+    """The character that a name or a character stands for. Raises ValueError when it cannot separate fields."""
+    if isinstance(value, str):
+        found = DELIMITERS.get(value, value)
+        if len(found) == 1 and found.isascii() and found not in '"\r\n\0':
+            return found
+    raise ValueError(f"should be {', '.join(DELIMITERS)}, or one character such as ^, but no quote and no line break")
+
+
+Delimiter = Annotated[str, BeforeValidator(as_delimiter)]
 
 
 class DataSpec(Block):
-    """Which examples: local files, folders, globs or hub names, read with `datasets`."""
+    """Which examples: local files, folders, globs or hub names."""
 
     train: str | tuple[str, ...]
     """File, folder, glob, `package://` or `sysconfig://` location, or hub name; or a list of them."""
@@ -33,6 +49,11 @@ class DataSpec(Block):
     """Column that holds the text; none given is the column `text`, or else the one that reads like text."""
     label_column: str | None = None
     """Column that holds the class, for classification; none given is the one that a usual name or its content tells."""
+    delimiter: Delimiter | None = None
+    """What separates the fields of csv, tsv and tab files: comma, semicolon, tab, bar, or another character; none given
+    is found in each file's first rows."""
+    incomplete_rows: IncompleteRows = "refuse"
+    """What to do with rows for classification that have nothing in the text or the class column."""
     sequence_length: Samples = 512
     """Tokens of one sample. For language modelling the block: documents stand one after the other with a separator
     between them, and are cut into blocks that go on over the end of a document; what fills no block at the end of the

@@ -129,20 +129,24 @@ def test_files_of_a_folder_are_documents(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
     reading = opened(tmp_path, DOCUMENTS)
-    assert [block.texts for block in reading.blocks] == [("a.txt has words",), ("b.md has words",)]
+    assert [block.texts for block in reading.blocks] == [("a.txt has words",), ("b.md has words",), ("",)]
     assert reading.document_bytes == (15, 14, 0)
 
 
-def test_documents_that_are_no_utf8_are_read_as_training_reads_them(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
-    assert opened(tmp_path, DOCUMENTS).blocks[0].texts == ("caf\ufffd",)
+@pytest.mark.parametrize("whole_bytes", [1_000_000, 1_000])
+def test_documents_that_are_no_utf8_are_refused_also_in_parts(tmp_path: Path, whole_bytes: int) -> None:
+    (tmp_path / "latin.txt").write_bytes("für naïve Zuschauer. ".encode("latin-1") * 1_000)
+    with pytest.raises(DataError, match="is not UTF-8"):
+        opened(tmp_path, DOCUMENTS, whole_bytes=whole_bytes)
+    (tmp_path / "latin.txt").write_bytes("für naïve Zuschauer. 日本".encode() * 1_000)
+    opened(tmp_path, DOCUMENTS, whole_bytes=whole_bytes)
 
 
 def test_missing_and_numeric_values_become_text(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": null, "label": 1}\n\n{"label": true}\n{"text": 7}\n')
     (block,) = opened(tmp_path / "rows.jsonl").blocks
     assert block.texts == ("", "", "7")
-    assert block.labels == ("1", "True", None)
+    assert block.labels == ("1", "true", None)
 
 
 def test_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
@@ -159,7 +163,7 @@ def test_fields_may_be_longer_than_the_usual_limit(tmp_path: Path) -> None:
     ("name", "content", "what"),
     [
         ("rows.csv", b"text,label\nfine,a\ncaf\xe9,b\n", "line 3 of .* is not UTF-8"),
-        ("rows.csv", b"text,label\nfine,a\none,two,three\n", "line 3 of .* more fields"),
+        ("rows.csv", b"text,label\nfine,a\none,two,three\n", "line 3, has more fields"),
         ("rows.jsonl", b'{"text": "fine"}\n{"text": \n', "line 2 of .* is not valid JSON"),
         ("rows.jsonl", b'{"text": "fine"}\n\n17\n', "line 3 of .* is no JSON object"),
         ("rows.jsonl", b'{"text": ["a"]}\n', "does not hold text"),
@@ -177,7 +181,7 @@ def test_mistakes_are_named_with_their_place(tmp_path: Path, name: str, content:
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_tables_without_rows_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match=r"holds no rows|is empty"):
         preview(find_sources(str(tmp_path / name))[0])
     with pytest.raises(DataError, match="is empty"):
         opened(tmp_path / name)

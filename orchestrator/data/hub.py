@@ -1,72 +1,77 @@
-"""A source -> a `datasets.Dataset`. The only module that imports `datasets`, and only when a table is opened."""
+"""Hub names -> the rows of a dataset. The only module that imports `datasets`, and only when such a name is opened."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator import locations
-from orchestrator.data.contents import digests
-from orchestrator.data.sources import HUB_NAME, Source
+from orchestrator.data.parquet import ROWS_AT_A_TIME, class_name
+from orchestrator.data.sources import HUB_NAME
+from orchestrator.data.typed import as_text
 from orchestrator.errors import DataError, StorageError
 
 _HUB_TIMEOUT_S = 10.0  # A guess: long for a metadata request, short for a person who waits.
 
 
-def load_table(source: Source) -> Any:
-    """A `datasets.Dataset` of a hub dataset, or of all files of a source."""
-    if source.reader == "hub":
-        match = HUB_NAME.match(source.location)
-        if match is None:
-            raise DataError("this names no hub dataset", got=source.location, allowed="owner/name:config@split")
-        return _load(match["name"], name=match["config"], split=match["split"] or source.split)
-    if empty := [file for file in source.files if not file.stat().st_size]:
-        raise DataError(f"{empty[0]} is empty", got="0 bytes", do="remove it, or leave it out with data.exclude")
-    # Only an empty cell is missing: pandas would also take the words "None", "NA" and "null" for that.
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if source.reader in ("csv", "tsv") else {}
-    if source.reader == "tsv":
-        options["sep"] = "\t"
-    builder = "csv" if source.reader == "tsv" else source.reader
-    try:
-        return _load(builder, data_files=[str(file) for file in source.files], split="train", **options)
-    except DataError:
-        for file in source.files if len(source.files) > 1 else ():  # The reader does not say which one it was.
-            try:
-                _load(builder, data_files=[str(file)], split="train", **options)
-            except DataError as error:
-                raise DataError(f"{file} cannot be read", got=error.got) from error.__cause__
-        raise
+def load(location: str, *, split: str) -> Any:
+    """The `datasets.Dataset` that `owner/name:config@split` names; `split` where it names none.
 
-
-def _load(path: str, **options: Any) -> Any:
-    """`datasets.load_dataset`, silent, with its failures as DataError or StorageError."""
+    Raises DataError when it cannot be reached or read, StorageError when the disk of its cache is full.
+    """
+    match = HUB_NAME.match(location)
+    if match is None:
+        raise DataError("this names no hub dataset", got=location, allowed="owner/name:config@split")
     import datasets
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # The reason is in the error raised below.
-    cache = locations.home() / "cache" / "datasets"
-    files: list[str] = options.get("data_files", [])
-    if files:  # It knows a file by path and time, and would give the rows of one that was replaced.
-        cache /= hashlib.sha256("".join(digests([Path(file) for file in files])).encode()).hexdigest()[:16]
+    cache, name = locations.home() / "cache" / "datasets", match["name"]
     try:
-        if not files:
-            _ask_hub(path)
-        return datasets.load_dataset(path, cache_dir=str(cache), **options)
-    except Exception as error:  # Its readers raise ValueError, OSError, and pyarrow's, pandas' and their own kinds.
+        _ask_hub(name)
+        return datasets.load_dataset(name, name=match["config"], split=match["split"] or split, cache_dir=str(cache))
+    except Exception as error:  # It raises ValueError, OSError, and pyarrow's, pandas' and its own kinds.
         reason = error.__cause__ or error
         if getattr(reason, "errno", None) == errno.ENOSPC:
             raise StorageError(f"no space left in {cache}", do="free some, or set ORCHESTRATOR_HOME") from error
-        got = f"{type(reason).__name__}: {' '.join(str(reason).split())}"
-        if files:
-            raise DataError(f"{', '.join(files[:3])} cannot be read", got=got) from error
         raise DataError(
-            f"{path} is neither a local path nor a dataset that can be reached and read on the hub",
-            got=got,
+            f"{name} is neither a local path nor a dataset that can be reached and read on the hub",
+            got=f"{type(reason).__name__}: {' '.join(str(reason).split())}",
             do="check path, name and connection; HF_HUB_OFFLINE=1 uses what was downloaded before",
         ) from error
+
+
+def read(table: Any, columns: Sequence[str], *, location: str, rows: range | None = None) -> Iterator[tuple[Any, ...]]:
+    """For some rows at a time, an array of strings without nulls for each column; of all rows or of a range."""
+    named = class_names(table)
+    chosen = table if rows is None else table.select(rows)
+    done = 0 if rows is None else rows.start
+    wanted = chosen.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+    for batch in wanted.iter(batch_size=ROWS_AT_A_TIME):
+        yield tuple(
+            as_text(batch.column(name), name=name, location=location, first_row=done, class_names=named.get(name))
+            for name in columns
+        )
+        done += len(batch)
+
+
+def first_rows(table: Any, count: int) -> tuple[dict[str, Any], ...]:
+    """The first rows with all columns, as Python values; class numbers as their names."""
+    return tuple(values(table, range(min(count, len(table)))))
+
+
+def values(table: Any, rows: range) -> Iterator[dict[str, Any]]:
+    """A range of rows with all columns, as Python values; class numbers as their names."""
+    named = class_names(table)
+    for row in table.select(rows):
+        yield {name: class_name(value, named.get(name)) for name, value in row.items()}
+
+
+def class_names(table: Any) -> dict[str, list[str]]:
+    """The names of classes by column: `datasets` stores their numbers."""
+    return {name: feature.names for name, feature in table.features.items() if hasattr(feature, "int2str")}
 
 
 def _ask_hub(name: str) -> None:

@@ -20,7 +20,7 @@ from orchestrator.spec_data import DataFormat
 
 Reader = Literal["text", "json", "csv", "tsv", "parquet", "hub"]
 
-READER_OF_ENDING: dict[str, Reader] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+READER_OF_ENDING: dict[str, Reader] = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet"}
 READER_OF_ENDING |= dict.fromkeys((".jsonl", ".json", ".ndjson"), "json")
 READERS_OF_FORMAT: dict[DataFormat, tuple[Reader, ...]]
 READERS_OF_FORMAT = {"text": ("text",), "jsonl": ("json",), "csv": ("csv", "tsv"), "parquet": ("parquet",)}
@@ -38,6 +38,8 @@ class Source:
     """Sorted; empty for the hub."""
     split: str = "train"
     """Split of a hub dataset that the location does not name."""
+    delimiter: str | None = None
+    """What separates the fields of delimited files; None where each file shows it."""
     searched: bool = False
     """True when a folder or glob found the files, so that binary ones among them are left out."""
     validation: tuple[Source, ...] = ()
@@ -53,6 +55,7 @@ def find_sources(
     data_format: DataFormat = "auto",
     split: Literal["train", "validation"] = "train",
     with_validation: bool = True,
+    delimiter: str | None = None,
 ) -> tuple[Source, ...]:
     """The files or hub datasets that locations stand for, in a fixed order: those of a split, where names tell of some.
 
@@ -61,7 +64,13 @@ def find_sources(
     tables under `auto`.
     """
     names = (given,) if isinstance(given, str) else given
-    return tuple(source for name in names for source in _find(name, exclude, data_format, split, with_validation))
+    found = [source for name in names for source in _find(name, exclude, data_format, split, with_validation)]
+    return tuple(_with_delimiter(source, delimiter) for source in found)
+
+
+def _with_delimiter(source: Source, delimiter: str | None) -> Source:
+    held = tuple(_with_delimiter(beside, delimiter) for beside in source.validation)
+    return replace(source, delimiter=delimiter, validation=held)
 
 
 def _find(
@@ -89,7 +98,7 @@ def _find(
         raise DataError(
             f"{location} holds no file to read" if path.is_dir() else f"{location} matches no file",
             got=f"{path} read from {Path.cwd()}" if not path.is_absolute() else path,
-            allowed="text, jsonl, json, csv, tsv and parquet files; hidden ones are left out",
+            allowed="text, jsonl, json, csv, tsv, tab and parquet files; hidden ones are left out",
             do="check data.train and data.validation" + (f", and data.exclude {list(exclude)}" if exclude else ""),
         )
     choice = _of_split(location, path, files, data_format, split, with_validation)

@@ -42,6 +42,8 @@ class Reading:
     columns: Columns
     document_bytes: tuple[int, ...] = ()
     """Size of every document where the file system tells it; none for tables."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the files may not expect, a sentence each."""
 
     @property
     def share(self) -> float:
@@ -96,6 +98,8 @@ class DatasetFacts:
     """The largest first; none for raw text."""
     labelled_share: float = 0.0
     """Of the rows, those with a class."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the files may not expect, a sentence each."""
     conflicting_share: float = 0.0
     """Of the distinct labelled texts, those that stand there with more than one class."""
 
@@ -156,6 +160,7 @@ def describe(
         empty_share=documents.count(0) / len(documents) if documents else 1 - len(filled) / len(texts),
         duplicates=_duplicates(reading, filled, seed=seed),
         columns=reading.columns,
+        notes=reading.notes,
         classes=_classes(reading, labels) if labels else (),
         labelled_share=sum(label is not None for label in labels) / len(labels) if labels else 0.0,
         conflicting_share=_conflicting(texts, labels) if labels else 0.0,

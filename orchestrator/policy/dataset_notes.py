@@ -30,6 +30,7 @@ def notes_on(facts: DatasetFacts, *, seen: Seen | None = None, context: int | No
         f"{'' if facts.token_count.by_tokenizer else '; counted by a proxy, not by a tokenizer'})"
     )
     yield from facts.columns.assumed
+    yield from facts.notes
     if facts.columns.layout is not None:
         yield "all of their text is counted, prompt and answer; `run` cannot train them as such yet"
     if facts.classes:

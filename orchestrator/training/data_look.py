@@ -20,6 +20,7 @@ from orchestrator.policy.ratios import exactly, ratio
 from orchestrator.spec import RunSpec
 from orchestrator.training import batches, tokenization
 from orchestrator.training.encoders import document_encoder, row_encoder
+from orchestrator.training.labelled_rows import Texts
 from orchestrator.training.new_tokenizer import BPE_SAMPLE_BYTES
 from orchestrator.training.prepare import PreparedData, Unprepared, find_data, sample, tokenizer_of
 from orchestrator.training.splits import Chosen, SplitRows
@@ -150,10 +151,9 @@ def _rows(found: Unprepared, rows: SplitRows, tokenizer: TextTokenizer) -> DataL
     sizes, held = (_sizes(rows.splits[split][0]) for split in ("train", "validation"))
     is_whole = sizes.sum() + held.sum() <= WHOLE_BYTES
     drawn, each, bytes_of_each = _strata(sizes, len(texts) if is_whole else SAMPLE_ROWS)
-    lengths = _row_lengths([texts[index] for index in drawn], encode)
+    lengths = _row_lengths(texts.at(drawn), encode)
     most = max(len(texts), len(held)) if is_whole else LONGEST_ROWS
-    far = [texts[index] for index in np.argsort(sizes)[-most:]]
-    far += [rows.splits["validation"][0][index] for index in np.argsort(held)[-most:]]
+    far = texts.at(np.argsort(sizes)[-most:]) + rows.splits["validation"][0].at(np.argsort(held)[-most:])
     longest = max(int(lengths.max()), int(_row_lengths(far, encode).max()))
     # Rows have tokens in proportion to their bytes, until they are cut off.
     whole = lengths * np.where(lengths < cut_off, bytes_of_each / sizes[drawn], each)
@@ -185,7 +185,7 @@ def _rows(found: Unprepared, rows: SplitRows, tokenizer: TextTokenizer) -> DataL
     )
 
 
-def _sizes(texts: Sequence[str]) -> np.ndarray:
+def _sizes(texts: Texts) -> np.ndarray:
     """UTF-8 bytes of each."""
     return np.fromiter((len(text.encode()) for text in texts), dtype=np.int64, count=len(texts))
 

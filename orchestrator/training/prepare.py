@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 3
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
+TABLES_VERSION = 2
+"""The same for tables alone: raise it when they are read otherwise."""
 
 
 class EncodeMany(Protocol):
@@ -181,7 +183,7 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
     tokenizer = None if location is None else base_tokenizer.load_tokenizer(location)
     if tokenizer is not None and spec.models_language:
         document_encoder(spec, tokenizer)  # refused before anything starts
-    find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format)
+    find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format, delimiter=data.delimiter)
     train = find(data.train, with_validation=data.validation is None)
     beside = tuple(held for source in train for held in source.validation)
     validation = beside if data.validation is None else find(data.validation, split="validation")
@@ -212,6 +214,8 @@ def _fingerprint(inputs: _Inputs) -> str:
         "sequence_length": data.sequence_length,
         "tokenizer": spec.model.vocab_size if inputs.tokenizer is None else inputs.tokenizer.fingerprint(),
     }
+    if any(source.reader != "text" for source in (*inputs.train, *inputs.validation)):
+        parts["tables"] = [TABLES_VERSION, data.delimiter, data.incomplete_rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -292,7 +296,8 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
             found["covered_bytes"] = covered_bytes(
                 validation, encoding, all_bytes=account.held_bytes, left_over=left_over
             )
-    return tokenizer, found | _accounted(account, inputs)
+    notes = dict.fromkeys((*train.documents.notes, *validation.documents.notes))
+    return tokenizer, found | _accounted(account, inputs, tuple(notes))
 
 
 def _compare(inputs: _Inputs, texts: Iterable[str]) -> None:

@@ -18,11 +18,12 @@ from orchestrator.errors import DataError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_data import DataSpec
 from orchestrator.training import batches, drawing
-from orchestrator.training.corpus import Documents, open_documents, read_rows
+from orchestrator.training.corpus import Documents, open_documents
+from orchestrator.training.labelled_rows import Rows, Texts, read_rows
 
 Sources = Sequence[Source]
-LabelledRows = tuple[list[str], np.ndarray]
-"""Texts, and the class number of each."""
+LabelledRows = tuple[Texts, np.ndarray]
+"""Texts, read when they are iterated over, and the class number of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class SplitRows:
     """Name of each class, by its number."""
     splits: dict[batches.Split, LabelledRows]
     notes: tuple[str, ...]
-    """Where the split is not what was asked, and why."""
+    """What a reader of the data may not expect, and where the split is not what was asked."""
 
     def labels(self, split: batches.Split) -> list[str]:
         """The class of each row, by name."""
@@ -110,29 +111,31 @@ def split_rows(spec: RunSpec, train_sources: Sources, validation_sources: Source
     Raises DataError when a column is not there, or its values are no classes that both splits can hold.
     """
     data, seed = spec.data, spec.data.split_seed
-    notes: tuple[str, ...] = ()
     assert data.text_column is not None, "named before"
     assert data.label_column is not None, "named before"
-    read = functools.partial(read_rows, text_column=data.text_column, label_column=data.label_column)
-    texts, labels = read(train_sources)
-    names = _class_names(labels, data.label_column)
-    number = {name: index for index, name in enumerate(names)}
-    train = texts, np.array([number[label] for label in labels], dtype=np.int32)
+    read = functools.partial(
+        read_rows, text_column=data.text_column, label_column=data.label_column, incomplete=data.incomplete_rows
+    )
+    rows = read(train_sources)
+    names = _class_names(rows, data.label_column)
+    train, notes = _numbered(rows, names), rows.notes
     if validation_sources:
-        texts, labels = read(validation_sources)
-        if unknown := sorted(set(labels) - set(names)):
+        held_rows = read(validation_sources)
+        if unknown := sorted(set(held_rows.names) - set(names)):
             raise DataError(
                 "the validation data has labels that the training data has not",
                 got=", ".join(unknown[:5]),
                 allowed=", ".join(names[:20]),
                 do="check data.label_column of both, or split the data anew by removing data.validation",
             )
-        validation = texts, np.array([number[label] for label in labels], dtype=np.int32)
+        validation, notes = _numbered(held_rows, names), (*notes, *held_rows.notes)
     else:
-        count, notes = _held_out_rows(train[1], names, data)
+        count, why = _held_out_rows(train[1], names, data)
+        notes = (*notes, *why)
         held = drawing.draw_stratified(train[1], count, seed)
-        rest = np.setdiff1d(np.arange(len(train[1])), held, assume_unique=True)
-        train, validation = _rows(train, rest), _rows(train, held)
+        left = np.ones(len(train[1]), dtype=bool)
+        left[held] = False
+        train, validation = _rows(train, np.flatnonzero(left)), _rows(train, held)
     splits: dict[batches.Split, LabelledRows] = {
         "train": _at_most_rows(train, data.max_train_examples, seed, "data.max_train_examples"),
         "validation": _at_most_rows(validation, data.max_validation_examples, seed, "data.max_validation_examples"),
@@ -140,18 +143,26 @@ def split_rows(spec: RunSpec, train_sources: Sources, validation_sources: Source
     return SplitRows(names=names, splits=splits, notes=notes)
 
 
-def _class_names(labels: Sequence[str], column: str) -> tuple[str, ...]:
+def _class_names(rows: Rows, column: str) -> tuple[str, ...]:
     """The distinct labels in order: by value when all are whole numbers, else by name."""
-    distinct = sorted(set(labels))
+    distinct = sorted(rows.names)
     if not 2 <= len(distinct) <= MAX_CLASSES:
+        few = "holds one class only" if distinct else "holds no class"
         raise DataError(
-            f"column {column!r} is no class column" if distinct[1:] else f"column {column!r} holds one class only",
-            got=f"{len(distinct)} distinct values in {len(labels)} rows, such as {distinct[0]!r}",
+            f"column {column!r} is no class column" if distinct[1:] else f"column {column!r} {few}",
+            got=f"{len(distinct)} distinct values in {len(rows.labels)} rows"
+            + (f", such as {distinct[0]!r}" if distinct else ""),
             allowed=f"2 to {MAX_CLASSES} classes",
             do="set data.label_column to the column that holds the class",
         )
-    whole = all(re.fullmatch(r"-?\d+", name) for name in distinct)
-    return tuple(sorted(distinct, key=int)) if whole else tuple(distinct)
+    whole = all(re.fullmatch(r"-?\d{1,18}", name) for name in distinct)
+    return tuple(sorted(distinct, key=lambda name: (int(name), name))) if whole else tuple(distinct)
+
+
+def _numbered(rows: Rows, names: Sequence[str]) -> LabelledRows:
+    """All rows, with the number of each one's class in `names`."""
+    number = {name: index for index, name in enumerate(names)}
+    return rows.texts(), np.array([number[name] for name in rows.names], dtype=np.int32)[rows.labels]
 
 
 def _held_out_rows(labels: np.ndarray, names: tuple[str, ...], data: DataSpec) -> tuple[int, tuple[str, ...]]:
@@ -174,7 +185,7 @@ def _held_out_rows(labels: np.ndarray, names: tuple[str, ...], data: DataSpec) -
 
 
 def _rows(rows: LabelledRows, chosen: np.ndarray) -> LabelledRows:
-    return [rows[0][index] for index in chosen], rows[1][chosen]
+    return rows[0].take(chosen), rows[1][chosen]
 
 
 def _at_most_rows(rows: LabelledRows, count: int | None, seed: int, field: str) -> LabelledRows:

@@ -1,0 +1,22 @@
+"""Orange's tab-separated files have three header rows: names, types, roles. Recognises the second and third. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_TYPE = re.compile(r"c|d|s|t|continuous|discrete|string|time|basket", re.IGNORECASE)
+_ROLE = re.compile(r"|c|m|i|w|class|meta|ignore|weight|multiclass|-dc|\w+=.*", re.IGNORECASE)
+# Source of both: Orange Data Mining, "Loading your Data", header with type information; `name=value` are attributes.
+
+
+def has_orange_headers(types: Sequence[str], roles: Sequence[str]) -> bool:
+    """Whether a table's first two rows behind the names are no data but the type and the role of each column.
+
+    A discrete column may have its values in place of its type, so one type by name is enough.
+    """
+    return (
+        any(role.strip() for role in roles)
+        and all(_ROLE.fullmatch(role.strip()) for role in roles)
+        and any(_TYPE.fullmatch(kind.strip()) for kind in types)
+    )

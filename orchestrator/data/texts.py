@@ -1,0 +1,50 @@
+"""What `run` and `advise` do with the texts of a table: pick some, and tell which are blank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from orchestrator.data.tables import Table
+
+_MAY_BE_SPACE = np.zeros(256, dtype=bool)
+"""First bytes in UTF-8 of all characters that `str.isspace` takes for white space, and of some others."""
+_MAY_BE_SPACE[
+    [*{chr(point).encode("utf-8", "surrogatepass")[0] for point in range(0x3001) if chr(point).isspace()}]
+] = True
+
+
+def is_blank(texts: Any) -> np.ndarray:
+    """For each string of a pyarrow array without nulls, whether it is empty or white space alone."""
+    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = texts.buffers()[2]
+    empty = offsets[1:] == offsets[:-1]
+    if data is None or empty.all():
+        return np.asarray(empty)
+    first = np.frombuffer(data, dtype=np.uint8)[np.minimum(offsets[:-1], data.size - 1)]
+    blank = empty.copy()
+    for index in np.flatnonzero(~empty & _MAY_BE_SPACE[first]):  # few: most texts begin with a letter
+        blank[index] = texts[int(index)].as_py().isspace()
+    return np.asarray(blank)
+
+
+def chosen_texts(table: Table, column: str, chosen: np.ndarray | None) -> Iterator[str]:
+    """Texts of some rows, by their sorted numbers over all files of a table; without numbers, of all."""
+    start = done = 0
+    if chosen is None:
+        for batch in table.batches([column]):
+            yield from batch.columns[0].to_pylist()
+        return
+    if not len(chosen):
+        return
+    for batch in table.batches([column]):
+        end = done + int(np.searchsorted(chosen[done:], start + len(batch)))
+        if end > done:
+            texts = batch.columns[0]
+            whole = end - done == len(batch)
+            yield from (texts if whole else texts.take(chosen[done:end] - start)).to_pylist()
+        start, done = start + len(batch), end
+        if done == len(chosen):
+            return
