@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.training.attempts import Attempts
 from orchestrator.training.batches import open_split
+from orchestrator.training.file_sums import file_crc32
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.keeping import INTERVAL_METRIC
 from tests import training_runs
@@ -44,6 +46,7 @@ CASES: list[tuple[MakeJob, dict[str, Any]]] = [
     (pretrain, {"training__precision": "bf16", "deepspeed__zero_stage": 0}),
     (classify, {"method": "full"}),
     (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 3}),
+    (classify, {"method": "lora", "deepspeed__zero_stage": 3, "training__precision": "bf16"}),
     (classify, {"method": "head", "deepspeed__zero_stage": 2}),
     (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 2}),
     (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 3, "training__micro_batch": 2}),
@@ -236,6 +239,51 @@ def test_a_run_goes_on_under_another_zero_stage_when_its_spec_asks_for_it(tmp_pa
     same, other = curve(job("same", 2)), curve(job("other", 0))
     assert len(other) == 6
     assert other == pytest.approx(same, abs=1e-5)
+
+
+def test_adapters_beside_tied_embeddings_go_on_under_any_zero_stage(tmp_path: Path) -> None:
+    """DeepSpeed leaves the frozen token table out of a checkpoint, but not its other name, the output layer's."""
+    base = pretrain(tmp_path / "base", training__steps=1)
+    training_runs.run(base)
+
+    def job(name: str, stage: int) -> TrainingJob:
+        changes = {"method": "lora", "resources__workers": 2, "training__learning_rate": 1e-2}
+        return continued(tmp_path / name, base.model_folder, deepspeed__zero_stage=stage, **changes)
+
+    training_runs.run(job("same", 3))
+    for steps, stage in ((1, 3), (2, 2), (3, 3), (4, 0), (5, 3), (None, 3)):
+        training_runs.run(job("other", stage), stop_at=steps)
+    same, other = curve(job("same", 3)), curve(job("other", 3))
+    assert len(other) == 6
+    assert other == pytest.approx(same, abs=1e-5)
+
+
+class _Trap:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize(("written", "read"), [(0, 0), (2, 2), (3, 3), (2, 3), (3, 0)])
+def test_a_planted_checkpoint_file_that_would_run_code_is_refused(tmp_path: Path, written: int, read: int) -> None:
+    import torch
+
+    job = pretrain(tmp_path / "run", deepspeed__zero_stage=written)
+    training_runs.run(job, stop_at=2)
+    checkpoint = job.checkpoints / "step-00000002"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for name in manifest["files"]:
+        file, trap = checkpoint / name, _Trap(tmp_path / "sprung")
+        torch.save({**torch.load(file, weights_only=False), "extra": trap}, file)
+        manifest["files"][name] |= {"bytes": file.stat().st_size, "crc32": file_crc32(file)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StorageError, match="cannot be loaded"):
+        training_runs.run(pretrain(tmp_path / "run", deepspeed__zero_stage=read))
+    assert not (tmp_path / "sprung").exists()
 
 
 # -- bad steps -----------------------------------------------------------------------------------------------------

@@ -195,6 +195,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "bert-head-3": classify(root / "bert-head-3", **stage(3), method="head"),
         "bert-lora-0": classify(root / "bert-lora-0", **stage(0), method="lora"),
         "bert-lora-3": classify(root / "bert-lora-3", **stage(3), method="lora"),
+        "bert-lora-3-bf16": classify(root / "bert-lora-3-bf16", **stage(3), method="lora", training__precision="bf16"),
         "roberta-0": fill_gaps(root / "roberta-0", **stage(0)),
         "roberta-3": fill_gaps(root / "roberta-3", **stage(3)),
         "bert-masked": continued(

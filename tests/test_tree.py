@@ -128,6 +128,53 @@ def test_functions_stay_short() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def unpickled(source: str) -> list[str]:
+    """Calls that would run what a file holds: any of pickle's readers, torch's without `weights_only`, numpy's with
+    objects."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "cloudpickle", "joblib", "dill"):
+            found += [
+                f"{node.module}.{name.name}" for name in node.names if name.name in ("load", "loads", "Unpickler")
+            ]
+        if not isinstance(node, ast.Call | ast.Attribute):
+            continue
+        called = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+        if isinstance(node, ast.Attribute):
+            if re.fullmatch(r"(pickle|cloudpickle|joblib|dill)\.(load|loads|Unpickler)", called):
+                found.append(called)
+            continue
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called == "torch.load" and options.get("weights_only") != "True":
+            found.append(called)
+        if called in ("np.load", "numpy.load") and options.get("allow_pickle", "False") != "False":
+            found.append(called)
+    return found
+
+
+def test_no_file_is_unpickled() -> None:
+    wrong = [f"{path.relative_to(ROOT)}: {call}" for path in MODULES for call in unpickled(path.read_text("utf-8"))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("torch.load(file)", ["torch.load"]),
+        ("torch.load(file, weights_only=False)", ["torch.load"]),
+        ("torch.load(file, mmap=True, weights_only=True)", []),
+        ("pickle.loads(text)", ["pickle.loads"]),
+        ("from pickle import loads", ["pickle.loads"]),
+        ("class Own(pickle.Unpickler): ...", ["pickle.Unpickler"]),
+        ("np.load(file)", []),
+        ("np.load(file, allow_pickle=True)", ["np.load"]),
+        ("json.load(file)", []),
+    ],
+)
+def test_what_unpickles_is_found(source: str, found: list[str]) -> None:
+    assert unpickled(source) == found
+
+
 def test_spec_and_planning_load_no_heavy_library() -> None:
     light = [dotted_name(path) for path in MODULES if RANK.get(unit_of(dotted_name(path)), 99) <= RANK["policy"]]
     heavy = ("torch", "ray", "mlflow", "transformers", "deepspeed", "datasets", "matplotlib", "sklearn")

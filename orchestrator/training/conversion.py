@@ -26,7 +26,6 @@ import copy
 import functools
 import math
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from torch import Tensor
 
 from orchestrator.errors import StorageError
 from orchestrator.training.checkpoints import Checkpoint
+from orchestrator.training.state_files import read_state
 
 Sizes = Mapping[str, int]
 """Elements of every parameter of a group, in the order in which they lie."""
@@ -146,13 +146,18 @@ def readable(engine: Any, checkpoint: Checkpoint, *, tag: str) -> Iterator[Path]
     """The folder that `engine.load_checkpoint(folder, tag=tag)` can read within this context, on this rank.
 
     It is the checkpoint's own where it was written by an engine of the same shape. `engine` is DeepSpeed's.
+    Either way DeepSpeed's own reader, which would run whatever a file holds, is never asked (`state_files`).
     Raises StorageError when the checkpoint is not of the engine's trainable parameters; the load raises OSError,
-    RuntimeError or KeyError when a file cannot be read.
+    RuntimeError, KeyError or pickle.UnpicklingError when a file cannot be read.
     """
-    if has_shape(checkpoint, world_size=dist.get_world_size(), zero_stage=engine.zero_optimization_stage()):
-        yield checkpoint.path
-        return
     own_reader = engine.checkpoint_engine
+    if has_shape(checkpoint, world_size=dist.get_world_size(), zero_stage=engine.zero_optimization_stage()):
+        engine.checkpoint_engine = _Files(own_reader)
+        try:
+            yield checkpoint.path
+        finally:
+            engine.checkpoint_engine = own_reader
+        return
     engine.checkpoint_engine = _Reader(engine, _Saved(checkpoint, tag, parameters=_parameters(engine)))
     try:
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
@@ -175,7 +180,7 @@ class _Saved:
         self.optimizer = functools.cache(self._read_optimizer)
         self.states = functools.cache(self._read_states)
         prefix = "zero_pp_rank_0_" if self.stage == 3 else ""
-        self.model = _mapped(self._folder / f"{prefix}mp_rank_00_model_states.pt")
+        self.model = read_state(self._folder / f"{prefix}mp_rank_00_model_states.pt", mapped=True)
         self.layout = self._layout(parameters)
         for name, elements in parameters.items():
             if self.layout.elements(name) != elements:
@@ -201,7 +206,7 @@ class _Saved:
         """What a rank's optimizer under ZeRO had saved."""
         name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         file = next(self._folder.glob(f"*{name}"), self._folder / name)  # some begin with bf16_
-        state: dict[str, Any] = _mapped(file)["optimizer_state_dict"]
+        state: dict[str, Any] = read_state(file, mapped=True)["optimizer_state_dict"]
         return state
 
     def _read_states(self, rank: int) -> list[dict[str, Tensor]]:
@@ -254,6 +259,20 @@ class _Saved:
         return groups
 
 
+class _Files:
+    """DeepSpeed's checkpoint engine, except that it reads nothing but data."""
+
+    def __init__(self, replaced: Any) -> None:
+        self._replaced = replaced
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replaced, name)
+
+    def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
+        """The content of one of DeepSpeed's files."""
+        return read_state(path, location=map_location)
+
+
 class _Reader:
     """Stands in for DeepSpeed's checkpoint engine while it loads: the same files, for another shape."""
 
@@ -274,8 +293,14 @@ class _Reader:
         return states
 
     def _module(self) -> dict[str, Tensor]:
-        """The weights as DeepSpeed wants them: stage 3 takes its own from the masters and asks for empty ones."""
-        saved: dict[str, Tensor] = self._saved.model["module"]
+        """The weights as DeepSpeed wants them: stage 3 takes its own from the masters and asks for empty ones.
+
+        Of frozen ones DeepSpeed leaves out only the first name; a tied one's other name stands there all the same,
+        without its values where stage 3 has written it.
+        """
+        every = self._engine.module.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in every if not parameter.requires_grad}
+        saved = {name: value for name, value in self._saved.model["module"].items() if name not in frozen}
         buffers = self._saved.model["buffer_names"]
         if self._stage == 3:
             return {name: value if name in buffers else torch.empty(0) for name, value in saved.items()}
@@ -365,9 +390,3 @@ def _parameters(engine: Any) -> dict[str, int]:
         for group in _parameter_groups(engine)
         for parameter in group
     }
-
-
-def _mapped(file: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's, whose tensors are read when they are used."""
-    content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=False)
-    return content

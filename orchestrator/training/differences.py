@@ -1,24 +1,24 @@
 """Two checkpoints of the same step, compared bit by bit: which tensor differs first, by how much, how many do.
 
 DeepSpeed keeps optimizer states as flat partitions, one file a rank. Here they get the names of the model's parameters
-back. Files are read by an unpickler that knows tensors alone, so that neither DeepSpeed nor a device is needed.
+back. Objects of DeepSpeed's are read as plain values, so that neither it nor a device is needed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 
 from orchestrator.errors import StorageError
+from orchestrator.training.state_files import read_state
 
 Part = Literal["weights", "fp32 masters", "first moments", "second moments", "step counters", "other state"]
 
@@ -103,24 +103,10 @@ class _Foreign:
     arguments: tuple[Any, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and containers as they are and all else as `_Foreign`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] in ("torch", "collections"):
-            return super().find_class(module, name)
-        return _Foreign
-
-
-_READER = SimpleNamespace(
-    __name__="pickle", Unpickler=_Unpickler, load=pickle.load, UnpicklingError=pickle.UnpicklingError
-)
-
-
 def _read(file: Path) -> dict[str, Any]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=False, mmap=True, pickle_module=_READER)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        state = read_state(file, mapped=True, stand_in=_Foreign)
+    except (OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         raise StorageError(
             "a file of a checkpoint cannot be read", got=f"{file} ({' '.join(str(error).split())[:200]})"
         ) from error

@@ -10,12 +10,12 @@ import gc
 import logging
 import math
 import os
-import pickle
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ class Engine:
         try:
             with readable(self._engine, checkpoint, tag=_STATE) as folder:
                 loaded, _ = self._engine.load_checkpoint(str(folder), tag=_STATE, load_module_strict=self._trains_all)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
             raise StorageError(
                 "the checkpoint cannot be loaded", got=f"{checkpoint.path} ({error})", do="start over with --fresh"
             ) from error

@@ -70,7 +70,19 @@ def build_model(
         # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
         torch.manual_seed(spec.training.seed)
         model = add_lora(model, spec)
+        if plan.zero_stage == 3:
+            _cast(model, DTYPES[plan.precision])
     return model
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Adapters in the number format of the base, which ZeRO-3 has built in it: it trains weights of one format only.
+
+    The other stages cast all weights by themselves; masters are in fp32 either way.
+    """
+    for parameter in model.parameters():
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _quieten() -> None:
