@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,29 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WHOLE_BYTES", 1), ("SAMPLE_ROWS", 120), ("LONGEST_ROWS", 8), ("SAMPLE_BYTES", 100_000)):
         monkeypatch.setattr(data_look, name, value)
     monkeypatch.setattr(data_look, "PIECE", 2000)
+
+
+@pytest.mark.parametrize("make", [table, text])
+def test_a_look_foresees_the_held_out_set_of_the_run(tmp_path: Path, make: Callable[[Path], RunSpec]) -> None:
+    asked = make(tmp_path)
+    seen = look(asked, cache=tmp_path / "cache")
+    data = prepare(asked, cache=tmp_path / "cache", encode=encode_here)
+    assert seen.held_out == data.held_out
+    assert data.held_out.sentence() in list(seen.sentences())
+    assert seen.to_dict()["held_out"]["fingerprint"] == data.held_out_fingerprint
+
+
+def test_a_look_at_much_text_leaves_it_to_the_run_to_find_held_out_text_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_look, "COMPARED_BYTES", 1)
+    asked = text(tmp_path)
+    seen = look(asked, cache=tmp_path / "cache").held_out
+    held_out = prepare(asked, cache=tmp_path / "cache", encode=encode_here).held_out
+    assert (held_out.repeated, seen.repeated) == (0, None)
+    assert seen.share == pytest.approx(held_out.share, abs=1e-3)
+    assert seen.fingerprint == held_out.fingerprint
+    assert "also in the training data" not in seen.sentence()
 
 
 def test_a_look_at_rows_counts_them_with_their_classes_and_tokens(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ class HeldOut:
     fingerprint: str
     """16 hex digits over their texts and labels in any order: equal for equal text, wherever it lies, whatever
     tokenizer reads it."""
-    repeated: int
-    """Held-out examples whose text stands in the training data too, letter for letter."""
+    repeated: int | None
+    """Held-out examples whose text stands in the training data too, letter for letter; None where that was not read."""
     notes: tuple[str, ...] = ()
     """Why it is not exactly what was asked, and what was left out of the data."""
 
@@ -66,6 +66,7 @@ class Account:
         self.held_bytes = self.training_bytes = 0
         self._held: Counter[int] = Counter()
         self._again: set[int] = set()
+        self._has_seen_all = True
         self._sum = self._count = self.training_count = 0
 
     def held_out(self, texts: Iterable[str], labels: Sequence[str] | None = None) -> Iterator[str]:
@@ -89,6 +90,12 @@ class Account:
                 self._again.add(key)
             yield text
 
+    def pass_over(self, count: int, size: int) -> None:
+        """Counts texts to train on without a look at them: so many, of so many bytes together."""
+        self.training_count += count
+        self.training_bytes += size
+        self._has_seen_all = False
+
     def result(self, unit: Unit, *, asked: float | None, notes: Sequence[str] = ()) -> HeldOut:
         """What was seen."""
         held, training = (
@@ -101,7 +108,7 @@ class Account:
             share=held / max(1, held + training),
             asked=asked,
             fingerprint=hashlib.sha256(f"{self._count} {self._sum:032x}".encode()).hexdigest()[:16],
-            repeated=sum(self._held[key] for key in self._again),
+            repeated=sum(self._held[key] for key in self._again) if self._has_seen_all else None,
             notes=tuple(notes),
         )
 

@@ -7,14 +7,15 @@ so small that all of it is tokenised, gives exact figures, others a 90 % interva
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.data.held_out import Account, HeldOut
 from orchestrator.planning.run_plan import DatasetCounts, Interval
 from orchestrator.policy.ratios import exactly, ratio
 from orchestrator.spec import RunSpec
@@ -22,7 +23,7 @@ from orchestrator.training import batches, tokenization
 from orchestrator.training.encoders import document_encoder, row_encoder
 from orchestrator.training.labelled_rows import Texts
 from orchestrator.training.new_tokenizer import BPE_SAMPLE_BYTES
-from orchestrator.training.prepare import PreparedData, Unprepared, find_data, sample, tokenizer_of
+from orchestrator.training.prepare import PreparedData, Unprepared, document_notes, find_data, sample, tokenizer_of
 from orchestrator.training.splits import Chosen, SplitRows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 
@@ -39,6 +40,8 @@ PIECE = 20_000
 """Characters of a piece: a cut adds at most one token to some 5,000."""
 _FEW_DOCUMENTS = 8
 """Of fewer documents it is their pieces that differ, else the documents are what was drawn."""
+COMPARED_BYTES = 200_000_000
+"""Text to train on that is read to find held-out texts in it: 1 s. `run`, which reads it all, tells of more."""
 NEW_TOKENIZER_BYTES = 4_000_000
 """Text that a new tokenizer is trained on for the look, 2 s, where `prepare` takes five times as much."""
 NEW_TOKENIZER_ERROR = 0.02
@@ -58,6 +61,8 @@ class DataLook:
     validation_examples: int
     train_bytes: int
     validation_bytes: int
+    held_out: HeldOut
+    """What will be measured on, in the figures that `run` gives of it."""
     columns: Mapping[str, str]
     """Those in use, by what they hold: `text` and, for classification, `label`; none for files that are documents."""
     classes: Mapping[str, int] | None
@@ -79,6 +84,7 @@ class DataLook:
             "validation_examples": self.validation_examples,
             "train_bytes": self.train_bytes,
             "validation_bytes": self.validation_bytes,
+            "held_out": self.held_out.to_dict(),
             "columns": dict(self.columns),
             "classes": None if self.classes is None else dict(self.classes),
             "train_tokens": asdict(self.train_tokens),
@@ -91,10 +97,8 @@ class DataLook:
     def sentences(self) -> Iterator[str]:
         """All of it in a few lines."""
         examples = "" if self.train_examples is None else f"{self.train_examples:,} {self.unit}, "
-        yield (
-            f"{examples}{self.train_bytes:,} bytes to train on; {self.validation_examples:,} {self.unit}, "
-            f"{self.validation_bytes:,} bytes held out"
-        )
+        yield f"{examples}{self.train_bytes:,} bytes to train on"
+        yield self.held_out.sentence()
         tokens = self.train_tokens
         about = "" if self.counted else f" (estimated, {tokens.low:,.0f} to {tokens.high:,.0f})"
         samples = "" if self.unit == "rows" else f" in {self.counts.train_samples:,} blocks"
@@ -133,6 +137,7 @@ def _encoded(data: PreparedData) -> DataLook:
         validation_examples=data.held_out.examples,
         train_bytes=data.bytes,
         validation_bytes=data.validation_bytes,
+        held_out=data.held_out,
         columns=data.columns,
         classes=classes,
         train_tokens=exactly(data.counts.train_tokens),
@@ -176,6 +181,7 @@ def _rows(found: Unprepared, rows: SplitRows, tokenizer: TextTokenizer) -> DataL
         validation_examples=len(held),
         train_bytes=int(sizes.sum()),
         validation_bytes=int(held.sum()),
+        held_out=_held_out_rows(found, rows, int(sizes.sum())),
         columns=found.columns,
         classes=dict(zip(rows.names, per_class, strict=True)),
         train_tokens=tokens,
@@ -183,6 +189,16 @@ def _rows(found: Unprepared, rows: SplitRows, tokenizer: TextTokenizer) -> DataL
         counts=counts,
         notes=(*found.notes, *rows.notes),
     )
+
+
+def _held_out_rows(found: Unprepared, rows: SplitRows, size: int) -> HeldOut:
+    account, texts = Account(), rows.splits["train"][0]
+    deque(account.held_out(rows.splits["validation"][0], rows.labels("validation")), maxlen=0)
+    if size <= COMPARED_BYTES:
+        deque(account.training(texts), maxlen=0)
+    else:
+        account.pass_over(len(texts), size)
+    return account.result("rows", asked=found.asked, notes=rows.notes)
 
 
 def _sizes(texts: Texts) -> np.ndarray:
@@ -250,13 +266,28 @@ def _documents(found: Unprepared, train: Chosen, validation: Chosen) -> DataLook
         validation_examples=len(validation.numbers),
         train_bytes=size,
         validation_bytes=held,
+        held_out=_held_out_documents(found, train, validation, size),
         columns=found.columns,
         classes=None,
         train_tokens=exactly(counts.train_tokens) if is_whole else stream,
         counted=is_whole,
         counts=counts,
-        notes=found.notes,
+        notes=(*found.notes, *document_notes(train, validation)),
     )
+
+
+def _held_out_documents(found: Unprepared, train: Chosen, validation: Chosen, size: int) -> HeldOut:
+    account = Account()
+    deque(account.held_out(_kept(validation)), maxlen=0)
+    if size <= COMPARED_BYTES:
+        deque(account.training(_kept(train)), maxlen=0)
+    else:
+        account.pass_over(len(train.numbers), size)
+    return account.result("documents", asked=found.asked, notes=document_notes(train, validation))
+
+
+def _kept(texts: Iterable[str]) -> Iterator[str]:
+    return (text for text in texts if text and not text.isspace())
 
 
 def _bytes(chosen: Chosen) -> int:
@@ -276,8 +307,8 @@ class _Counter:
 
     def whole(self, texts: Chosen) -> int:
         """Of the whole stream of documents, with what stands between them."""
-        kept = (text for text in texts if text and not text.isspace())
-        return sum(len(self._encode(chunk)) for chunk in tokenization.document_chunks(kept, cuts=self._cuts))
+        chunks = tokenization.document_chunks(_kept(texts), cuts=self._cuts)
+        return sum(len(self._encode(chunk)) for chunk in chunks)
 
     def piece(self, text: str, *, ends: bool) -> int:
         """Of a piece, with what stands after a document where it ends one."""

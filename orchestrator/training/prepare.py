@@ -109,6 +109,11 @@ class _Inputs:
     """None until it is trained on the corpus."""
 
     @property
+    def asked(self) -> float | None:
+        """The share to hold out, or None where the held-out data is given."""
+        return None if self.validation else self.spec.data.validation_fraction
+
+    @property
     def columns(self) -> dict[str, str]:
         """The columns in use, by what they hold: `text` and `label`; none where files are documents."""
         data = self.spec.data
@@ -129,6 +134,8 @@ class Unprepared:
     """Those in use, by what they hold: `text` and `label`."""
     split: tuple[Chosen, Chosen] | SplitRows
     """Documents to train on and held out, or labelled rows."""
+    asked: float | None
+    """The share to hold out, or None where the held-out data is given."""
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
 
@@ -154,6 +161,7 @@ def find_data(spec: RunSpec, *, cache: Path, base: str | None = None) -> Prepare
         notes=inputs.notes,
         columns=inputs.columns,
         split=split(inputs.spec, inputs.train, inputs.validation),
+        asked=inputs.asked,
         tokenizer=inputs.tokenizer,
     )
 
@@ -296,8 +304,12 @@ def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple
             found["covered_bytes"] = covered_bytes(
                 validation, encoding, all_bytes=account.held_bytes, left_over=left_over
             )
-    notes = dict.fromkeys((*train.documents.notes, *validation.documents.notes))
-    return tokenizer, found | _accounted(account, inputs, tuple(notes))
+    return tokenizer, found | _accounted(account, inputs, document_notes(train, validation))
+
+
+def document_notes(train: Chosen, validation: Chosen) -> tuple[str, ...]:
+    """What a reader of the data may not expect, each once."""
+    return tuple(dict.fromkeys((*train.documents.notes, *validation.documents.notes)))
 
 
 def _compare(inputs: _Inputs, texts: Iterable[str]) -> None:
@@ -314,7 +326,7 @@ def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> 
     """What `meta.json` says of the text of both splits."""
     held_out = account.result(
         "documents" if inputs.spec.models_language else "rows",
-        asked=None if inputs.validation else inputs.spec.data.validation_fraction,
+        asked=inputs.asked,
         notes=notes,
     )
     return {
