@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator import console
+from orchestrator.credentials import hide
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.policy.advise import Recommendation, advise
 from orchestrator.policy.question import DOMAINS, GOALS, TASKS, Base, Domain, Given, Question, ask, raw_text_task
 from orchestrator.policy.show import advice_answer, advice_table
-from orchestrator.quantities import Budget, parse_budget, parse_count
+from orchestrator.quantities import MOST, MOST_INFERENCE, Budget, parse_budget, parse_count
 from orchestrator.tracking.finished_model import found_base
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def read_options(options: Options) -> tuple[Given, Source | None]:
         gpu=options.gpu,
         gpus=options.gpus,
         goal=_one_of(options.goal, GOALS, option="--goal") or "quality",
-        inference_tokens=_count(options.inference_tokens, "--inference-tokens", least=0),
+        inference_tokens=_count(options.inference_tokens, "--inference-tokens", least=0, most=MOST_INFERENCE),
     )
     if options.dataset is None:
         return given, None
@@ -114,7 +115,7 @@ def next_step(
     if trains and (question.base is None or question.base.name is not None):
         file = "pilot.yaml" if advice.rivals else "advice.yaml"
         again = [one for one in arguments if one != "--json"]
-        return f"{shlex.join(['orchestrator', *again, '--write-spec', file])} && orchestrator run {file}"
+        return f"{shlex.join(['orchestrator', *map(hide, again), '--write-spec', file])} && orchestrator run {file}"
     assert best.price is not None
     command = [
         "orchestrator",
@@ -223,7 +224,7 @@ def _base(options: Options) -> Base | None:
     )
 
 
-def _count(text: str | None, option: str, *, least: int = 1) -> int | None:
+def _count(text: str | None, option: str, *, least: int = 1, most: int = MOST) -> int | None:
     """A number as people write them; raises SpecError."""
     if text is None:
         return None
@@ -235,6 +236,8 @@ def _count(text: str | None, option: str, *, least: int = 1) -> int | None:
             allowed="such as 2000, 2k, 1.5M, 10B or 1e12",
             do=f"give {option} as one of these",
         )
+    if value > most:
+        raise SpecError(f"{option} is beyond all use", got=text, allowed=f"up to {most:.0e}")
     return value
 
 

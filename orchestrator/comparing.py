@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from orchestrator import console, locations
+from orchestrator.credentials import hide
 from orchestrator.errors import StorageError
 
 
@@ -15,7 +16,7 @@ def compare_command(
     """Reads an experiment and shows it; raises what reading or writing raises."""
     from orchestrator.tracking.compare import collect, comparison_link, render_table, to_json
 
-    store = uri or locations.default_tracking_uri()
+    store = hide(uri or locations.default_tracking_uri())
     rows = collect(store, experiment)
     link = comparison_link(store, rows) if rows else None
     pictures = _draw(store, rows, plots or default_folder(experiment)) if rows else {}

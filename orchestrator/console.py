@@ -1,10 +1,12 @@
 """What a person reads: progress and messages on standard error, answers on standard output.
 
-Labels, columns and file names come from outside, so all text passes `errors.shown` on its way to a terminal.
+Labels, columns and file names come from outside, so all text passes `shown` on its way to a terminal, and so does what
+may hold a password.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,11 +17,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from orchestrator.errors import Interrupted, OrchestratorError, StorageError, shown
+from orchestrator import errors
+from orchestrator.credentials import public, without_credentials
+from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
 from orchestrator.quantities import human_count, human_duration
 
 _PLAIN_EVERY_S = 5.0
 """In a log, a progress line at most this often, and one for every evaluation."""
+
+
+def shown(text: str) -> str:
+    """A text without credentials and without what commands a terminal."""
+    return errors.shown(without_credentials(text))
 
 
 class ProgressLine:
@@ -126,6 +135,18 @@ def print_error(error: OrchestratorError) -> None:
     print_messages(f"error: {error}")
 
 
+def _of_the_system(error: OSError) -> OrchestratorError:
+    """A failure of the file system that nobody foresaw, as one of ours."""
+    if error.errno == errno.ENAMETOOLONG:  # which no disk is to blame for
+        return SpecError("no file can have so long a name", got=error.filename, do="give the path of a file")
+    place = f"{error.filename}: " if error.filename else ""
+    return StorageError(
+        "a file cannot be read or written",
+        got=f"{place}{error.strerror or error}",
+        do="`orchestrator doctor` looks at disks and rights",
+    )
+
+
 @contextmanager
 def reporting_failures(*, as_json: bool, answer: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Ends the process with a message and the exit code of the error; no traceback for what is no bug of ours.
@@ -140,12 +161,7 @@ def reporting_failures(*, as_json: bool, answer: Mapping[str, Any] | None = None
     except BrokenPipeError:
         raise  # whoever read our output is gone
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        failure = StorageError(
-            "a file cannot be read or written",
-            got=f"{place}{error.strerror or error}",
-            do="`orchestrator doctor` looks at disks and rights",
-        )
+        failure = _of_the_system(error)
     except KeyboardInterrupt:
         failure = Interrupted("ended at once", do="a run goes on from its newest checkpoint with the same command")
     except Exception as error:  # a bug: the traceback is wanted, and so is the promised object
@@ -160,7 +176,7 @@ def reporting_failures(*, as_json: bool, answer: Mapping[str, Any] | None = None
 
 def print_json(answer: Mapping[str, Any]) -> None:
     """One JSON object on standard output; not-a-number becomes null, which JSON has."""
-    sys.stdout.write(json.dumps(_finite(answer), indent=2) + "\n")
+    sys.stdout.write(json.dumps(_finite(public(answer)), indent=2) + "\n")
     sys.stdout.flush()
 
 

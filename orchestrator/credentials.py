@@ -39,10 +39,13 @@ _NO_SECRET = re.compile(
     r"(?:^|[_.])(?:pad|eos|bos|unk|sep|cls|mask|decoder_start|image|audio|video)_token$", re.IGNORECASE
 )
 _IN_ENVIRONMENT = re.compile(r"(?:PASSWORD|PASSWD|TOKEN|SECRET|API_KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)$")
-_LEAST_LENGTH = 6
+_LEAST_LENGTH = 8
 """A shorter value of an environment variable is a word that stands in other texts too."""
 
 T = TypeVar("T")
+
+_addresses: dict[str, str] = {}
+"""Addresses as they were given, by what is shown of them; in this process only."""
 
 
 def without_credentials(text: str) -> str:
@@ -58,9 +61,17 @@ def without_credentials(text: str) -> str:
     return text
 
 
-def has_credentials(address: str) -> bool:
-    """Whether an address names a user, a password or a token."""
-    return _whole(address) != address
+def hide(address: str) -> str:
+    """What is shown and stored of an address; this process remembers the rest, for `revealed`."""
+    public = _of_value(address)
+    if public != address:
+        _addresses[public] = address
+    return public
+
+
+def revealed(address: str) -> str | None:
+    """The address that `hide` was given, to connect with; itself where it hides nothing, None where nobody knows."""
+    return _addresses.get(address) or (None if HIDDEN in address else address)
 
 
 def public(value: T) -> T:
@@ -71,10 +82,10 @@ def public(value: T) -> T:
 
 def _public(value: Any, *, secret: bool) -> Any:
     if isinstance(value, str):
-        return HIDDEN if secret and value else _whole(value)
+        return HIDDEN if secret and value else _of_value(value)
     if isinstance(value, Mapping):
         return {
-            (_whole(key) if isinstance(key, str) else key): _public(
+            (_of_value(key) if isinstance(key, str) else key): _public(
                 item, secret=isinstance(key, str) and _is_secret(key)
             )
             for key, item in value.items()
@@ -89,5 +100,5 @@ def _is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None
 
 
-def _whole(text: str) -> str:
+def _of_value(text: str) -> str:
     return without_credentials(_WHOLE_ADDRESS.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text))

@@ -15,6 +15,7 @@ import os
 import sysconfig
 from pathlib import Path
 
+from orchestrator.credentials import hide
 from orchestrator.errors import SpecError
 
 
@@ -27,8 +28,8 @@ def home() -> Path:
 
 
 def default_tracking_uri() -> str:
-    """`$MLFLOW_TRACKING_URI` when set, else a local SQLite store that needs no server."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """`$MLFLOW_TRACKING_URI` when set, as it may be shown, else a local SQLite store that needs no server."""
+    return hide(os.environ.get("MLFLOW_TRACKING_URI", "")) or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def resolve(location: str) -> str:

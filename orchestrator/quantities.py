@@ -14,6 +14,15 @@ _COUNT = re.compile(rf"^\s*{_NUMBER}\s*([kmbgt]?)\s*$", re.IGNORECASE | re.ASCII
 _BUDGET = re.compile(rf"^\s*{_NUMBER}\s*([a-z-]+)\s*$", re.IGNORECASE | re.ASCII)
 _MOST_CHARACTERS, _MOST_DIGITS = 100, 40
 """Of a number as people write it: nothing that is counted here needs more."""
+MOST = 10**15
+"""Of anything counted: tokens, steps, documents. Thirty times the tokens of the longest training published (Qwen3)."""
+MOST_WORKERS = 10**6
+"""Five times the devices of the largest cluster (Colossus, 200,000)."""
+MOST_SAMPLES = 10**8
+"""Samples of a batch or tokens of a sample: a hundred times the million observations of OpenAI Five's batches (2019),
+ten times the longest context (Llama 4 Scout, 10M tokens)."""
+MOST_INFERENCE = 10**18
+"""Tokens that a model processes in its life: all models of Google together process 1e15 in a month (2025)."""
 LEAST_BUDGET, MOST_BUDGET = 1e-9, 1e40
 """In any unit. A single step of the smallest model takes more; the largest training published took 5e26 FLOPs (a guess
 of Epoch AI's for Grok 4)."""

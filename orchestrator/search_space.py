@@ -18,6 +18,10 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import parse_spec, set_path
 
+LARGEST_BOUND = 1e18
+"""Of a range: beyond every number that a field takes, and far from where a draw would overflow."""
+MOST_TRIALS = 2_000
+"""Of a search: ten times what published ones of trainings have run (a guess); each is checked before any starts."""
 _RANGES = ("uniform", "loguniform", "int_uniform")
 _KINDS = ("grid", "choice", *_RANGES)
 
@@ -45,7 +49,15 @@ def trials(spec: RunSpec) -> list[Trial]:
     """
     assert spec.search is not None
     draws = random.Random(spec.search.seed)
-    points = [point for _ in range(spec.search.samples) for point in _points(spec.search.space, draws)]
+    points: list[dict[str, Any]] = []
+    for point in (point for _ in range(spec.search.samples) for point in _points(spec.search.space, draws)):
+        if len(points) == MOST_TRIALS:
+            raise SpecError(
+                f"the search has more than {MOST_TRIALS:,} trials",
+                got=f"search.samples: {spec.search.samples} for every point of {len(spec.search.space)} distributions",
+                do="lower search.samples, or give fewer values to a grid",
+            )
+        points.append(point)
     return [Trial(index=index, overrides=point, spec=_at(spec, point, index)) for index, point in enumerate(points)]
 
 
@@ -92,23 +104,37 @@ def _read(path: str, distribution: Any) -> tuple[str, Any]:
     if not isinstance(distribution, Mapping) or len(distribution) != 1 or next(iter(distribution)) not in _KINDS:
         raise SpecError(
             f"search.space.{path} is no distribution",
-            got=distribution,
+            got=f"{distribution!r:.200}",
             allowed=", ".join(f"{{{kind}: ...}}" for kind in _KINDS),
             do="for example {loguniform: [1e-5, 1e-3]}",
         )
     kind, values = next(iter(distribution.items()))
+    if isinstance(values, Mapping) and not all(own is None or _is_space(own) for own in values.values()):
+        raise SpecError(
+            f"search.space.{path}: each value of {kind} brings a space of its own",
+            got=f"{values!r:.200}",
+            do="write {VALUE: {FIELD: {uniform: [0, 1]}}}, or a list of values that bring none",
+        )
     if kind not in _RANGES:
         if not values or not isinstance(values, list | Mapping):
-            raise SpecError(f"search.space.{path}: {kind} needs a list of values or a mapping", got=values)
+            raise SpecError(f"search.space.{path}: {kind} needs a list of values or a mapping", got=f"{values!r:.200}")
         return kind, values
-    numbers = isinstance(values, list) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
+    numbers = isinstance(values, list) and len(values) == 2 and all(map(_is_bound, values))
     if not numbers or not values[0] < values[1] or (kind == "loguniform" and values[0] <= 0):
         raise SpecError(
             f"search.space.{path}: {kind} needs [low, high] with low < high",
-            got=values,
+            got=f"{values!r:.200}",
             do="loguniform needs low above 0" if kind == "loguniform" else None,
         )
     return kind, values
+
+
+def _is_space(own: Any) -> bool:
+    return isinstance(own, Mapping) and all(isinstance(path, str) for path in own)
+
+
+def _is_bound(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST_BOUND
 
 
 def _at(spec: RunSpec, point: Mapping[str, Any], index: int) -> RunSpec:
@@ -118,4 +144,6 @@ def _at(spec: RunSpec, point: Mapping[str, Any], index: int) -> RunSpec:
         if path.split(".")[0] in ("search", "name", "tracking", "checkpoint", "budget"):
             raise SpecError(f"search.space.{path}: this field cannot be searched over", got=path)
         set_path(raw, path, value)
-    return parse_spec(raw, source=f"trial {index} of the search ({', '.join(f'{k}={v}' for k, v in point.items())})")
+    return parse_spec(
+        raw, source=f"trial {index} of the search ({', '.join(f'{k}={v!s:.60}' for k, v in point.items())})"
+    )

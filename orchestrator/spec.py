@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from orchestrator.credentials import hide
 from orchestrator.quantities import Budget, divisors, parse_budget
 from orchestrator.ranking import QUALITY_OF_TASK, Goal
 from orchestrator.spec_data import DataSpec
@@ -217,8 +218,9 @@ class TrackingSpec(Block):
 
     enabled: bool = True
     """Off logs nothing to MLflow; results stay in the run's folder."""
-    uri: str | None = None
-    """MLflow store; none given is `$MLFLOW_TRACKING_URI`, or a SQLite file below `$ORCHESTRATOR_HOME`."""
+    uri: Annotated[str, AfterValidator(hide)] | None = None
+    """MLflow store; none given is `$MLFLOW_TRACKING_URI`, or a SQLite file below `$ORCHESTRATOR_HOME`. A password in it
+    is used to connect, and neither shown nor stored with the run."""
     experiment: str = "default"
     """MLflow experiment."""
 

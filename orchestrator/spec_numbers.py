@@ -10,15 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from orchestrator.quantities import parse_count
+from orchestrator.quantities import MOST, MOST_SAMPLES, MOST_WORKERS, parse_count
 
-MOST = 10**15
-"""Of anything counted: tokens, steps, documents. Thirty times the tokens of the longest training published (Qwen3)."""
-MOST_WORKERS = 10**6
-"""Five times the devices of the largest cluster (Colossus, 200,000)."""
-MOST_SAMPLES = 10**8
-"""Samples of a batch or tokens of a sample: a hundred times the million observations of OpenAI Five's batches (2019),
-ten times the longest context (Llama 4 Scout, 10M tokens)."""
 MOST_CORES = 10_000
 """Of one machine: ten times the largest (HPE's Superdome Flex has some 900)."""
 MOST_SMALL = 10**6

@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from orchestrator.credentials import hide
 from orchestrator.spec_numbers import MOST_CORES, MOST_SMALL, YEAR_S, Count, RateOrZero, SmallCount, WorkerCount
 
 Workers = WorkerCount | Literal["auto"] | tuple[WorkerCount, WorkerCount]
@@ -106,6 +107,11 @@ class CheckpointSpec(Block):
     def _is_a_folder_or_a_bucket(cls, value: str | None) -> str | None:
         if value is None or "://" not in value:
             return value
+        if hide(value) != value:
+            raise ValueError(
+                f"checkpoint.storage holds credentials ({hide(value)}), which every worker would be sent: remove them, "
+                "and give each node AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a credentials file or a role"
+            )
         if value.startswith("file://"):
             raise ValueError(f"give the path, {value.removeprefix('file://') or '/'}; got {value}")
         scheme = next((scheme for scheme in OBJECT_STORES if value.startswith(scheme)), None)

@@ -15,9 +15,9 @@ from orchestrator.planning.memory import GIB, AdaptMethod, Layout, MemoryEstimat
 from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision
 from orchestrator.planning.run_plan import Interval
-from orchestrator.planning.standard_shape import standard_shape
+from orchestrator.planning.standard_shape import MOST_SIZES, standard_shape
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
-from orchestrator.quantities import human_count
+from orchestrator.quantities import MOST, MOST_SAMPLES, MOST_WORKERS, human_count
 
 Offload = Literal["none", "optimizer", "all"]
 
@@ -351,17 +351,19 @@ def _refuse_nonsense(workload: Workload) -> None:
         raise SpecError("no such method", got=f"--method {workload.method}", allowed=", ".join(METHODS))
     if workload.optimizer not in OPTIMIZERS:
         raise SpecError("no such optimizer", got=f"--optimizer {workload.optimizer}", allowed=", ".join(OPTIMIZERS))
-    for option, value in (
-        ("--params", workload.parameters),
-        ("--tokens", workload.tokens),
-        ("--gpus", workload.gpus),
-        ("--seq", workload.sequence_length),
-        ("--micro-batch", workload.micro_batch),
-        ("--lora-rank", workload.lora_rank),
-        ("--nodes", 1 if workload.nodes is None else workload.nodes),
+    for option, value, most in (
+        ("--params", workload.parameters, MOST_SIZES["parameters"]),
+        ("--tokens", workload.tokens, MOST),
+        ("--gpus", workload.gpus, MOST_WORKERS),
+        ("--seq", workload.sequence_length, MOST_SAMPLES),
+        ("--micro-batch", workload.micro_batch, MOST_SAMPLES),
+        ("--lora-rank", workload.lora_rank, MOST_SAMPLES),
+        ("--nodes", 1 if workload.nodes is None else workload.nodes, MOST_WORKERS),
     ):
         if not value > 0:
             raise SpecError(f"{option} must be above zero", got=value)
+        if value > most:
+            raise SpecError(f"{option} is beyond all use", got=value, allowed=f"up to {most:.0e}")
     if workload.nodes is not None and workload.gpus % workload.nodes:
         raise SpecError("the GPUs do not split evenly", got=f"--gpus {workload.gpus} --nodes {workload.nodes}")
     _refuse_layout(workload)

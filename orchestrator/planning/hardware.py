@@ -18,6 +18,7 @@ from typing import Any, Literal
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.planning.run_plan import ClusterShape, Interval, NodeShape
 from orchestrator.planning.utilization import Utilization
+from orchestrator.quantities import MOST_WORKERS
 from orchestrator.yaml_file import read_yaml
 
 CPUS_PER_REQUESTED_GPU = 8
@@ -25,6 +26,8 @@ CPUS_PER_REQUESTED_GPU = 8
 HOST_SHARE, LEAST_HOST_GIB = 2.0, 48.0
 """Host memory assumed beside a GPU, in multiples of the GPU's own, and at least, from lists of machine types: Google's
 A2 and G2 have 2.0 to 2.1 times as much, AWS's P4d 3.6, its G4dn, G5 and G6 with four GPUs 48 GiB each."""
+_LONGEST_NAME = 50
+"""Characters of a device's name that are compared with those of the catalogue, whose longest has some 20."""
 _NVIDIA_SMI_TIMEOUT_S = 10.0
 """It answers in under 2 s; a driver that hangs never does."""
 _CGROUP_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -118,7 +121,7 @@ def find_device(name: str) -> Device:
     found = known.get(_key(name))
     if found is not None:
         return found
-    near = difflib.get_close_matches(_key(name), known, n=len(known), cutoff=0.0)
+    near = difflib.get_close_matches(_key(name)[:_LONGEST_NAME], known, n=len(known), cutoff=0.0)
     names = list(dict.fromkeys(known[key].name for key in near))
     raise SpecError(
         "no such device in the catalogue",
@@ -152,6 +155,8 @@ def requested_cluster(gpu: str, gpus: int, nodes: int = 1) -> ClusterShape:
             allowed=", ".join(d.name for d in catalogue().values() if d.kind == "gpu"),
             do="leave --gpu and --gpus out to plan for this machine",
         )
+    if gpus > MOST_WORKERS:
+        raise SpecError("no cluster is that large", got=f"--gpus {gpus}", allowed=f"up to {MOST_WORKERS:,}")
     if gpus < 1 or nodes < 1 or gpus % nodes:
         raise SpecError(
             "GPUs must be a positive number that splits evenly over the nodes",

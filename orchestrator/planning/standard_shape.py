@@ -52,7 +52,7 @@ _LEAST_IN_LAYERS = 0.01
 """Share of the weights below which layers are no model any more; of the smallest published ones it is a tenth."""
 
 
-MOST = {"parameters": 10**16, "layers": 10**5, "hidden": 10**7, "heads": 10**6, "kv_heads": 10**6, "vocab": 10**9}
+MOST_SIZES = {"parameters": 10**16, "layers": 10**5, "hidden": 10**7, "heads": 10**6, "kv_heads": 10**6, "vocab": 10**9}
 """A thousand times and more of what was ever published (Switch-C: 1.6e12 parameters): what is above is a slip."""
 
 
@@ -116,8 +116,8 @@ def _check_positive(**sizes: int | None) -> None:
         option = "--" + name.replace("_", "-").replace("parameters", "params")
         if value is not None and value < 1:
             raise SpecError(f"{option} must be above zero", got=value, do=f"leave {option} out for a usual value")
-        if value is not None and value > MOST[name]:
-            raise SpecError(f"{option} is beyond any model", got=value, allowed=f"up to {MOST[name]:.0e}")
+        if value is not None and value > MOST_SIZES[name]:
+            raise SpecError(f"{option} is beyond any model", got=value, allowed=f"up to {MOST_SIZES[name]:.0e}")
 
 
 def _between(parameters: float, column: list[float]) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import SpecError
 from orchestrator.planning.hardware import Device, find_device
-from orchestrator.quantities import Budget, human_count
+from orchestrator.quantities import MOST_WORKERS, Budget, human_count
 
 if TYPE_CHECKING:
     from orchestrator.policy.history import Correction, Corrections
@@ -212,6 +212,8 @@ def _refuse_contradictions(given: Given) -> None:
         )
     if given.gpus is not None and given.gpus < 1:
         raise SpecError("at least one device is needed", got=f"--gpus {given.gpus}", do="set --gpus 1 or more")
+    if given.gpus is not None and given.gpus > MOST_WORKERS:
+        raise SpecError("no cluster is that large", got=f"--gpus {given.gpus}", allowed=f"up to {MOST_WORKERS:,}")
     if given.base_tokens is not None and given.base is None:
         raise SpecError(
             "--base-tokens describes a base model, and none is given", do="add --base-params N or --base-model PATH"

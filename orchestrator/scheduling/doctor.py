@@ -7,7 +7,6 @@ driver, Ray cluster, MLflow store) is asked in the background: all together take
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from orchestrator import locations
+from orchestrator.credentials import hide
 from orchestrator.scheduling import machine_checks
 from orchestrator.scheduling.machine_checks import Finding, fail, ok, warn
 
@@ -133,14 +133,13 @@ def check_ray_address(address: str) -> Finding | None:
 
 def check_mlflow(uri: str, check_store: Callable[[str], None]) -> Finding:
     """Can the MLflow store be used? `check_store` raises when not."""
-    shown = re.sub(r"(?<=://)[^/@]*@", "***@", uri)
     try:
         check_store(uri)
     # Whatever went wrong in there is the finding.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         return fail("mlflow", text, "start that server, or unset MLFLOW_TRACKING_URI to record in a local file")
-    return ok("mlflow", f"{shown} can be used")
+    return ok("mlflow", f"{hide(uri)} can be used")
 
 
 def _in_background(name: str, check: Callable[[], Finding | None]) -> Callable[[], list[Finding]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestrator import __version__
+from orchestrator.credentials import public
 from orchestrator.ranking import Goal
 from orchestrator.tracking.mlflow_run import TAG
 
@@ -37,7 +38,7 @@ def described(
     The parameters are the spec and the plan, flattened so that MLflow can filter and compare by them. A resumed run
     keeps its first ones; the artifact `plan.json` is the plan carried out last. `goal` ranks a trial as its search.
     """
-    asked, planned = spec.model_dump(mode="json"), plan.to_dict()
+    asked, planned = public(spec.model_dump(mode="json")), public(plan.to_dict())
     figures = {key: value for key, value in planned.items() if key not in ("deepspeed", "reasons")}
     tags = run_tags(
         spec,

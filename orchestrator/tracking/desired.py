@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.credentials import public
 from orchestrator.errors import ClusterError, StorageError
 from orchestrator.whole_file import read_json, write_json
 
@@ -300,7 +301,7 @@ def _write(run_folder: Path, run: DesiredRun | None) -> None:
     if run is None:
         file.unlink(missing_ok=True)
     else:
-        write_private(file, asdict(run))
+        write_private(file, public(asdict(run)))
 
 
 def _reserve_room(folder: Path) -> None:

@@ -49,7 +49,7 @@ def _model_folder(uri: str, run_id: str) -> Path:
     except MlflowException as error:
         raise ModelError(
             "the run that model.base names is not in the MLflow store",
-            got=f"{_PREFIX}{run_id} in {store.redacted(uri)}",
+            got=f"{_PREFIX}{run_id} in {uri}",
             do="`orchestrator compare --json` lists the ids of runs",
         ) from error
     path = tags.get(_MODEL_PATH_TAG)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.credentials import hide
 from orchestrator.policy.history import History, RunRecord
 from orchestrator.tracking import store
 from orchestrator.tracking.mlflow_run import TAG, search_runs
@@ -46,7 +47,7 @@ def read_history(uri: str) -> History:
     Raises SpecError for a kind of store that is not supported, StorageError for one that is not there or does not
     answer.
     """
-    uri = store.absolute(uri)
+    uri = hide(store.absolute(uri))
     store.check_store(uri)
     client = store.client(uri, create=False)
     records: list[RunRecord] = []

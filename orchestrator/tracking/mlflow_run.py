@@ -13,7 +13,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import SpecError
-from orchestrator.tracking import store
 from orchestrator.tracking.desired import DesiredRun, RunHandle, StoredRun
 from orchestrator.tracking.outbox import Metric
 
@@ -155,7 +154,7 @@ def _existing(client: MlflowClient, run_id: str, *, uri: str) -> Any:
     if run is None or run.info.lifecycle_stage == "deleted":
         raise SpecError(
             "the run to go on with is not in the MLflow store, or was deleted there",
-            got=f"run {run_id} in {store.redacted(uri)}",
+            got=f"run {run_id} in {uri}",
             do="set tracking.uri to the store the run was started with, or give the run another name",
         )
     return run

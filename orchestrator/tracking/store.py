@@ -5,6 +5,7 @@ Importing this module does not import mlflow; the first client does (1 to 2 s).
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import logging
 import os
@@ -16,10 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from orchestrator import locations
+from orchestrator.credentials import revealed
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
+from orchestrator.whole_file import read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +33,8 @@ REACH_TIMEOUT_S = 5.0
 ALLOWED_URIS = "http://HOST:PORT, https://..., sqlite:////abs/path.db, or a postgresql, mysql or mssql URI"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SQLITE = "sqlite:///"
+_CREDENTIALS = "credentials.json"
+"""In the home folder: whole addresses of stores by what is shown of them."""
 
 _ENVIRONMENT = {
     # With MLflow's own defaults (7 retries, 120 s) a dead server holds a caller for minutes.
@@ -38,6 +43,8 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     # Usage reports to MLflow's makers are for the user to turn on.
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Its link to an ended run would repeat the password of the server's address.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Set before mlflow is imported, unless the user has set them."""
 
@@ -50,12 +57,40 @@ def absolute(uri: str) -> str:
     return f"{_SQLITE}{_sqlite_path(uri)}{options[1]}{options[2]}"
 
 
-def redacted(uri: str) -> str:
-    """A URI fit for a message: without its password."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+def keep_credentials(uri: str) -> None:
+    """Keeps what `credentials.hide` has hidden of a store's address, for commands to come, in a file of the home folder
+    that only its owner may read. Raises StorageError when it cannot be written."""
+    address = revealed(uri)
+    if address is None or address == uri:
+        return
+    file = locations.home() / _CREDENTIALS
+    known = read_json(file) or {}
+    if known.get(uri) != address:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**known, uri: address}, durable=True, private=True)
+        except OSError as exc:
+            raise StorageError(
+                "the address of the MLflow store cannot be kept",
+                got=f"{file}: {exc.strerror}",
+                do="set $ORCHESTRATOR_HOME to a place that can be written",
+            ) from exc
+
+
+def connection(uri: str) -> str:
+    """The whole address of a store, for connecting only: from this process, the environment, or an earlier command's
+    file. Raises SpecError when its credentials are nowhere."""
+    locations.default_tracking_uri()  # which remembers the environment's
+    address = revealed(uri)
+    if address is None:
+        address = (read_json(locations.home() / _CREDENTIALS) or {}).get(uri)
+    if address is None:
+        raise SpecError(
+            "the credentials of this MLflow store are not known here",
+            got=uri,
+            do="set MLFLOW_TRACKING_URI to its whole address, or run the command that began with it again",
+        )
+    return str(address)
 
 
 def check_uri(uri: str) -> None:
@@ -68,9 +103,9 @@ def check_uri(uri: str) -> None:
     if scheme == "sqlite":
         _check_sqlite(_sqlite_path(uri))
     elif not _host(uri):
-        raise SpecError("the address of the MLflow store names no host", got=redacted(uri), allowed=ALLOWED_URIS)
+        raise SpecError("the address of the MLflow store names no host", got=uri, allowed=ALLOWED_URIS)
     elif scheme in _DATABASE_PORTS:
-        _check_driver(uri)
+        _check_driver(connection(uri))
 
 
 def check_store(uri: str) -> None:
@@ -82,9 +117,9 @@ def check_store(uri: str) -> None:
     if scheme == "sqlite":
         _check_sqlite(_sqlite_path(uri))
     elif scheme in _DATABASE_PORTS:
-        _check_port(uri, default_port=_DATABASE_PORTS[scheme])
+        _check_port(connection(uri), default_port=_DATABASE_PORTS[scheme])
     else:
-        _check_http(uri)
+        _check_http(connection(uri))
 
 
 def _scheme(uri: str) -> str:
@@ -98,7 +133,7 @@ def _scheme(uri: str) -> str:
             do=f"set tracking.uri to a database file, such as {_SQLITE}{locations.home() / 'mlflow.db'}",
         )
     if scheme not in ("http", "https", "sqlite", *_DATABASE_PORTS):
-        raise SpecError("this kind of MLflow store is not supported", got=redacted(uri), allowed=ALLOWED_URIS)
+        raise SpecError("this kind of MLflow store is not supported", got=uri, allowed=ALLOWED_URIS)
     return scheme
 
 
@@ -119,9 +154,7 @@ def _check_driver(uri: str) -> None:
         try:
             make_url(uri).get_dialect().import_dbapi()
         except SQLAlchemyError as exc:
-            raise SpecError(
-                "this kind of MLflow store is not supported", got=redacted(uri), allowed=ALLOWED_URIS
-            ) from exc
+            raise SpecError("this kind of MLflow store is not supported", got=uri, allowed=ALLOWED_URIS) from exc
 
 
 def client(uri: str, *, create: bool = True) -> MlflowClient:
@@ -135,7 +168,7 @@ def client(uri: str, *, create: bool = True) -> MlflowClient:
 
         quiet()  # importing mlflow configures its loggers anew
         if not uri.startswith("sqlite:"):
-            return MlflowClient(tracking_uri=uri)
+            return MlflowClient(tracking_uri=connection(uri))
         path = _sqlite_path(uri)
         if not create and not path.exists():
             raise StorageError(
@@ -173,7 +206,7 @@ def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
             f"the experiment {name!r} was deleted",
             got=f"tracking.experiment: {name}",
             do="use another name, or bring it back: MLFLOW_TRACKING_URI="
-            f"{redacted(uri)} mlflow experiments restore -x {found.experiment_id}",
+            f"{uri} mlflow experiments restore -x {found.experiment_id}",
         )
     return str(found.experiment_id)
 
@@ -188,7 +221,7 @@ def translated(uri: str, *, doing: str) -> Iterator[None]:
     except Exception as exc:  # MLflow's own, and what artifact stores, networks and database drivers raise through it
         raise StorageError(
             f"MLflow could not {doing}",
-            got=f"{redacted(uri)}: {_first_line(exc)}",
+            got=f"{uri}: {_first_line(exc)}",
             do="check that the store is up and takes writes: orchestrator doctor",
         ) from exc
 
@@ -214,12 +247,14 @@ def _translated_opening(uri: str) -> Iterator[None]:
         raise
     except ModuleNotFoundError as exc:
         raise SpecError(
-            f"the database driver {exc.name} is not installed", got=redacted(uri), do=f"pip install {exc.name}"
+            f"the database driver {exc.name} is not installed",
+            got=uri,
+            do=f"pip install {exc.name}",
         ) from exc
     except Exception as exc:  # mlflow, sqlalchemy, alembic and the driver each raise their own here
         raise StorageError(
             "the MLflow store cannot be opened",
-            got=f"{redacted(uri)}: {_first_line(exc)}",
+            got=f"{uri}: {_first_line(exc)}",
             do="check its address and rights; `mlflow db upgrade URI` brings an old one up to date",
         ) from exc
 
@@ -256,7 +291,7 @@ def _check_sqlite(path: Path) -> None:
 
 def _check_http(uri: str) -> None:
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=REACH_TIMEOUT_S):
+        with urllib.request.urlopen(_health(uri), timeout=REACH_TIMEOUT_S):
             return
     except urllib.error.HTTPError as exc:
         # A refusal is an answer too: a proxy in front may hide /health. Only a server's own failure counts.
@@ -269,10 +304,23 @@ def _check_http(uri: str) -> None:
         cause, origin = getattr(exc, "reason", exc), exc
     raise StorageError(
         "the MLflow server does not answer",
-        got=f"{redacted(uri)}: {cause}",
+        got=f"{uri}: {cause}",
         allowed=f"an answer within {REACH_TIMEOUT_S:g} s",
         do="start it (mlflow server), correct tracking.uri, or set tracking.enabled=false",
     ) from origin
+
+
+def _health(uri: str) -> urllib.request.Request:
+    """The question whether a server is there, with the user and password of its address as a header: urllib takes them
+    for a part of the host."""
+    parts = urlsplit(uri)
+    user, found, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl().rstrip("/") + "/health")
+    if found:
+        name, _, password = user.partition(":")
+        basic = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+        request.add_header("Authorization", f"Basic {basic}")
+    return request
 
 
 def _check_port(uri: str, *, default_port: int) -> None:
@@ -284,7 +332,7 @@ def _check_port(uri: str, *, default_port: int) -> None:
     except (OSError, ValueError) as exc:
         raise StorageError(
             "the database of the MLflow store does not answer",
-            got=f"{redacted(uri)}: {exc}",
+            got=f"{uri}: {exc}",
             allowed=f"a connection within {REACH_TIMEOUT_S:g} s",
             do="start it, or correct tracking.uri",
         ) from exc

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from orchestrator.credentials import hide
 from orchestrator.errors import UserError
 from orchestrator.tracking import desired, outbox, store
 from orchestrator.tracking.description import flatten, source_tags
@@ -166,8 +167,9 @@ def open_run(
     MLflow knows it when this returns, unless it does not answer: then `say` is told, and it will know it later.
     Raises SpecError for an unusable store, experiment or run, StorageError when the folder cannot be written.
     """
-    uri = store.absolute(uri)
+    uri = hide(store.absolute(uri))
     store.check_uri(uri)
+    store.keep_credentials(uri)
     before = desired.read(folder)
     run = _wanted(folder, uri=uri, experiment=experiment, name=name, tags=tags, params=params, artifacts=artifacts)
     desired.put(folder, run)
