@@ -20,8 +20,8 @@ from orchestrator.spec_file import parse_spec, set_path
 
 LARGEST_BOUND = 1e18
 """Of a range: beyond every number that a field takes, and far from where a draw would overflow."""
-MOST_TRIALS = 2_000
-"""Of a search: ten times what published ones of trainings have run (a guess); each is checked before any starts."""
+MOST_TRIALS = 1_000
+"""Of a search: far above what published ones of trainings have run (a guess); each is planned before any starts."""
 _RANGES = ("uniform", "loguniform", "int_uniform")
 _KINDS = ("grid", "choice", *_RANGES)
 

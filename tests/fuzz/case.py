@@ -47,7 +47,7 @@ class Finding:
     details: str = ""
 
     def __str__(self) -> str:
-        shown = {name: content[-300:] for name, content in self.case.files.items()}
+        shown = {name: content[-400:] for name, content in self.case.files.items() if name != "corpus/one.txt"}
         arguments = " ".join(repr(a if len(a) < 200 else a[:200] + "...") for a in self.case.arguments)
         return f"{self.what}\n  {arguments}\n  {shown}\n{self.details}"
 

@@ -17,12 +17,26 @@ from tests.fuzz.values import WORDS, any_value, near_number
 from tests.specs import CLASSIFY, PRETRAIN
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-BASES: tuple[dict[str, Any], ...] = (
-    *(yaml.safe_load(file.read_text()) for file in sorted(CONFIGS.glob("*/*.yaml"))),
-    PRETRAIN,
-    CLASSIFY,
-)
-BASE_TEXTS = tuple(file.read_text() for file in sorted(CONFIGS.glob("*/*.yaml")))
+_LARGE = {"sysconfig://stdlib/**/*.py": "corpus", "configs/data/movie-reviews/reviews.csv": "rows.csv"}
+"""Data of the shipped specs, and what stands for it here."""
+
+
+def _with_small_data(text: str) -> str:
+    for large, small in _LARGE.items():
+        text = text.replace(large, small)
+    return text
+
+
+BASE_TEXTS = tuple(_with_small_data(file.read_text()) for file in sorted(CONFIGS.glob("*/*.yaml")))
+BASES: tuple[dict[str, Any], ...] = (*map(yaml.safe_load, BASE_TEXTS), PRETRAIN, CLASSIFY)
+_ROWS = "".join(f"{'good' if n % 3 else 'bad'} words of row {n},{'no' if n % 3 else 'yes'}\n" for n in range(60))
+WITH_DATA = 0.0
+DATA = {
+    "rows.csv": ("text,label\n" + _ROWS).encode(),
+    "corpus/one.txt": (_ROWS * 9).encode(),
+    "corpus/two.txt": b"a short one",
+}
+"""What the specs train on, when it is there."""
 
 
 def _paths(block: Any, prefix: str = "") -> Iterator[str]:
@@ -187,7 +201,11 @@ def spec_case(random: Random) -> Case:
             arguments += ["--nodes", str(random.choice((1, 2, 8, 0, -3, 10**9)))]
     if random.random() < 0.5:
         arguments.append("--json")
-    return Case(arguments=tuple(arguments), files={"spec.yaml": content})
+    return Case(arguments=tuple(arguments), files=_beside_data(random, content))
+
+
+def _beside_data(random: Random, content: bytes) -> dict[str, bytes]:
+    return {"spec.yaml": content, **(DATA if random.random() < WITH_DATA else {})}
 
 
 def _out_of_proportion(random: Random) -> Case:
@@ -202,7 +220,7 @@ def _out_of_proportion(random: Random) -> Case:
         arguments += ["--gpu", random.choice(DEVICES[:5]), "--gpus", str(gpus), "--nodes", str(nodes)]
     if random.random() < 0.5:
         arguments.append("--json")
-    return Case(arguments=tuple(arguments), files={"spec.yaml": yaml.dump(value, sort_keys=False).encode()})
+    return Case(arguments=tuple(arguments), files=_beside_data(random, yaml.dump(value, sort_keys=False).encode()))
 
 
 def _mutated(random: Random) -> bytes:

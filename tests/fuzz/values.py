@@ -25,7 +25,15 @@ WORDS: tuple[str, ...] = (
         "package://",
         "package://x",
     ),
-    *("package://os/path", "sysconfig://", "sysconfig://stdlib", "sysconfig://no/such", "runs:/x", "runs:/", "s3://"),
+    *(
+        "package://os/path",
+        "sysconfig://",
+        "sysconfig://stdlib/json",
+        "sysconfig://no/such",
+        "runs:/x",
+        "runs:/",
+        "s3://",
+    ),
     *(
         "s3://bucket/x",
         "gs://",
