@@ -17,7 +17,7 @@ from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecisio
 from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import MOST_SIZES, standard_shape
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
-from orchestrator.quantities import MOST, MOST_SAMPLES, MOST_WORKERS, human_count
+from orchestrator.quantities import MOST_SAMPLES, MOST_WORKERS, human_count
 
 Offload = Literal["none", "optimizer", "all"]
 
@@ -37,6 +37,8 @@ HEAD_CLASSES = 2
 ASSUMED_SHAPE = Interval(low=0.75, mid=1.0, high=1.10)
 """Widens the interval of the peak where only the number of parameters is known: gated or plain MLPs, vocabularies from
 32,000 to 256,000. From the residuals of `tests/evidence/score_memory.py` without the models' sizes."""
+MOST_PRICED = 10**24
+"""Tokens: the advisor also prices a hundred times the data, and what a model processes in its life."""
 CPU_GIB_PER_CORE = 8.0
 """Memory for a worker on one CPU core, of which the catalogue knows nothing: a guess, the most that usual machines have
 beside a core."""
@@ -353,7 +355,7 @@ def _refuse_nonsense(workload: Workload) -> None:
         raise SpecError("no such optimizer", got=f"--optimizer {workload.optimizer}", allowed=", ".join(OPTIMIZERS))
     for option, value, most in (
         ("--params", workload.parameters, MOST_SIZES["parameters"]),
-        ("--tokens", workload.tokens, MOST),
+        ("--tokens", workload.tokens, MOST_PRICED),
         ("--gpus", workload.gpus, MOST_WORKERS),
         ("--seq", workload.sequence_length, MOST_SAMPLES),
         ("--micro-batch", workload.micro_batch, MOST_SAMPLES),
