@@ -22,6 +22,8 @@ from orchestrator.credentials import public, without_credentials
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
 from orchestrator.quantities import human_count, human_duration
 
+_ON_THE_LINE = ("eval/loss", "eval/accuracy", "eval/macro_f1")
+_ALIKE = 0.02  # of accuracy and macro-F1: classes of one size differ by less. A guess.
 _PLAIN_EVERY_S = 5.0
 """In a log, a progress line at most this often, and one for every evaluation."""
 
@@ -87,10 +89,18 @@ def describe(progress: Mapping[str, Any]) -> str:
         parts.append(f"{human_count(progress['tokens_per_second'])} tokens/s")
     if progress["phase"] == "training" and progress["eta_s"]:
         parts.append(f"ETA {human_duration(progress['eta_s'])}")
-    parts += [f"{name} {metrics[name]:.4f}" for name in ("eval/loss", "eval/accuracy") if name in metrics]
+    parts += [f"{name} {value:.4f}" for name, value in telling(metrics).items() if name in _ON_THE_LINE]
     if progress["phase"] != "training":
         parts.append(progress["phase"])
     return "  ".join(parts)
+
+
+def telling(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of an evaluation; macro-F1 only where it says other than the accuracy, as with unequal classes."""
+    found = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+    if abs(found.get("eval/macro_f1", 0.0) - found.get("eval/accuracy", 1.0)) < _ALIKE:
+        del found["eval/macro_f1"]
+    return found
 
 
 def width() -> int:

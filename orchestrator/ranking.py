@@ -22,7 +22,7 @@ QUALITY_OF_TASK: Mapping[str, str] = {
     "text-classification": "eval/accuracy",
 }
 """The metric that says how good a task's result is."""
-HIGHER_IS_BETTER = ("eval/accuracy",)
+HIGHER_IS_BETTER = ("eval/accuracy", "eval/macro_f1")
 PER_TOKEN = ("eval/loss", "eval/perplexity", "train/loss")
 """Metrics that, of a language model, are a mean over tokens: values of two tokenizers are of different units."""
 

@@ -87,7 +87,7 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
         return
     for note in result.notes:
         line.say(f"note: {note}")
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name.startswith("eval/"))
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in console.telling(result.metrics).items())
     line.say(f"{result.status}  {figures}")
     if result.best is not None:
         line.say(f"best trial {result.best['trial']}: {result.best['overrides']}")

@@ -158,3 +158,10 @@ def test_nothing_but_the_console_writes_to_standard_streams() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in WRITERS
     }
     assert writers == {"console.py", "cli.py"}, "cli.py writes the schema, which holds no data"
+
+
+def test_macro_f1_is_shown_where_it_says_other_than_the_accuracy() -> None:
+    assert console.telling({"eval/accuracy": 0.9, "eval/macro_f1": 0.89, "train/loss": 1.0}) == {"eval/accuracy": 0.9}
+    both = {"eval/accuracy": 0.99, "eval/macro_f1": 0.5}
+    assert console.telling(both) == both
+    assert console.telling({"eval/loss": 1.0}) == {"eval/loss": 1.0}

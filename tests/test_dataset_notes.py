@@ -20,7 +20,7 @@ def said(of: DatasetFacts) -> str:
 def test_the_constant_answer_is_named_where_it_has_a_high_score() -> None:
     text = said(facts(["no"] * 998 + ["yes"] * 2))
     assert "always answering no is right in 99.8% of the rows" in text
-    assert "balanced accuracy or macro-F1, where that answer has 0.5 and 0.5" in text
+    assert "balanced accuracy or macro-F1 (`run` logs eval/macro_f1), where that answer has 0.5 and 0.5" in text
     assert "of yes fewer than 10 rows are in a held-out 5%" in text
     assert "the largest no with 99.8%, the smallest yes with 0.2%" in text
 

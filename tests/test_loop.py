@@ -387,6 +387,7 @@ def test_a_budget_that_just_suffices_finishes_the_run(tmp_path: Path) -> None:
 def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     """The held-out figures of the exported model: sample by sample, without padding, in numpy's float64."""
     import torch
+    from sklearn.metrics import f1_score
 
     from orchestrator.training.models import AUTO_CLASSES
 
@@ -395,6 +396,8 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     samples = open_split(job.data.path, "validation")
     losses: list[float] = []
     correct = []
+    true: list[int] = []
+    predicted: list[int] = []
     for index in range(len(samples)):
         batch = samples.batch(np.array([index]), pad_to=int(samples.lengths(np.array([index]))[0]))
         with torch.no_grad():
@@ -404,11 +407,13 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
             logits = logits[batch["positions"][0]]
         losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels])
         correct += list(logits.argmax(-1) == labels)
+        true, predicted = [*true, *labels], [*predicted, *logits.argmax(-1)]
     mean = float(np.mean(losses))
-    return (
-        {"eval/loss": mean}
-        | ({"eval/accuracy": float(np.mean(correct))} if classifies else {"eval/perplexity": float(np.exp(mean))})
-        | ({"eval/bits_per_byte": bits_per_byte(job, losses)} if job.spec.task == "causal-lm" else {})
+    if classifies:
+        macro_f1 = float(f1_score(true, predicted, average="macro"))
+        return {"eval/loss": mean, "eval/accuracy": float(np.mean(correct)), "eval/macro_f1": macro_f1}
+    return {"eval/loss": mean, "eval/perplexity": float(np.exp(mean))} | (
+        {"eval/bits_per_byte": bits_per_byte(job, losses)} if job.spec.task == "causal-lm" else {}
     )
 
 

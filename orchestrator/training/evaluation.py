@@ -30,14 +30,14 @@ def evaluate(
 
     With `covered_bytes`, the UTF-8 bytes of the text that the predicted tokens stand for, bits per byte are one.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(1, dtype=torch.float64)
     for indices, real in _slices(samples, rank=rank, world_size=plan.workers, micro_batch=plan.micro_batch):
         before_batch()
         batch = samples.batch(indices, pad_to=samples.padded_length(indices))
-        sums += engine.evaluate(tensors(batch)).cpu()[:real].sum(0)
-    loss, correct, count = engine.sum_over_ranks(sums).tolist()
-    figures = objective.summarize(loss, correct, count)
-    return figures if covered_bytes is None else {**figures, BITS_PER_BYTE: loss / math.log(2) / covered_bytes}
+        sums = sums + engine.evaluate(tensors(batch)).cpu()[:real].sum(0)
+    totals = engine.sum_over_ranks(sums).tolist()
+    figures = objective.summarize(*totals)
+    return figures if covered_bytes is None else {**figures, BITS_PER_BYTE: totals[0] / math.log(2) / covered_bytes}
 
 
 def _slices(samples: Samples, *, rank: int, world_size: int, micro_batch: int) -> Iterator[tuple[np.ndarray, int]]:

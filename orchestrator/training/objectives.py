@@ -23,9 +23,10 @@ class Objective:
     loss: Callable[[torch.nn.Module, Batch], Tensor]
     """Mean loss of a micro-batch, a scalar in fp32."""
     evaluate: Callable[[torch.nn.Module, Batch], Tensor]
-    """Per sample, shape (n, 3): summed loss in nats, correct predictions, predictions."""
-    summarize: Callable[[float, float, float], dict[str, float]]
-    """The three sums over all held-out samples as named metrics."""
+    """Per sample, shape (n, 3 or more): summed loss in nats, correct predictions, predictions; for classification also
+    what `_classification_summary` counts by class."""
+    summarize: Callable[..., dict[str, float]]
+    """The sums over all held-out samples as named metrics."""
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -99,12 +100,20 @@ def _classification_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
 def _classification_evaluate(model: torch.nn.Module, batch: Batch) -> Tensor:
     logits = _classification_logits(model, batch)
     losses = F.cross_entropy(logits, batch["labels"], reduction="none").double()
-    correct = (logits.argmax(-1) == batch["labels"]).double()
-    return torch.stack([losses, correct, torch.ones_like(correct)], dim=1)
+    predicted, true = (F.one_hot(of, logits.shape[-1]).double() for of in (logits.argmax(-1), batch["labels"]))
+    hits = predicted * true
+    sums = torch.stack([losses, hits.sum(-1), torch.ones_like(losses)], dim=1)
+    return torch.cat([sums, hits, predicted + true], dim=1)
 
 
-def _classification_summary(loss: float, correct: float, count: float) -> dict[str, float]:
-    return {"eval/loss": loss / count, "eval/accuracy": correct / count}
+def _classification_summary(loss: float, correct: float, count: float, *by_class: float) -> dict[str, float]:
+    """`by_class`: for each class how often it was predicted rightly, then how often it was predicted or true, together.
+
+    Macro-F1 is the mean of the classes' F1 = 2 hits / (predicted + true), over those that were predicted or true.
+    """
+    half = len(by_class) // 2
+    scores = [2 * hits / either for hits, either in zip(by_class[:half], by_class[half:], strict=True) if either]
+    return {"eval/loss": loss / count, "eval/accuracy": correct / count, "eval/macro_f1": sum(scores) / len(scores)}
 
 
 _OBJECTIVES: dict[Task, Objective] = {

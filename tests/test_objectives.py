@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+
+from orchestrator.training.objectives import objective_for
+
+
+class _Answers(torch.nn.Module):
+    """Says the logits that it is given as tokens."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> object:
+        return type("Output", (), {"logits": input_ids})
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_macro_f1_is_that_of_scikit_learn_however_the_rows_are_batched(classes: int) -> None:
+    torch.manual_seed(classes)
+    true = torch.multinomial(torch.tensor([0.9, *[0.1 / (classes - 1)] * (classes - 1)]), 300, replacement=True)
+    logits = torch.randn(300, classes)
+    logits[:, 0] += 1.0
+    objective = objective_for("text-classification")
+    sums = torch.zeros(1)
+    for rows in torch.arange(300).split(16):
+        batch = {"input_ids": logits[rows], "attention_mask": logits[rows], "labels": true[rows]}
+        sums = sums + objective.evaluate(_Answers(), batch).sum(0)
+    found = objective.summarize(*sums.tolist())
+    predicted = logits.argmax(-1)
+    assert found["eval/accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert found["eval/macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert found["eval/macro_f1"] < found["eval/accuracy"] - 0.1
+
+
+def test_the_constant_answer_has_a_high_accuracy_and_half_the_macro_f1() -> None:
+    true = torch.tensor([0] * 499 + [1])
+    logits = torch.tensor([[1.0, 0.0]]).expand(500, 2)
+    objective = objective_for("text-classification")
+    batch = {"input_ids": logits, "attention_mask": logits, "labels": true}
+    found = objective.summarize(*objective.evaluate(_Answers(), batch).sum(0).tolist())
+    assert found["eval/accuracy"] == 0.998
+    assert found["eval/macro_f1"] == pytest.approx(0.5, abs=0.001)
