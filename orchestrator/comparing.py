@@ -14,7 +14,8 @@ def compare_command(
     experiment: str, *, uri: str | None, report: Path | None, plots: Path | None, as_json: bool
 ) -> None:
     """Reads an experiment and shows it; raises what reading or writing raises."""
-    from orchestrator.tracking.compare import collect, comparison_link, render_table, to_json
+    from orchestrator.tracking.compare import collect, comparison_link, to_json
+    from orchestrator.tracking.table import render_table
 
     store = hide(uri or locations.default_tracking_uri())
     rows = collect(store, experiment)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,10 @@ from rich.console import Console
 
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.tracking import store
-from orchestrator.tracking.compare import (
-    RunRow,
-    collect,
-    comparison_link,
-    loss_curves,
-    rank,
-    render_table,
-    to_json,
-)
+from orchestrator.tracking.compare import collect, comparison_link, loss_curves, to_json
 from orchestrator.tracking.report import write_report
+from orchestrator.tracking.rows import RunRow, rank
+from orchestrator.tracking.table import render_table
 from orchestrator.tracking.tracker import MetricLog, MlflowTracker
 from tests.mlflow_runs import closed, new_store, opened
 
@@ -75,10 +70,10 @@ def test_kinds_and_metrics_are_ranked_apart() -> None:
             row("c", 0.9),
         ]
     )
-    assert [(item.group, item.rank) for item in ranked] == [
-        (("finetune", "eval/accuracy"), 1),
-        (("finetune", "eval/loss"), 1),
-        (("pretrain", "eval/loss"), 1),
+    assert [(item.group_title, item.rank) for item in ranked] == [
+        ("finetune, eval/accuracy ↑", 1),
+        ("finetune, eval/loss ↓", 1),
+        ("pretrain, eval/loss ↓", 1),
     ]
 
 
@@ -239,6 +234,39 @@ def test_a_search_has_its_best_trials_quality_and_the_cost_of_all(uri: str, tmp_
 
 
 @pytest.mark.slow
+def test_a_run_whose_last_evaluation_gave_no_number_has_no_result_whatever_it_had_before(
+    uri: str, tmp_path: Path
+) -> None:
+    train(uri, tmp_path, "diverged", accuracies=[0.9, 0.95, math.nan])
+    train(uri, tmp_path, "recovered", accuracies=[0.5, math.nan, 0.6])
+    search = opened(uri, tmp_path / "search", name="search", tags={"orchestrator.quality_metric": "eval/accuracy"})
+    train(uri, tmp_path, "trial", accuracies=[0.8, math.inf], parent=search)
+    search.show_best(tmp_path / "trial", [tmp_path / "trial"])
+    search.end_run("finished")
+    search.ship()
+    rows = {row.name: row for row in collect(uri, "exp")}
+    assert {name: (row.quality, row.rank) for name, row in rows.items()} == {
+        "recovered": (0.6, 1),
+        "diverged": (None, None),
+        "search": (None, None),
+        "trial": (None, None),
+    }
+    assert rows["diverged"].note == "train/loss is nan at step 3"
+    assert rows["diverged"].metrics["eval/accuracy"] == 0.95
+    assert "eval/accuracy" not in rows["search"].metrics
+
+
+@pytest.mark.slow
+def test_what_a_run_was_measured_on_and_by_is_read_from_its_tags(uri: str, tmp_path: Path) -> None:
+    named = {"held_out_fingerprint": "abc", "tokenizer_fingerprint": "def", "quality_mode": "min"}
+    train(uri, tmp_path, "run", accuracies=[0.5], **named)
+    (row,) = collect(uri, "exp")
+    assert {name: getattr(row, name) for name in named} == named
+    assert row.goal is not None
+    assert not row.goal.higher_is_better
+
+
+@pytest.mark.slow
 def test_loss_curves_are_against_tokens_and_leave_searches_out(uri: str, tmp_path: Path) -> None:
     search = opened(uri, tmp_path, name="search")
     train(uri, tmp_path, "trial", accuracies=[0.5, 0.75], parent=search)
@@ -273,4 +301,4 @@ def test_a_row_is_not_changed_by_ranking() -> None:
     before = row("a", 0.9)
     ranked = rank([before])[0]
     assert before.rank is None
-    assert ranked == replace(before, rank=1)
+    assert ranked == replace(before, rank=1, group_title="finetune, eval/accuracy ↑")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.charts import pareto_front, spread
-from orchestrator.tracking.compare import LossCurve, RunRow, rank
+from orchestrator.tracking.compare import LossCurve
 from orchestrator.tracking.plots import plot_losses, plot_quality_against_cost, smoothed
+from orchestrator.tracking.rows import RunRow, rank
 
 METHODS = ("full", "lora", "head", "scratch", "something-new")
 
@@ -90,6 +92,14 @@ def test_pretraining_and_fine_tuning_get_panels_of_their_own(tmp_path: Path) -> 
     plot_losses([curve(1, steps=9, kind="pretrain"), curve(2, steps=9)], tmp_path / "loss.png")
     plot_quality_against_cost(rank([row(1, kind="pretrain"), row(2)]), tmp_path / "cost.png")
     assert png_size(tmp_path / "loss.png") == png_size(tmp_path / "cost.png") == (1350, 1320)
+
+
+@pytest.mark.slow
+def test_runs_measured_on_other_data_get_panels_of_their_own(tmp_path: Path) -> None:
+    texts = [replace(row(number), held_out_fingerprint=text) for number, text in enumerate("aabc")]
+    plot_losses([replace(curve(1, steps=9), run=one) for one in texts], tmp_path / "loss.png")
+    plot_quality_against_cost(rank(texts), tmp_path / "cost.png")
+    assert png_size(tmp_path / "loss.png") == png_size(tmp_path / "cost.png") == (1350, 1980)
 
 
 @pytest.mark.slow

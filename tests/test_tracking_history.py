@@ -43,14 +43,18 @@ def run(
     *,
     status: str = "finished",
     experiment: str = "runs",
+    diverged: bool = False,
     **tags: str,
 ) -> str:
     """A run with some figures in the store; its id."""
     run_folder = folder / uuid.uuid4().hex
-    what = described(SPEC, planned(), data_fingerprint="abc", held_out=specs.HELD_OUT, run_folder=run_folder)
+    fingerprints = {"data_fingerprint": "abc", "tokenizer_fingerprint": "def"}
+    what = described(SPEC, planned(), held_out=specs.HELD_OUT, run_folder=run_folder, **fingerprints)
     what["tags"] |= {f"orchestrator.{key}": tags[key] for key in tags}
     tracker = opened(uri, run_folder, experiment=experiment, name=SPEC.name, **what)
     log(tracker, run_folder, metrics, step=6)
+    if diverged:
+        log(tracker, run_folder, {"eval/loss": float("nan")}, step=7, attempt=2, resumed_from=6)
     if status != "running":
         return closed(tracker, status=status)
     run_id = tracker.ship().run_id
@@ -106,6 +110,12 @@ def test_runs_without_a_figure_are_passed_over_and_counted(uri: str, tmp_path: P
     run(uri, tmp_path, {})
     history = read_history(uri)
     assert (len(history.records), history.passed_over) == (1, 3)
+
+
+def test_a_last_evaluation_that_gave_no_number_is_no_result_to_learn_from(uri: str, tmp_path: Path) -> None:
+    run(uri, tmp_path, measured(), diverged=True)
+    (record,) = read_history(uri).records
+    assert record.eval_loss is None
 
 
 def test_runs_that_failed_or_still_run_or_only_repeat_a_trial_do_not_count(uri: str, tmp_path: Path) -> None:

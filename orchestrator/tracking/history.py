@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.credentials import hide
 from orchestrator.policy.history import History, RunRecord
 from orchestrator.tracking import store
-from orchestrator.tracking.mlflow_run import TAG, search_runs
+from orchestrator.tracking.mlflow_run import TAG, last_is_finite, search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,7 +80,7 @@ def _record(run: Any) -> RunRecord | None:
     """A run as a record; None when it lacks a figure or has one that cannot be."""
     tags, params = run.data.tags, run.data.params
     points = {point.key: point for point in run.data.to_proto().metrics if math.isfinite(point.value)}
-    metrics = {key: point.value for key, point in points.items()}
+    metrics = {key: point.value for key, point in points.items() if last_is_finite(point, tags)}
     planned = {field: _number(params, field) for field in _PLANNED}
     figures = planned | {field: metrics.get(key, 0.0) for field, key in (_COUNTED | _MEASURED).items()}
     names: dict[str, Any] = {field: tags.get(f"{TAG}{field}") for field in ("kind", "method", "task")}

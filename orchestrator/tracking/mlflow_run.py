@@ -25,7 +25,8 @@ KEY_TAG = f"{TAG}key"
 """The same run under any id: how a run is found again whose creator died before it knew the id."""
 PARENT_TAG = "mlflow.parentRunId"
 NON_FINITE_TAG = f"{TAG}non_finite"
-"""Metric and step of the first value that was infinite or not a number."""
+"""Metric and step of the first value that was infinite or not a number; with `.METRIC` behind it, of an evaluation's
+metric the step of the last such value."""
 STOP_REASON_TAG = f"{TAG}stop_reason"
 """Why a run ended before its planned length: `budget`, `pruned`, ..."""
 ERROR_TAG = f"{TAG}error"
@@ -106,9 +107,18 @@ def send(client: MlflowClient, run: StoredRun, batch: Sequence[Metric]) -> None:
         if exc.error_code != "INTERNAL_ERROR":  # so are connections that fail
             _existing(client, run.run_id, uri=run.uri)
         raise
-    first = next((m for m in batch if not math.isfinite(m.value)), None)
-    if first is not None and NON_FINITE_TAG not in client.get_run(run.run_id).data.tags:
-        client.set_tag(run.run_id, NON_FINITE_TAG, f"{first.key} is {first.value} at step {first.step}")
+    rest = [m for m in batch if not math.isfinite(m.value)]
+    if not rest:
+        return
+    tags = {f"{NON_FINITE_TAG}.{m.key}": str(m.step) for m in rest if m.key.startswith("eval/")}
+    if NON_FINITE_TAG not in client.get_run(run.run_id).data.tags:
+        tags[NON_FINITE_TAG] = f"{rest[0].key} is {rest[0].value} at step {rest[0].step}"
+    _set_tags(client, run.run_id, tags)
+
+
+def last_is_finite(point: Any, tags: Mapping[str, str]) -> bool:
+    """Whether a metric's last finite value is its last one: no later evaluation gave what is no number."""
+    return int(tags.get(f"{NON_FINITE_TAG}.{point.key}", "-1")) <= int(point.step)
 
 
 def end(client: MlflowClient, run_id: str, wanted: DesiredRun) -> None:
@@ -121,7 +131,8 @@ def copy_best(client: MlflowClient, search: StoredRun, best_run_id: str, *, at_m
     from mlflow.entities import Metric as Point
 
     trial = client.get_run(best_run_id)
-    figures = {key: value for key, value in trial.data.metrics.items() if math.isfinite(value)}
+    last = [point for point in trial.data.to_proto().metrics if math.isfinite(point.value)]
+    figures = {point.key: point.value for point in last if last_is_finite(point, trial.data.tags)}
     # All at step 0: MLflow shows the value of the highest step, and a later best trial may have fewer.
     points = [Point(key, value, at_ms, 0) for key, value in (figures | _costs_of_trials(client, search)).items()]
     client.log_batch(search.run_id, metrics=points, synchronous=True)

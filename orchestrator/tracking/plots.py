@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.charts import GREY, INK, PALETTE, drawn, format_log_axis, name_line_ends, name_points, pareto_front
 from orchestrator.quantities import human_count
-from orchestrator.tracking.compare import HIGHER_IS_BETTER, LossCurve, RunRow
+from orchestrator.tracking.compare import LossCurve
+from orchestrator.tracking.rows import RunRow, group_titles, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,13 +33,14 @@ Item = TypeVar("Item")
 
 
 def plot_losses(curves: Sequence[LossCurve], path: Path) -> None:
-    """Loss against tokens, a panel for each kind and task, since losses compare only within one.
+    """Loss against tokens, a panel for each kind, task, held-out data and tokenizer: losses compare only within one.
 
     The best `MOST_COLOURED` runs of a panel are named at the ends of their lines, the others are grey.
     """
-    panels = _grouped(curves, lambda curve: (curve.run.kind or "other", curve.run.task or "loss"))
+    panels = _grouped(curves, lambda curve: _panel(curve.run))
+    titles = told_apart({panel: panel for panel in panels})
     with drawn(path, panels=len(panels), nothing="No run has logged train/loss and train/tokens yet") as axes:
-        for ax, ((kind, task), members) in zip(axes, panels.items(), strict=False):
+        for ax, (panel, members) in zip(axes, panels.items(), strict=False):
             best_first = sorted(members, key=_best_loss)
             for curve in best_first[MOST_COLOURED:]:
                 _draw_curve(ax, curve, colour=GREY, faint=True)
@@ -49,22 +51,24 @@ def plot_losses(curves: Sequence[LossCurve], path: Path) -> None:
             _format_loss_axes(ax, best_first)
             others = len(best_first) - len(ends)
             note = "line: train, smoothed    dot: held-out" + (f"    grey: {others} more runs" if others > 0 else "")
-            ax.set_title(f"{kind}, {task}")
+            ax.set_title("\n".join(titles[panel]))
             ax.set_title(note, loc="right", fontweight="normal", fontsize=8.5, color="#555555")
             name_line_ends(ax, ends)
 
 
 def plot_quality_against_cost(rows: Sequence[RunRow], path: Path) -> None:
-    """Quality against cost, a panel for each kind and quality metric, with the Pareto front of the single trainings.
+    """Quality against cost, a panel for each group, with the Pareto front of the single trainings.
 
     Cost is US dollars where every run has a price above zero, else device hours. A search stands at its total cost.
     """
     unit, cost_of = _cost_axis(rows)
-    shown = [row for row in rows if row.quality is not None and (cost_of(row) or 0.0) > 0]
+    shown = [row for row in rows if row.goal is not None and row.quality is not None and (cost_of(row) or 0.0) > 0]
     panels = _grouped(shown, lambda row: row.group)
+    titles = group_titles(panels)
     with drawn(path, panels=len(panels), nothing="No run has logged both a quality and a cost yet") as axes:
-        for ax, ((kind, metric), members) in zip(axes, panels.items(), strict=False):
-            higher = metric in HIGHER_IS_BETTER
+        for ax, (group, members) in zip(axes, panels.items(), strict=False):
+            assert group.goal is not None, "those without a result are left out"
+            higher = group.goal.higher_is_better
             points = [(float(cost_of(row) or 0.0), float(row.quality or 0.0)) for row in members]
             single = [point for row, point in zip(members, points, strict=True) if not row.trials]
             front = pareto_front(single, higher_is_better=higher)
@@ -73,10 +77,15 @@ def plot_quality_against_cost(rows: Sequence[RunRow], path: Path) -> None:
             format_log_axis(ax, [cost for cost, _ in points], lambda cost: _cost_text(cost, unit))
             ax.margins(x=0.12, y=0.16)
             ax.set_xlabel(f"cost ({unit})")
-            ax.set_ylabel(f"{metric} ({'higher' if higher else 'lower'} is better)")
-            ax.set_title(f"{kind}, {metric} against cost")
+            ax.set_ylabel(f"{group.goal.metric} ({'higher' if higher else 'lower'} is better)")
+            ax.set_title("\n".join([f"{group.kind}, {group.goal.metric} against cost", *titles[group][1:]]))
             _method_legend(ax, members, with_front=len(front) > 1)
             name_points(ax, _named(members, points, front, higher_is_better=higher), points=points, lines=[front])
+
+
+def _panel(run: RunRow) -> tuple[str, str | None, str | None]:
+    """(title, held-out data, unit of the loss)."""
+    return f"{run.kind or 'other'}, {run.task or 'loss'}", run.held_out_fingerprint, run.measured.unit("eval/loss")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

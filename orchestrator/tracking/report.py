@@ -7,7 +7,9 @@ from html import escape
 from pathlib import Path
 
 from orchestrator.page import picture, write_page
-from orchestrator.tracking.compare import HEADINGS, ComparisonLink, RunRow, group_title, table_cells
+from orchestrator.tracking.compare import ComparisonLink
+from orchestrator.tracking.rows import Group, RunRow
+from orchestrator.tracking.table import HEADINGS, table_cells
 
 _STYLE = """
 tr.group td { font-weight: 600; padding-top: 1.1rem; border-bottom: 1px solid #ccc; }
@@ -33,8 +35,8 @@ def write_report(
     """
     count = f"{len(rows)} run{'' if len(rows) == 1 else 's'}"
     body = [
-        f"<h1>{escape(experiment)}</h1><p class='about'>{count}, ranked by quality within each kind and metric. "
-        "lr: peak learning rate; dev-h: device hours; a search's cost is that of all its trials.</p>",
+        f"<h1>{escape(experiment)}</h1><p class='about'>{count}, ranked by quality within each kind, metric and "
+        "held-out data. lr: peak learning rate; dev-h: device hours; a search's cost is that of all its trials.</p>",
         _table(rows) if rows else "<p>There are no runs yet.</p>",
         *(picture(heading, file.read_bytes(), kind="png") for heading, file in plots.items()),
         "" if link is None or not rows else _link(link),
@@ -46,12 +48,12 @@ def _table(rows: Sequence[RunRow]) -> str:
     known = {row.run_id for row in rows}
     head = "".join(f'<th class="{_cell_class(name)}">{escape(name)}</th>' for name in HEADINGS)
     lines = [f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>']
-    shown_group: tuple[str, str] | None = None
+    shown_group: Group | None = None
     for row in rows:
         is_trial = row.parent in known
         if not is_trial and row.group != shown_group:
             shown_group = row.group
-            title = escape(group_title(row.group))
+            title = escape(row.group_title or row.group.title)
             lines.append(f'<tr class="group"><td></td><td colspan="{len(HEADINGS) - 1}">{title}</td></tr>')
         kind = "trial" if is_trial else "best" if row.rank == 1 else ""
         cells = "".join(
