@@ -19,7 +19,10 @@ _ADDRESS = re.compile(rf"({_SCHEME})(?:[^\s:/\"<>`]*:[^\s\"<>`]*|[^\s/\"<>`]+)@"
 slash or an @ that nobody has escaped (SQLAlchemy takes both)."""
 _WHOLE_ADDRESS = re.compile(rf"^(\s*{_SCHEME})[^/?#]*:.*@|^(\s*{_SCHEME})[^/]*@", re.DOTALL)
 """The same where the text is nothing but one address: then blanks and quotes belong to the password too."""
-_NAMES = r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret(?:[_-]\w+)?|token|credential|signature|(?:api|access|private|account)[_-]?key)"
+_NAMES = (
+    r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret(?:[_-]\w+)?|token|credential|signature|"
+    r"(?:api|access|private|account)[_-]?key)"
+)
 _QUERY = re.compile(rf"([?&;](?:{_NAMES}|key|sig|auth)s?=)[^\s&;#\"'<>`]+", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"(\b{_NAMES}['\"]?\s?=\s?)(?:\"[^\"]*\"|'[^']*'|[^\s&;,)\]}}\"']+)|([\"']{_NAMES}[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*')",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import FencedError, StorageError
-from orchestrator.training.attempts import Attempts, Fence
+from orchestrator.training import attempts as module
+from orchestrator.training.attempts import Attempts, Fence, Held
 
 
 def test_attempts_are_numbered_from_one_and_remember_why(tmp_path: Path) -> None:
@@ -18,6 +19,28 @@ def test_attempts_are_numbered_from_one_and_remember_why(tmp_path: Path) -> None
     first, second = (json.loads((tmp_path / "attempts" / f"000{number}.json").read_text()) for number in (1, 2))
     assert (first["workers"], first["cause"], attempts.resumed_step(1)) == (2, "first start", None)
     assert (second["workers"], second["cause"], attempts.resumed_step(2)) == (1, "a worker died", 30)
+
+
+def test_the_time_of_attempts_is_known_once_their_workers_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(module.time, "time", lambda: now_s)
+    attempts = Attempts(tmp_path)
+    first = attempts.open(workers=4, cause="first start")
+    assert attempts.held() == Held()
+    now_s = 1100.0
+    attempts.close(first)
+    now_s = 1500.0  # nobody holds a device until the next attempt
+    killed = attempts.open(workers=2, cause="a worker died")
+    now_s = 1600.0
+    third = attempts.open(workers=2, cause="started again")
+    now_s = 1610.0
+    attempts.close(first)
+    attempts.close(third)
+    assert attempts.started_s(killed) == 1500.0
+    assert attempts.held() == Held(wall_seconds=110.0, device_seconds=420.0)
+    assert attempts.newest() == third
 
 
 def test_drivers_that_start_at_once_never_share_a_number(tmp_path: Path) -> None:

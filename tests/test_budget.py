@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import BUDGET_UNITS, Budget, BudgetUnit
+from orchestrator.training.attempts import Held
 from orchestrator.training.budget import Account
 from orchestrator.training.job import LoopState
 from orchestrator.training.ledger import Ledger, LedgerBudget
@@ -51,7 +52,9 @@ def take_step(account: Account, clock: Clock, seconds: float = 1.0) -> None:
 def test_every_second_of_an_attempt_counts_for_every_device(account: Account, clock: Clock) -> None:
     clock.now_s += 9.0  # loading and compiling
     take_step(account, clock)
-    assert account.state() == LoopState(step=1, tokens=256, padded_tokens=256, wall_seconds=10.0, device_seconds=20.0)
+    assert account.state() == LoopState(
+        step=1, tokens=256, padded_tokens=256, wall_seconds=10.0, device_seconds=20.0, step_seconds=1.0
+    )
     assert account.cost().gpu_hours == pytest.approx(20.0 / 3600)
 
 
@@ -60,7 +63,7 @@ def test_a_resumed_account_goes_on_from_its_checkpoint(account: Account, clock: 
     assert account.pace_s == 10.0, "until this attempt has a pace of its own"
     take_step(account, clock)
     assert account.state() == LoopState(
-        step=6, tokens=1256, padded_tokens=1256, wall_seconds=51.0, device_seconds=102.0
+        step=6, tokens=1256, padded_tokens=1256, wall_seconds=51.0, device_seconds=102.0, step_seconds=1.0
     )
     assert account.pace_s == 1.0
 
@@ -79,6 +82,30 @@ def test_closing_is_an_evaluation_a_checkpoint_and_an_export_as_they_were_timed(
     account.add_saving(5.0)
     assert not account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 4.0 - 0.01)).go_on
     assert account.decide(hours(1.0 + 1.0 + 3.0 + 2 * 5.0 + 4.0 + 0.01)).go_on
+
+
+def test_an_attempt_costs_from_when_its_workers_were_asked_for(clock: Clock) -> None:
+    """Processes, imports and the building of the model hold the devices as much as steps do."""
+    account = Account(PLAN, validation_samples=16, started_s_ago=30.0, clock=clock)
+    assert account.cost().gpu_hours == pytest.approx(2 * 30.0 / 3600), "before the first step"
+    assert not account.decide(hours(30.0)).go_on
+    take_step(account, clock)
+    assert account.cost().hours == pytest.approx(31.0 / 3600)
+    assert account.cost().usd == pytest.approx(3.0 * 2 * 31.0 / 3600)
+    assert account.pace_s == 1.0, "a start is no step"
+
+
+def test_every_start_and_what_a_crash_lost_count_as_far_as_the_driver_knows(clock: Clock) -> None:
+    account = Account(PLAN, validation_samples=16, started_s_ago=20.0, clock=clock)
+    saved = LoopState(step=5, tokens=1280, wall_seconds=35.0, device_seconds=70.0, step_seconds=5.0)
+    account.resume(saved, Held(wall_seconds=55.0, device_seconds=110.0))
+    assert account.pace_s == 1.0, "that of the steps before, not of the time with their start"
+    take_step(account, clock)
+    assert account.cost().hours * 3600 == pytest.approx(55.0 + 20.0 + 1.0)
+    assert account.cost().gpu_hours * 3600 == pytest.approx(110.0 + 2 * 21.0)
+    again = Account(PLAN, validation_samples=16, clock=clock)
+    again.resume(saved, Held())
+    assert again.cost().hours * 3600 == pytest.approx(35.0), "of a driver that was killed the checkpoint knows"
 
 
 def test_flops_are_those_of_padded_tokens_and_tokens_those_without(account: Account, clock: Clock) -> None:

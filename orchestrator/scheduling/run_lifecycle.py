@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from orchestrator import locations
 from orchestrator.errors import Interrupted, OrchestratorError, StorageError
+from orchestrator.planning.length import training_length
 from orchestrator.planning.plan import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
@@ -113,6 +114,8 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
     data = prepare(spec, cache=cache, encode=_until_stopped(listener))
     say_held_out(data, listener)
     plan = plan_to_run(spec, cluster, counts=data.counts)
+    for line in training_length(spec, data.counts).reasons:
+        listener.say(line)
     return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
 
 

@@ -166,18 +166,27 @@ class _Run:
             self._clock.attempt_starts()
             number = self._attempts.open(workers=plan.workers, cause=cause, after=number)
             self._watcher.on_attempt(number, attempt_in_words(plan, cause))
-            end = run_attempt(
-                replace(self._job, plan=plan, attempt=number),
-                replace(self._watcher, on_progress=self._counting_lost_steps()),
-                partial(self._look_out, plan),
-                without_nodes=self._bad_nodes,
-            )
+            end = self._attempt(plan, number)
             self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
             if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
                 outcome = replace(end.outcome, notes=(*self._notes, *end.outcome.notes))
                 return TrainingResult(outcome=outcome, recovery=self._recovery)
             cause, plan = self._next(end, plan, number)
             self._watcher.on_retry(cause)
+
+    def _attempt(self, plan: RunPlan, number: int) -> AttemptEnd:
+        """One attempt, whose time counts from here."""
+        started_s, held = self._attempts.started_s(number), self._attempts.held()
+        try:
+            return run_attempt(
+                replace(self._job, plan=plan, attempt=number, started_s=started_s, held_before=held),
+                replace(self._watcher, on_progress=self._counting_lost_steps()),
+                partial(self._look_out, plan),
+                without_nodes=self._bad_nodes,
+            )
+        finally:
+            with suppress(StorageError):  # how the attempt ended is told, not this
+                self._attempts.close(number)
 
     def _first_plan(self) -> RunPlan:
         """The plan of this command's first attempt: one that keeps what an earlier command's attempts have settled."""

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,7 @@ from orchestrator.scheduling.shipping import Parcel, unpack
 from orchestrator.scheduling.train_run import attempt_in_words, run_training
 from orchestrator.search_space import Trial
 from orchestrator.tracking.tracker import note_attempt
-from orchestrator.training.attempts import Attempts, unseen
+from orchestrator.training.attempts import Attempts, Held, unseen
 from orchestrator.training.exchange import exchange_at
 from orchestrator.training.job import Outcome, TrainingJob, WorkerContext, bucket_of
 from orchestrator.training.ledger import BudgetDecision, Cost, Ledger, with_ledger
@@ -208,21 +209,31 @@ class _Claim:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._attempts = folder, Attempts(folder)
-        self._number = self._attempts.newest()
+        self._number, self._is_ours = self._attempts.newest(), False
         self._fence = self._attempts.fence(self._number)
 
     def open(self, plan: RunPlan, *, cause: str | None = None) -> int:
         """A new attempt's number; `cause` is what ended the one before. Raises FencedError when another process was
         faster."""
         cause = cause or self._attempts.cause_of_start()
+        self.close()
         number = self._attempts.open(workers=plan.workers, cause=cause, after=self._number)
         self.begun(number, attempt_in_words(plan, cause))
         return number
 
     def begun(self, number: int, text: str) -> None:
         """An attempt of this process has begun, or ended, which `text` tells."""
-        self._number, self._fence = number, self._attempts.fence(number)
+        self._number, self._fence, self._is_ours = number, self._attempts.fence(number), True
         note_attempt(self._folder, number, text)
+
+    def close(self) -> None:
+        """The attempt of this process is over, if it has begun one."""
+        if self._number and self._is_ours:
+            self._attempts.close(self._number)
+
+    def held(self) -> Held:
+        """How long the trial's attempts before had their devices."""
+        return self._attempts.held()
 
     def holds(self) -> bool:
         """Whether no other process has begun the trial anew."""
@@ -244,6 +255,7 @@ def run_to_its_end(task: TrialTask, reports: Reports) -> None:
         ending = _trained(task, reports, claim)
     finally:
         if claim.holds():
+            claim.close()
             Ledger(task.ledger).settle(task.trial.name, task.prepared.plan, flops=reports.flops)
     if not claim.holds():
         sys.exit()
@@ -291,7 +303,8 @@ def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
 
 
 def _train_here(job: TrainingJob, context: WorkerContext, claim: _Claim) -> Outcome:
-    """In this process, with half the micro-batch when memory runs out."""
+    """In this process, with half the micro-batch when memory runs out. What it takes to load counts as its start."""
+    job = replace(job, started_s=time.time(), held_before=claim.held())
     from orchestrator.training.loop import train
 
     cause: str | None = None
@@ -306,7 +319,8 @@ def _train_here(job: TrainingJob, context: WorkerContext, claim: _Claim) -> Outc
             if smaller is None:
                 raise
         cause = f"memory ran out: micro_batch {smaller.micro_batch} instead of {job.plan.micro_batch}"
-        job, notes = replace(job, plan=smaller), (*notes, smaller.reasons[-1])
+        job = replace(job, plan=smaller, started_s=time.time(), held_before=claim.held())
+        notes = (*notes, smaller.reasons[-1])
         gc.collect()  # DeepSpeed's engine holds on to itself, and its states would be in the way
 
 

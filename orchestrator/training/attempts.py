@@ -2,6 +2,7 @@
 
     attempts/0002.json           by the driver before the attempt starts: how many workers, and why there is a new one
     attempts/0002.resumed.json   by its rank 0: the step it went on from
+    attempts/0002.ended.json     by the driver once its workers are gone
     attempts/kept.json           what all attempts of the run have in common
 
 A worker that was cut off or stopped may wake up when another attempt has long taken its place. Two rules keep it from
@@ -19,7 +20,8 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ _DIGITS = 4
 _KEPT = "kept.json"
 ATTEMPTS = "attempts"
 """In a run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """How long a run's earlier attempts had their workers, from when these were asked for to when they were gone."""
+
+    wall_seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Seconds times workers."""
 
 
 class Attempts:
@@ -69,6 +80,26 @@ class Attempts:
             if not self._exchange.stands(f"{ATTEMPTS}/{_name(number)}"):  # one on another machine did
                 raise _taken_over(number, number)
             return number
+
+    def close(self, number: int) -> None:
+        """The workers of an attempt are gone; the first to say so is believed."""
+        with suppress(FileExistsError):
+            self._write(_ended_name(number), {"ended_s": time.time()}, new=True)
+
+    def held(self) -> Held:
+        """How long all attempts that were seen to end had their workers; one whose driver was killed counts as 0."""
+        wall = device = 0.0
+        for number in range(1, self.newest() + 1):
+            started, ended = self._read(_name(number)), self._read(_ended_name(number))
+            if started is not None and ended is not None:
+                seconds = max(0.0, float(ended["ended_s"]) - float(started["started_s"]))
+                wall, device = wall + seconds, device + seconds * int(started["workers"])
+        return Held(wall_seconds=wall, device_seconds=device)
+
+    def started_s(self, number: int) -> float | None:
+        """Unix time at which the workers of an attempt were asked for."""
+        started = self._read(_name(number))
+        return None if started is None else float(started["started_s"])
 
     def check_seen(self, number: int, *, within_s: float = _SEEN_WITHIN_S) -> None:
         """A worker makes sure that its machine sees what the driver has written. Raises StorageError when it does not:
@@ -162,6 +193,10 @@ def unseen(run_folder: Path) -> StorageError:
 
 def _name(number: int) -> str:
     return f"{number:0{_DIGITS}d}.json"
+
+
+def _ended_name(number: int) -> str:
+    return f"{number:0{_DIGITS}d}.ended.json"
 
 
 def _resumed_name(number: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
+from orchestrator.training.attempts import Held
 from orchestrator.training.job import LoopState
 from orchestrator.training.ledger import (
     BudgetDecision,
@@ -36,17 +37,26 @@ have ended takes 2 to 4 ms on a local disk and a busy core (measured)."""
 class Account:
     """The costs of one run over all its attempts, kept by the training loop.
 
-    All seconds of an attempt count, not only those of its steps. With a ledger, so do the seconds of work that a crash
-    lost; its FLOPs count once, when they are done again, and without a ledger so do the seconds, since the checkpoint
-    that the run goes on from does not know of them.
+    All seconds of an attempt count, not only those of its steps: from when its workers were asked for, `started_s_ago`
+    before now, so every start is in `cost/...`, in what a budget spends and in what a plan foresees. So do the seconds
+    of work that a crash lost, as far as the driver or a ledger knows of them; its FLOPs count once, when they are done
+    again.
     """
 
-    def __init__(self, plan: RunPlan, *, validation_samples: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        *,
+        validation_samples: int,
+        started_s_ago: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._plan = plan
         self._clock = clock
-        self._started = clock()
+        self._started = clock() - started_s_ago
         self._base = LoopState()
         self._steps = self._tokens = self._padded_tokens = self._taken = 0
+        self._step_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=_PACE_STEPS)
         self._evaluation_batches = validation_samples / plan.global_batch
         self._evaluation_s: float | None = None
@@ -55,20 +65,27 @@ class Account:
         self._claimed = Cost()
         self._least = Cost()
 
-    def resume(self, state: LoopState) -> None:
-        """Goes on from what a checkpoint says."""
-        self._base = state if state.padded_tokens else replace(state, padded_tokens=state.tokens)
+    def resume(self, state: LoopState, held_before: Held = Held()) -> None:  # noqa: B008  a frozen value
+        """Goes on from what a checkpoint says, and from how long earlier attempts had their workers in all."""
+        self._base = replace(
+            state,
+            padded_tokens=state.padded_tokens or state.tokens,
+            wall_seconds=max(state.wall_seconds, held_before.wall_seconds),
+            device_seconds=max(state.device_seconds, held_before.device_seconds),
+        )
 
     def rewind(self, state: LoopState) -> None:
         """Goes back to a checkpoint without a new attempt: the steps since are undone, the time they took is not."""
         self._base = replace(state, wall_seconds=self._base.wall_seconds, device_seconds=self._base.device_seconds)
         self._steps = self._tokens = self._padded_tokens = 0
+        self._step_seconds = 0.0
 
     def add_step(self, *, seconds: float, tokens: int, padded_tokens: int) -> None:
         """One optimizer step was taken."""
         self._steps += 1
         self._tokens += tokens
         self._padded_tokens += padded_tokens
+        self._step_seconds += seconds
         self._recent.append(seconds)
         self._taken += 1
         if self._taken == 1:
@@ -92,7 +109,8 @@ class Account:
         """Seconds of a recent step; of an earlier attempt's when this one has taken none; 0 before the very first."""
         if self._recent:
             return sum(self._recent) / len(self._recent)
-        return self._base.wall_seconds / self._base.step if self._base.step else 0.0
+        base = self._base
+        return (base.step_seconds or base.wall_seconds) / base.step if base.step else 0.0
 
     def state(self) -> LoopState:
         """Where the run stands now, for its next checkpoint."""
@@ -104,6 +122,7 @@ class Account:
             padded_tokens=self._base.padded_tokens + self._padded_tokens,
             wall_seconds=self._base.wall_seconds + seconds,
             device_seconds=self._base.device_seconds + seconds * self._plan.workers,
+            step_seconds=self._base.step_seconds + self._step_seconds,
         )
 
     def cost(self) -> Cost:

@@ -20,10 +20,10 @@ from orchestrator.planning.run_plan import DatasetCounts, Interval
 from orchestrator.policy.ratios import exactly, ratio
 from orchestrator.spec import RunSpec
 from orchestrator.training import batches, tokenization
-from orchestrator.training.encoders import document_encoder, row_encoder
+from orchestrator.training.encoders import document_encoder, row_encoder, sample, tokenizer_of
 from orchestrator.training.labelled_rows import Texts
 from orchestrator.training.new_tokenizer import BPE_SAMPLE_BYTES
-from orchestrator.training.prepare import PreparedData, Unprepared, document_notes, find_data, sample, tokenizer_of
+from orchestrator.training.prepare import PreparedData, Unprepared, document_notes, find_data
 from orchestrator.training.splits import Chosen, SplitRows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 
@@ -70,7 +70,7 @@ class DataLook:
     train_tokens: Interval
     """Of one pass, special ones included."""
     counted: bool
-    """Whether the tokens were counted, not estimated."""
+    """Whether the tokens were counted, not estimated, by a tokenizer known to give the ids of `AutoTokenizer`."""
     counts: DatasetCounts
     notes: tuple[str, ...]
     """What was taken for granted of the data, and where the split is not what was asked."""
@@ -101,6 +101,8 @@ class DataLook:
         yield self.held_out.sentence()
         tokens = self.train_tokens
         about = "" if self.counted else f" (estimated, {tokens.low:,.0f} to {tokens.high:,.0f})"
+        if not self.counted and tokens.low == tokens.high:
+            about = " (by the base's tokenizer.json alone)"
         samples = "" if self.unit == "rows" else f" in {self.counts.train_samples:,} blocks"
         yield f"{tokens.mid:,.0f} tokens a pass{about}{samples}"
         if self.columns:
@@ -117,7 +119,7 @@ def look(spec: RunSpec, *, cache: Path) -> DataLook:
 
     Raises what `prepare` raises, but for text that is too short for one block.
     """
-    found = find_data(spec, cache=cache)
+    found = find_data(spec, cache=cache, exactly=False)
     if isinstance(found, PreparedData):
         return _encoded(found)
     if isinstance(found.split, SplitRows):
@@ -185,7 +187,7 @@ def _rows(found: Unprepared, rows: SplitRows, tokenizer: TextTokenizer) -> DataL
         columns=found.columns,
         classes=dict(zip(rows.names, per_class, strict=True)),
         train_tokens=tokens,
-        counted=len(drawn) == len(texts),
+        counted=found.is_exact and len(drawn) == len(texts),
         counts=counts,
         notes=(*found.notes, *rows.notes),
     )
@@ -270,7 +272,7 @@ def _documents(found: Unprepared, train: Chosen, validation: Chosen) -> DataLook
         columns=found.columns,
         classes=None,
         train_tokens=exactly(counts.train_tokens) if is_whole else stream,
-        counted=is_whole,
+        counted=found.is_exact and is_whole,
         counts=counts,
         notes=(*found.notes, *document_notes(train, validation)),
     )

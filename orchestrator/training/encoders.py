@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from orchestrator.errors import ModelError
 from orchestrator.spec import RunSpec
-from orchestrator.training import base_tokenizer, tokenization
+from orchestrator.training import base_tokenizer, new_tokenizer, tokenization
+from orchestrator.training.splits import Chosen
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 
 
@@ -60,3 +62,20 @@ def mask_ids(tokenizer: TextTokenizer, spec: RunSpec) -> dict[str, Any]:
             do="use an encoder's, such as BERT's or RoBERTa's, or task: causal-lm for a decoder",
         )
     return {**ids, "special_ids": sorted({*tokenizer.special_ids, *ids.values()})}
+
+
+def tokenizer_of(spec: RunSpec, train: Chosen, *, most_bytes: int = new_tokenizer.BPE_SAMPLE_BYTES) -> TextTokenizer:
+    """A tokenizer of the documents: all, or so many drawn by the seed as it takes."""
+    return new_tokenizer.train_tokenizer(
+        sample(train, spec.data.split_seed, most_bytes),
+        vocab_size=spec.model.vocab_size,
+        sequence_length=spec.data.sequence_length,
+        for_encoder=spec.task == "masked-lm",
+    )
+
+
+def sample(train: Chosen, seed: int, most_bytes: int) -> Chosen:
+    """All documents, or as many drawn by the seed as it takes to hold so many bytes."""
+    drawn = np.random.default_rng(seed).permutation(train.numbers)
+    before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
+    return replace(train, numbers=np.sort(drawn[before < most_bytes]))

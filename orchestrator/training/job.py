@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
+from orchestrator.training.attempts import Held
 from orchestrator.training.exchange import Exchange, exchange_at
 from orchestrator.training.ledger import evaluation_is_due
 from orchestrator.training.prepare import PreparedData
@@ -69,12 +71,21 @@ class TrainingJob:
     """Steps after which it is evaluated in any case: a search compares its trials there."""
     attempt: int = 0
     """Number of this start of the run's workers (`attempts`); 0 where nobody else can start them too."""
+    started_s: float | None = None
+    """Unix time at which the workers of this attempt were asked for; None where they are just here."""
+    held_before: Held = Held()  # noqa: RUF009  a frozen value
+    """What the attempts before this one took, as far as a driver has seen them end."""
     exchanged_at: str | None = None
     """Where in a bucket the run's machines exchange what lies in its folder; None where all of them see that."""
 
     def is_evaluated_after(self, step: int) -> bool:
         """Whether an evaluation falls due between this step and the next."""
         return evaluation_is_due(step, every=self.spec.training.eval_every_steps, rungs=self.rungs)
+
+    @property
+    def started_s_ago(self) -> float:
+        """Seconds since the workers of this attempt were asked for; clocks of two machines may differ a little."""
+        return 0.0 if self.started_s is None else max(0.0, time.time() - self.started_s)
 
     @property
     def checkpoints(self) -> Path | str:
@@ -163,9 +174,11 @@ class LoopState:
     padded_tokens: int = 0
     """Tokens computed, with padding; 0 in the checkpoints of earlier versions, which did not know."""
     device_seconds: float = 0.0
-    """Seconds times devices held, over all attempts up to this state."""
+    """Seconds times devices held, over all attempts up to this state, each from when its workers were asked for."""
     wall_seconds: float = 0.0
-    """Seconds, over all attempts up to this state."""
+    """Seconds, over all attempts up to this state, likewise."""
+    step_seconds: float = 0.0
+    """Seconds of them in optimizer steps; 0 in the checkpoints of earlier versions, which did not know."""
     evaluated_step: int = 0
     """Step of the newest evaluation."""
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -64,7 +64,8 @@ class _Loop:
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         self._notes: tuple[str, ...] = ()
-        self._account = Account(job.plan, validation_samples=job.data.counts.validation_samples)
+        held_out = job.data.counts.validation_samples
+        self._account = Account(job.plan, validation_samples=held_out, started_s_ago=job.started_s_ago)
         self._objective = objective_for(job.spec.task)
         self._pulse = context.pulse
         join_process_group(job.plan, context)
@@ -121,7 +122,7 @@ class _Loop:
         """Goes on from the newest good checkpoint, or begins."""
         self._pulse.enter("loading", self._step)
         state = self._keeper.restore()
-        self._account.resume(state)
+        self._account.resume(state, self._job.held_before)
         self._take_up(state)
         if self._leads:
             job = self._job

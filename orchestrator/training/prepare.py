@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,9 +23,9 @@ from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.spec import RunSpec
-from orchestrator.training import base_tokenizer, batches, new_tokenizer, tokenization
+from orchestrator.training import base_tokenizer, batches, kept_tokenizers, tokenization
 from orchestrator.training.covered import DocumentEncoding, covered_bytes
-from orchestrator.training.encoders import around, document_encoder, mask_ids, row_encoder
+from orchestrator.training.encoders import around, document_encoder, mask_ids, row_encoder, tokenizer_of
 from orchestrator.training.sampling import preview
 from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
@@ -107,6 +107,8 @@ class _Inputs:
     """Of the tokenizer, if it is not trained on the corpus."""
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
+    is_exact: bool
+    """Whether its ids are known to be those of `AutoTokenizer`."""
 
     @property
     def asked(self) -> float | None:
@@ -132,6 +134,8 @@ class Unprepared:
     """What was taken for granted of the data, a sentence each."""
     columns: dict[str, str]
     """Those in use, by what they hold: `text` and `label`."""
+    is_exact: bool
+    """Whether the tokenizer's ids are known to be those of `AutoTokenizer`."""
     split: tuple[Chosen, Chosen] | SplitRows
     """Documents to train on and held out, or labelled rows."""
     asked: float | None
@@ -149,17 +153,22 @@ def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> Pre
     return found if isinstance(found, PreparedData) else None
 
 
-def find_data(spec: RunSpec, *, cache: Path, base: str | None = None) -> PreparedData | Unprepared:
-    """As `find_prepared`, with what was read of data that is not encoded yet."""
-    inputs = _find_inputs(spec, base)
-    folder = cache / _fingerprint(inputs)
-    if (folder / "meta.json").is_file():
-        return _load(folder, inputs, cached=True)
+def find_data(
+    spec: RunSpec, *, cache: Path, base: str | None = None, exactly: bool = True
+) -> PreparedData | Unprepared:
+    """As `find_prepared`, with what was read of data that is not encoded yet; where it need not be `exactly` the ids of
+    `AutoTokenizer`, with a tokenizer that loads without transformers."""
+    inputs = _find_inputs(spec, base, exactly=exactly)
+    if inputs.is_exact:  # else nothing was encoded with this tokenizer, which `prepare` would have kept
+        folder = cache / _fingerprint(inputs)
+        if (folder / "meta.json").is_file():
+            return _load(folder, inputs, cached=True)
     split = split_documents if spec.models_language else split_rows
     return Unprepared(
         spec=inputs.spec,
         notes=inputs.notes,
         columns=inputs.columns,
+        is_exact=inputs.is_exact,
         split=split(inputs.spec, inputs.train, inputs.validation),
         asked=inputs.asked,
         tokenizer=inputs.tokenizer,
@@ -183,12 +192,15 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
     return _load(folder, inputs, cached=False)
 
 
-def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
+def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> _Inputs:
     data = spec.data
     location = base_tokenizer.tokenizer_location(spec.model)
     if base is not None and location == spec.model.base:
         location = base
-    tokenizer = None if location is None else base_tokenizer.load_tokenizer(location)
+    tokenizer, is_exact = None, True
+    if location is not None:
+        load = kept_tokenizers.load_exactly if exactly else kept_tokenizers.load_at_hand
+        tokenizer, is_exact = load(location)
     if tokenizer is not None and spec.models_language:
         document_encoder(spec, tokenizer)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format, delimiter=data.delimiter)
@@ -204,6 +216,7 @@ def _find_inputs(spec: RunSpec, base: str | None) -> _Inputs:
         validation=validation,
         location=location,
         tokenizer=tokenizer,
+        is_exact=is_exact,
     )
 
 
@@ -335,23 +348,6 @@ def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> 
         "validation_bytes": account.held_bytes,
         "held_out": held_out.to_dict(),
     }
-
-
-def tokenizer_of(spec: RunSpec, train: Chosen, *, most_bytes: int = new_tokenizer.BPE_SAMPLE_BYTES) -> TextTokenizer:
-    """A tokenizer of the documents: all, or so many drawn by the seed as it takes."""
-    return new_tokenizer.train_tokenizer(
-        sample(train, spec.data.split_seed, most_bytes),
-        vocab_size=spec.model.vocab_size,
-        sequence_length=spec.data.sequence_length,
-        for_encoder=spec.task == "masked-lm",
-    )
-
-
-def sample(train: Chosen, seed: int, most_bytes: int) -> Chosen:
-    """All documents, or as many drawn by the seed as it takes to hold so many bytes."""
-    drawn = np.random.default_rng(seed).permutation(train.numbers)
-    before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
-    return replace(train, numbers=np.sort(drawn[before < most_bytes]))
 
 
 def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:

@@ -19,6 +19,7 @@ from orchestrator.scheduling import launch as launching
 from orchestrator.scheduling.launch import launch
 from orchestrator.scheduling.run_lifecycle import RunResult
 from orchestrator.tracking import store
+from orchestrator.training.attempts import Attempts
 from tests import specs
 from tests.end_to_end import runs
 
@@ -55,6 +56,16 @@ def test_a_training_on_two_workers_ends_with_checkpoint_and_model(finished: RunR
         file.name for file in Path(str(finished.model_path)).iterdir()
     }
     assert finished.metrics["eval/loss"] < curve(finished, "eval/loss")[40]
+
+
+def test_a_run_costs_from_when_its_workers_were_asked_for(finished: RunResult) -> None:
+    folder = Path(finished.run_folder) / "attempts"
+    started_s = json.loads((folder / "0001.json").read_text())["started_s"]
+    ended_s = json.loads((folder / "0001.ended.json").read_text())["ended_s"]
+    first_s, whole_s = (
+        3600 / 2 * cost for cost in (curve(finished, "cost/gpu_hours")[1], finished.metrics["cost/gpu_hours"])
+    )
+    assert 2 < first_s < whole_s <= ended_s - started_s, "two processes that load DeepSpeed, then a step"
 
 
 @pytest.mark.parametrize("metric", runs.STEP_METRICS)
@@ -129,6 +140,8 @@ def test_a_killed_worker_costs_nothing_but_time(finished: RunResult, corpus: Pat
     assert curve(result, "train/loss") == curve(finished, "train/loss")
     assert curve(result, "eval/loss") == curve(finished, "eval/loss")
     assert mlflow_run(result).data.tags["orchestrator.restarts"] == "1"
+    held = Attempts(Path(result.run_folder)).held()
+    assert 0.7 * held.device_seconds < 3600 * result.metrics["cost/gpu_hours"] <= held.device_seconds, "both starts"
 
 
 def test_a_budget_holds_through_a_death_and_a_larger_one_goes_on(

@@ -26,6 +26,7 @@ from orchestrator.scheduling.run_lifecycle import Listener, RunResult
 from orchestrator.scheduling.trial import ending_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
+from orchestrator.training.data_look import look
 from orchestrator.training.ledger import Ledger
 from tests import specs
 from tests.end_to_end import runs
@@ -281,7 +282,7 @@ def test_a_driver_killed_between_a_trials_end_and_its_closing_leaves_no_run_open
 
 
 def test_a_killed_driver_is_followed_by_the_same_command_on_the_same_budget(folder: Path, tmp_path: Path) -> None:
-    budget = of_steps(folder, 14)  # three trials of eight steps, and a part of a fourth
+    budget = of_steps(folder, 26.5)  # three trials of eight steps, and a part of a fourth
     spec = search(folder, "search-driver-death", FOUR_SEEDS, budget=budget, search={"max_concurrent": 1})
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude={"deepspeed"})))
@@ -312,9 +313,10 @@ def test_a_killed_driver_is_followed_by_the_same_command_on_the_same_budget(fold
 
 
 def of_steps(folder: Path, steps: float) -> str:
-    """A budget of so many steps of full length. A real one here has half the tokens, so it allows nearly twice as many:
-    before each there must be room for a full one."""
-    one = make_plan(runs.classification(folder, "any"), local_cluster()).flops_per_step
+    """A budget of so many steps: all batches here are equally wide."""
+    spec = runs.classification(folder, "any")
+    counts = look(spec, cache=locations.home() / "cache" / "data").counts
+    one = make_plan(spec, local_cluster(), counts=counts).flops_per_step
     return f"{steps * one:.6e}flops"
 
 
@@ -329,7 +331,7 @@ def stop_reasons(result: RunResult) -> dict[str, str | None]:
 @pytest.fixture(scope="module")
 def over_budget(folder: Path, ray_cluster: None) -> tuple[RunSpec, RunResult]:
     """Room for two trials and a part of a third; none for a fourth."""
-    spec = search(folder, "one-budget", FOUR_SEEDS, budget=of_steps(folder, 10), search={"max_concurrent": 1})
+    spec = search(folder, "one-budget", FOUR_SEEDS, budget=of_steps(folder, 19.5), search={"max_concurrent": 1})
     return spec, launch(spec, runs.listener())
 
 
@@ -340,7 +342,7 @@ def test_trials_spend_one_budget_and_what_is_left_undone_is_said(
     assert result.status == "stopped_by_budget"
     assert stop_reasons(result) == {"00": None, "01": None, "02": "budget"}
     assert {run.info.status for run in children(result).values()} == {"FINISHED"}
-    amount = float(of_steps(folder, 10).removesuffix("flops"))
+    amount = float(of_steps(folder, 19.5).removesuffix("flops"))
     assert 0.85 * amount < spent(result, "cost/flops") <= amount
     (note,) = result.notes
     assert "1 of 4 trials stopped before their end (02 at step 3 of 8)" in note
@@ -383,15 +385,15 @@ def test_a_spent_budget_answers_the_same_at_once_and_a_larger_one_goes_on(
 
 def test_pruned_trials_give_back_what_they_did_not_need(pruned: RunResult, folder: Path) -> None:
     asha = {"scheduler": "asha", "grace_steps": 2, "reduction_factor": 2, "max_concurrent": 1}
-    room = spent(pruned, "cost/flops") + float(of_steps(folder, 1).removesuffix("flops"))
+    room = spent(pruned, "cost/flops") + float(of_steps(folder, 2).removesuffix("flops"))
     result = launch(search(folder, "asha-budget", GRID, search=asha, budget=f"{room:.6e}flops"), runs.listener())
     assert result.status == "finished"
     assert stop_reasons(result) == stop_reasons(pruned)
 
 
 def test_trials_beside_each_other_keep_a_budget_of_device_hours(folder: Path) -> None:
-    """Two at a time of one worker: about twenty seconds."""
-    allowed_s = 40.0
+    """Two at a time of one worker: forty seconds, with what their processes take to start."""
+    allowed_s = 80.0
     spec = search(
         folder,
         "device-hours",
