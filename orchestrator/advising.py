@@ -190,7 +190,13 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
     notes = list(notes_on(facts, seen=filled.seen, context=context))
     if given.domain is None and not given.no_base:
         notes.append(f"domain {distance.kind}, by {distance.method}: {distance.reason}")
-    source = Source(path=path, text_column=facts.columns.text, label_column=facts.columns.label, layout=layout)
+    source = Source(
+        path=path,
+        text_column=facts.columns.text,
+        label_column=facts.columns.label,
+        incomplete=facts.is_classified and facts.labelled_share < 1,
+        layout=layout,
+    )
     return replace(filled, measured=tuple(notes)), source
 
 

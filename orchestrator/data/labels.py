@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 
+from orchestrator.data.columns import FIELDS, MAX_CLASSES, Asking
 from orchestrator.errors import DataError
 
 MOST_NOTES = 5
@@ -77,4 +78,31 @@ def refuse_fractions(labels: Iterable[str], *, column: str, location: str) -> No
             got=f"numbers with a fraction, such as {fraction}",
             allowed="names, whole numbers or truth values",
             do="name the column that holds the class, or turn these values into classes, such as low and high",
+        )
+
+
+def refuse_no_classes(counts: Mapping[str, int], *, column: str, location: str, asking: Asking = FIELDS) -> None:
+    """Raises DataError when labels are too few or too many to be classes; `counts` holds the rows of each."""
+    if 2 <= len(counts) <= MAX_CLASSES:
+        return
+    what = "is no class column" if counts else "holds no class"
+    raise DataError(
+        f"column {column!r} of {location} {'holds one class only' if len(counts) == 1 else what}",
+        got=f"{len(counts)} distinct values in {sum(counts.values())} rows"
+        + (f", such as {min(counts)!r}" if counts else ""),
+        allowed=f"2 to {MAX_CLASSES} classes",
+        do=f"name the column that holds the class with {asking.of_label()}, or set {asking.task.format('causal-lm')} "
+        "for raw text",
+    )
+
+
+def refuse_single_rows(counts: Mapping[str, int], *, asking: Asking = FIELDS) -> None:
+    """Raises DataError when a class has one row, where some of its rows are to be held out of those trained on."""
+    lonely = [label for label, rows in counts.items() if rows < 2]
+    if lonely:
+        raise DataError(
+            "a class with one row cannot be in both the training and the held-out data",
+            got=f"label {', '.join(lonely[:5])}" + (f" and {len(lonely) - 5} more" if lonely[5:] else ""),
+            do="add rows, remove these, give data.validation, or name the class with "
+            f"{asking.of_label()} if this is no class column",
         )

@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.data.columns import MAX_CLASSES, Columns, repeats_enough
+from orchestrator.data.columns import MAX_CLASSES, OPTIONS, Columns, repeats_enough
+from orchestrator.data.labels import refuse_no_classes
 from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import Interval
 from orchestrator.policy.duplicates import Duplicates, fingerprint, measure_duplicates, normalize
@@ -44,6 +45,14 @@ class Reading:
     """Size of every document where the file system tells it; none for tables."""
     notes: tuple[str, ...] = ()
     """What a reader of the files may not expect, a sentence each."""
+
+    def complete_labels(self) -> list[str | None]:
+        """Class of each row that has one and a text, else None; no entries when there is no class column."""
+        return [
+            label if text and not text.isspace() else None
+            for block in self.blocks
+            for text, label in zip(block.texts, block.labels, strict=bool(block.labels))
+        ]
 
     @property
     def share(self) -> float:
@@ -97,7 +106,7 @@ class DatasetFacts:
     classes: tuple[ClassCount, ...] = ()
     """The largest first; none for raw text."""
     labelled_share: float = 0.0
-    """Of the rows, those with a class."""
+    """Of the rows, those with a class and a text."""
     notes: tuple[str, ...] = ()
     """What a reader of the files may not expect, a sentence each."""
     conflicting_share: float = 0.0
@@ -110,7 +119,7 @@ class DatasetFacts:
 
     @property
     def labelled_examples(self) -> Interval:
-        """Rows with a class."""
+        """Rows with a class and a text."""
         return self.examples.scaled(self.labelled_share)
 
     @property
@@ -147,7 +156,7 @@ def describe(
         seed=seed,
     )
     documents = reading.document_bytes
-    labels = [label for block in reading.blocks for label in block.labels]
+    labels = reading.complete_labels()
     return DatasetFacts(
         location=reading.location,
         share_read=reading.share,
@@ -200,21 +209,14 @@ def _lengths(sizes: Sequence[int], bytes_per_token: float) -> Lengths:
 
 def _classes(reading: Reading, labels: Sequence[str | None]) -> tuple[ClassCount, ...]:
     counts = Counter(label for label in labels if label is not None)
-    name, total = reading.columns.label, counts.total()
-    do = "name the class column with --label-column, or set --task causal-lm for raw text"
-    if len(counts) < 2:
-        raise DataError(
-            f"column {name!r} of {reading.location} holds {'one class only' if counts else 'no class'}",
-            got=f"{next(iter(counts))!r} in all {total} rows" if counts else f"{len(labels)} rows without a class",
-            allowed="at least two classes",
-            do=do,
-        )
-    if len(counts) > MAX_CLASSES or not repeats_enough(len(counts), total):
+    name, total = reading.columns.label or "", counts.total()
+    refuse_no_classes(counts, column=name, location=reading.location, asking=OPTIONS)
+    if not repeats_enough(len(counts), total):
         raise DataError(
             f"column {name!r} of {reading.location} is no class column",
             got=f"{len(counts)} values in {total} rows",
             allowed=f"at most {MAX_CLASSES} classes, with two rows each on average",
-            do=do,
+            do="name the class column with --label-column, or set --task causal-lm for raw text",
         )
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return tuple(ClassCount(name=label, rows=rows, share=rows / total) for label, rows in ordered)

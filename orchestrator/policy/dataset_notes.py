@@ -54,12 +54,6 @@ def _about_classes(facts: DatasetFacts) -> Iterator[str]:
         else f"the largest {largest.name} with {shares[0]}, the smallest {smallest.name} with {shares[1]}"
     )
     yield f"{len(facts.classes)} classes{' ' if shares[0] == shares[1] else ', '}{sizes}"
-    if facts.labelled_share < 1:
-        missing = round((1 - facts.labelled_share) * facts.examples.mid)
-        yield (
-            f"{human_count(missing)} rows ({_percent(1 - facts.labelled_share)}) have no class and are not counted as "
-            "examples: fill or remove them"
-        )
     if hides_classes(facts):
         chance = 1 / len(facts.classes)
         yield (

@@ -47,6 +47,8 @@ class Source:
     path: str
     text_column: str | None
     label_column: str | None
+    incomplete: bool = False
+    """Whether rows miss a text or a class, which a training then leaves out."""
     layout: Layout | None = None
     """Where a row's text is that of several columns, which no task trains yet."""
 
@@ -138,6 +140,8 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
         data["text_column"] = source.text_column
     if source.label_column:
         data["label_column"] = source.label_column
+    if source.incomplete:
+        data["incomplete_rows"] = "leave-out"
     if pilot and limit < question.examples:
         data["max_train_examples"] = limit
     methods = [_METHODS[one.strategy] for one in wanted]

@@ -26,7 +26,7 @@ from orchestrator.spec import RunSpec
 from orchestrator.training import base_tokenizer, batches, kept_tokenizers, tokenization
 from orchestrator.training.covered import DocumentEncoding, covered_bytes
 from orchestrator.training.encoders import around, document_encoder, mask_ids, row_encoder, tokenizer_of
-from orchestrator.training.sampling import preview
+from orchestrator.training.first_look import preview
 from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 from orchestrator.training.whole_folder import whole_folder

@@ -11,6 +11,7 @@ import io
 import itertools
 import random
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data import hub, json_rows, parquet, parts
-from orchestrator.data.columns import Columns, Preview
+from orchestrator.data.columns import Columns
 from orchestrator.data.incomplete import Gaps
 from orchestrator.data.labels import refuse_fractions, similar_labels
 from orchestrator.data.raw_bytes import is_binary, piece_of_text, read_text
@@ -34,29 +35,10 @@ BLOCK_BYTES = 128_000
 """Larger ones in this many blocks of this size, 16 MB, one at a random place in each of as many equal parts."""
 PACKED = 4
 """Bytes of text in a byte of a packed or Parquet file, roughly: deflate on prose and code."""
-PREVIEW_ROWS = 200
-"""Rows from which columns are guessed."""
 HEAD_BYTES = 4_000_000
 """First bytes that tell how a delimited file is written where it is too large to read whole. A guess."""
 ROWS_OF_RUN = 1_000
 """Neighbouring rows that are drawn together, where a place is a row and not a byte."""
-
-
-def preview(source: Source) -> Preview:
-    """The columns and first rows of a source.
-
-    Raises DataError when its first file cannot be read or parsed, or has no rows.
-    """
-    if source.reader == "text":
-        return Preview(location=source.location, names=(), rows=())
-    large = source.reader in ("csv", "tsv") and source.files[0].stat().st_size > WHOLE_BYTES
-    table = Table(source, looked_at=HEAD_BYTES if large else None)
-    rows = table.first_rows(PREVIEW_ROWS)
-    names = tuple(dict.fromkeys(name for row in rows for name in row)) if source.reader == "json" else table.names()
-    if not rows:
-        place = source.files[0] if source.files else source.location
-        raise DataError(f"{place} holds no rows", got="a header at most", do="check the file")
-    return Preview(location=source.location, names=names, rows=rows)
 
 
 def read(
@@ -120,13 +102,11 @@ def _about_labels(blocks: Sequence[Block], columns: Columns, location: str) -> l
     if columns.label is None:
         return []
     gaps = Gaps(location, columns.text or "", columns.label)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for block in blocks:
         no_text = np.array([not text or text.isspace() for text in block.texts], dtype=bool)
         gaps.count(no_text, np.array([label is None for label in block.labels], dtype=bool))
-        for label in block.labels:
-            if label is not None:
-                counts[label] = counts.get(label, 0) + 1
+        counts.update(label for label, blank in zip(block.labels, no_text, strict=True) if label and not blank)
     refuse_fractions(counts, column=columns.label, location=location)
     return [*gaps.advice(), *similar_labels(counts)]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.data.columns import MAX_CLASSES
+from orchestrator.data.labels import refuse_no_classes, refuse_single_rows
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.spec import RunSpec
@@ -145,16 +145,10 @@ def split_rows(spec: RunSpec, train_sources: Sources, validation_sources: Source
 
 def _class_names(rows: Rows, column: str) -> tuple[str, ...]:
     """The distinct labels in order: by value when all are whole numbers, else by name."""
+    sizes = np.bincount(rows.labels, minlength=len(rows.names)).tolist()
+    location = ", ".join(table.source.location for table in rows.tables)
+    refuse_no_classes(dict(zip(rows.names, sizes, strict=True)), column=column, location=location)
     distinct = sorted(rows.names)
-    if not 2 <= len(distinct) <= MAX_CLASSES:
-        few = "holds one class only" if distinct else "holds no class"
-        raise DataError(
-            f"column {column!r} is no class column" if distinct[1:] else f"column {column!r} {few}",
-            got=f"{len(distinct)} distinct values in {len(rows.labels)} rows"
-            + (f", such as {distinct[0]!r}" if distinct else ""),
-            allowed=f"2 to {MAX_CLASSES} classes",
-            do="set data.label_column to the column that holds the class",
-        )
     whole = all(re.fullmatch(r"-?\d{1,18}", name) for name in distinct)
     return tuple(sorted(distinct, key=lambda name: (int(name), name))) if whole else tuple(distinct)
 
@@ -168,13 +162,7 @@ def _numbered(rows: Rows, names: Sequence[str]) -> LabelledRows:
 def _held_out_rows(labels: np.ndarray, names: tuple[str, ...], data: DataSpec) -> tuple[int, tuple[str, ...]]:
     """(how many rows to hold out, notes): the fraction, but at least one of each class, and one of each left."""
     sizes = np.bincount(labels, minlength=len(names))
-    if sizes.min() < 2:
-        lonely = [names[index] for index in np.flatnonzero(sizes < 2)]
-        raise DataError(
-            "a class with one row cannot be in both the training and the held-out data",
-            got=f"label {', '.join(lonely[:5])}" + (f" and {len(lonely) - 5} more" if lonely[5:] else ""),
-            do="add rows, remove these, give data.validation, or set data.label_column if this is no class column",
-        )
+    refuse_single_rows(dict(zip(names, sizes.tolist(), strict=True)))
     asked = round(len(labels) * data.validation_fraction)
     count = int(np.clip(asked, len(names), len(labels) - len(names)))
     if count == asked:

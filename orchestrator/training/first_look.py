@@ -1,0 +1,87 @@
+"""A source -> its columns and some of its rows: the first, and of a large one some from further on.
+
+Rows are often sorted by class, so that the first tell nothing of the others. `advise` and `run` look alike, and choose
+the same columns.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data import hub, json_rows, parquet, parts
+from orchestrator.data.columns import Preview
+from orchestrator.data.sources import Source
+from orchestrator.data.tables import Table
+from orchestrator.errors import DataError
+from orchestrator.training.sampling import HEAD_BYTES, WHOLE_BYTES
+
+FIRST_ROWS = 400
+LATER_ROWS = 50
+"""From each of the places below."""
+PLACES = (0.25, 0.5, 0.75, 0.999)
+"""Where else rows are looked at, as shares of all bytes, or of a hub dataset's rows. A guess."""
+LATER_BYTES = 64_000
+"""Looked at from each place, and as much again for the row that ends behind them."""
+
+
+def preview(source: Source) -> Preview:
+    """The columns and some rows of a source.
+
+    Raises DataError when its first file cannot be read or parsed, or has no rows.
+    """
+    if source.reader == "text":
+        return Preview(location=source.location, names=(), rows=())
+    large = source.reader in ("csv", "tsv") and source.files[0].stat().st_size > WHOLE_BYTES
+    table = Table(source, looked_at=HEAD_BYTES if large else None)
+    rows = table.first_rows(FIRST_ROWS)
+    if not rows:
+        place = source.files[0] if source.files else source.location
+        raise DataError(f"{place} holds no rows", got="a header at most", do="check the file")
+    names = tuple(dict.fromkeys(name for row in rows for name in row)) if source.reader == "json" else table.names()
+    if len(rows) == FIRST_ROWS:
+        rows += tuple({name: row.get(name) for name in names} for row in _later(table, names))
+    return Preview(location=source.location, names=names, rows=rows)
+
+
+def _later(table: Table, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Rows from further on, where they can be had without reading all before them; what cannot be read is left out."""
+    source = table.source
+    if source.reader == "hub":
+        every = table.hub_table()
+        for start in (round(place * len(every)) for place in PLACES):
+            yield from hub.values(every, range(max(FIRST_ROWS, start), min(len(every), start + LATER_ROWS)))
+        return
+    sizes = [file.stat().st_size for file in source.files]
+    ends = list(itertools.accumulate(sizes))
+    for place in PLACES:
+        number = next(index for index, end in enumerate(ends) if place * ends[-1] <= end)
+        file, offset = source.files[number], int(place * ends[-1]) - (ends[number] - sizes[number])
+        with suppress(DataError, OSError):
+            yield from itertools.islice(_rows_at(table, file, offset, names), LATER_ROWS)
+
+
+def _rows_at(table: Table, file: Path, offset: int, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    if table.source.reader == "parquet":
+        group, _, _ = parquet.group_at(file, offset / max(1, file.stat().st_size))
+        yield from parquet.values(file, groups=[group])
+        return
+    if file.suffix == ".gz":
+        return
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        if not stream.readline(LATER_BYTES).endswith(b"\n"):  # the row that is cut here
+            return
+        part = stream.read(LATER_BYTES)
+        if not part.endswith(b"\n"):
+            part += stream.readline(LATER_BYTES)
+        ahead = stream.read(LATER_BYTES)
+    if table.source.reader == "json":
+        yield from (json_rows.plain(row) for _, row in json_rows.parse(io.BytesIO(part), file))
+    elif (arrays := parts.rows_in(part, ahead, table.dialect(file), names)) is not None:
+        values = (array.to_pylist() for array in arrays)
+        yield from (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
