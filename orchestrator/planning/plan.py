@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import CapacityError, ModelError, SpecError
+from orchestrator.planning.base_fit import base_notes
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
@@ -27,7 +28,7 @@ from orchestrator.planning.placement import (
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
-from orchestrator.planning.trainable import lacks_masked_lm_head, trainable_parameters
+from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.quantities import human_count
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class _Job:
     spec: RunSpec
     shape: ModelShape
     trainable: int
+    about_base: tuple[str, ...]
+    """What a user should know of the base model."""
     flops_per_step: float
     length: Length
 
@@ -185,7 +188,7 @@ def plan_to_run(
 
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
     """What is to be trained; its spec has the length of the longest batch instead of the cut-off."""
-    shape, trainable = _shape(spec, counts)
+    shape, trainable, about_base = _shape(spec, counts)
     length = training_length(spec, counts)
     flops = sum(
         share * columns * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=columns)
@@ -196,6 +199,7 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
         spec=spec.model_copy(update={"data": data}),
         shape=shape,
         trainable=trainable,
+        about_base=about_base,
         flops_per_step=spec.training.global_batch * flops,
         length=length,
     )
@@ -295,12 +299,16 @@ def _cheapest(ways: list[_Way]) -> tuple[_Way, str]:
 
 
 def check_samples(spec: RunSpec) -> None:
-    """What can be known wrong without a cluster: raises ModelError when the samples are longer than the context."""
+    """What can be known wrong without a cluster: raises ModelError when the samples are longer than the context, or the
+    base cannot be trained so."""
     _shape(spec, None)
 
 
-def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int]:
-    """The model's shape and its trainable weights; raises ModelError when the samples are longer than its context."""
+def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int, tuple[str, ...]]:
+    """The model's shape, its trainable weights, and notes on its base.
+
+    Raises ModelError when the samples are longer than its context, or the base cannot be trained so.
+    """
     length, own_tokenizer = spec.data.sequence_length, spec.model.base is not None and spec.model.tokenizer == "auto"
     vocabulary = None if counts is None or own_tokenizer else counts.vocab_size
     config = model_config(spec.model, vocab_size=vocabulary, sequence_length=length)
@@ -312,7 +320,8 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
             allowed=f"at most {shape.context} tokens",
             do=f"set data.sequence_length={shape.context}",
         )
-    return shape, trainable_parameters(spec, shape)
+    notes = base_notes(spec, config, label_names=None if counts is None else counts.label_names)
+    return shape, trainable_parameters(spec, shape), notes
 
 
 def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterator[str]:
@@ -325,9 +334,7 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
     )
     if spec.task == "text-classification" and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
-    base = spec.model.base
-    if spec.task == "masked-lm" and base is not None and spec.method != "scratch" and lacks_masked_lm_head(base):
-        yield f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
+    yield from job.about_base
     if kept is not None:
         micro_batch = spec.training.micro_batch
         same = (

@@ -65,6 +65,8 @@ class DatasetCounts:
     """Entries of the tokenizer that encoded the data."""
     num_labels: int | None = None
     """Classes, for classification."""
+    label_names: tuple[str, ...] | None = None
+    """Their names, by number."""
     columns: tuple[tuple[int, int], ...] | None = None
     """Where samples differ in length: (columns that a training sample alone would take, how many samples take them),
     the fewest columns first; None for packed blocks."""

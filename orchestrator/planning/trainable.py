@@ -1,18 +1,16 @@
 """Which weights a method trains, by architecture: adapters and heads by the names of their modules, and their number.
 
-The training code picks the modules from the same tables; `plan` counts, and looks whether a base brings its head.
+The training code picks the modules from the same tables; `plan` counts.
 Nothing here loads torch or transformers.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ModelError
-from orchestrator.locations import resolve
 from orchestrator.planning.model_shape import BERT_LIKE, DECODERS, LLAMA_LIKE, ModelShape, transform_parameters
 
 if TYPE_CHECKING:
@@ -28,15 +26,17 @@ DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
 
 HEAD_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(DECODERS, ("score",)),
-    "bert": ("pooler", "classifier"),
-    "roberta": ("classifier",),
+    **dict.fromkeys(("bert", "albert", "deberta", "deberta-v2"), ("pooler", "classifier")),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "electra", "mpnet"), ("classifier",)),
+    "modernbert": ("head", "classifier"),
     "distilbert": ("pre_classifier", "classifier"),
 }
 """Modules of the classification head, by model type and the last part of their name.
 
 `method: head` trains only these; `method: lora` trains them besides the adapters. The head of every encoder is a dense
-layer and a projection. BERT's dense layer is its pooler, which comes with the base; it is trained all the same, because
-sentence encoders such as MiniLM average the tokens instead and never trained the one they carry.
+layer and a projection. BERT's dense layer is its pooler, which may come with the base; it is trained all the same,
+because sentence encoders such as MiniLM average the tokens instead and never trained the one they carry, and a masked
+language model of ALBERT or DeBERTa-v2 has none.
 """
 
 MASKED_LM_TRANSFORMS: dict[str, tuple[str, ...]] = {
@@ -48,8 +48,6 @@ MASKED_LM_TRANSFORMS: dict[str, tuple[str, ...]] = {
 
 `method: lora` trains them besides the adapters, because a sentence encoder comes without them.
 """
-_LONGEST_HEADER = 100_000_000
-"""Bytes: what safetensors allows."""
 _MASKED_LM_HEADS = ("cls.", "lm_head.", "vocab_transform.", "predictions.", "generator_predictions.", "head.")
 """How the names of a masked-LM head's weights begin: those above, ALBERT, ELECTRA and ModernBERT."""
 
@@ -77,22 +75,8 @@ def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
     return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + whole
 
 
-def lacks_masked_lm_head(base: str) -> bool:
-    """Whether a base model's folder surely holds no masked-LM head, by the names of its weights.
-
-    Reads the head of its safetensors file, or the index of many; False for any other kind of base.
-    """
-    folder = Path(resolve(base))
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    try:
-        if index.is_file():
-            names = json.loads(index.read_bytes())["weight_map"]
-        else:
-            with whole.open("rb") as stream:  # safetensors' format: 8 bytes of length, then JSON by name
-                length = int.from_bytes(stream.read(8), "little")
-                names = json.loads(stream.read(min(length, _LONGEST_HEADER)))
-    except (OSError, ValueError, KeyError):
-        return False
+def lacks_masked_lm_head(names: Iterable[str]) -> bool:
+    """Whether a base model's files surely hold no masked-LM head, by the names of its weights."""
     return not any(name.startswith(_MASKED_LM_HEADS) for name in names)
 
 

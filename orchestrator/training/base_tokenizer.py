@@ -14,7 +14,9 @@ from typing import Any
 
 from orchestrator import locations
 from orchestrator.errors import ModelError
-from orchestrator.spec import ModelSpec
+from orchestrator.planning.base_fit import check_tokenizer
+from orchestrator.planning.model_shape import model_config
+from orchestrator.spec import ModelSpec, RunSpec
 from orchestrator.training import tokenization
 from orchestrator.training.tokenization import Chunk, Cut, TextTokenizer
 
@@ -50,6 +52,13 @@ _PROBES = (
 def tokenizer_location(model: ModelSpec) -> str | None:
     """Where the tokenizer comes from, as the spec says it; None means one trained on the corpus."""
     return model.base if model.tokenizer == "auto" else model.tokenizer
+
+
+def check_fit(spec: RunSpec, tokenizer: TextTokenizer) -> None:
+    """Raises ModelError where a base's embedding has no row for some id of the tokenizer."""
+    if spec.model.base is not None:
+        ids = {name: getattr(tokenizer, f"{name}_id") for name in ("eos", "pad", "mask", "cls", "sep")}
+        check_tokenizer(spec, model_config(spec.model), vocab_size=tokenizer.vocab_size, special=ids)
 
 
 def load_tokenizer(location: str) -> TextTokenizer:

@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head
 from orchestrator.planning.model_shape import model_config
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES, MASKED_LM_TRANSFORMS
@@ -221,10 +222,17 @@ def _base_configuration(spec: RunSpec, settings: dict[str, Any]) -> PretrainedCo
 
 
 def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
-    base = resolve(str(spec.model.base))
+    base, own, names = resolve(str(spec.model.base)), model_config(spec.model), data.label_names or ()
+    new_head = spec.task == "text-classification" and not keeps_head(own, names)
     try:
         model, report = _auto_class(spec).from_pretrained(
-            base, config=configuration(spec, data), dtype=torch.float32, output_loading_info=True
+            base,
+            config=configuration(spec, data),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=new_head,
+            # ZeRO-3 knows only renaming: there another size ends rank 0 alone, and the others wait for ever.
+            key_mapping={OUTPUT_OF_HEAD.pattern: r"of_other_classes.\1"} if new_head else None,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -233,6 +241,7 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
     in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_head
+    _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
     absent = sorted(name for name in report["missing_keys"] if not in_head(name, model))
     if absent:
         more = f" and {len(absent) - 3} more" if absent[3:] else ""
@@ -241,27 +250,47 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
             got=f"{spec.model.base} without {', '.join(absent[:3])}{more}",
             do="give a complete base model, or use method: scratch for new weights",
         )
-    if spec.task == "masked-lm" and report["missing_keys"]:
-        _announce_new_head(spec, model, say)
+    if new_head:
+        _draw_output_anew(model)
+    for note in base_notes(spec, own, label_names=data.label_names):
+        say(note)
     let_every_token_train(model)
     loaded: torch.nn.Module = model
     return loaded
 
 
-def _announce_new_head(spec: RunSpec, model: torch.nn.Module, say: Callable[[str], None]) -> None:
-    """Says that what turns hidden states into tokens is learnt from nothing. Raises ModelError when it would not be."""
-    kind = str(model.config.model_type)
-    if spec.method == "lora" and kind not in MASKED_LM_TRANSFORMS:
+def _refuse_other_sizes(spec: RunSpec, names: list[str]) -> None:
+    """Only a head for other classes may have another size than its own in the file."""
+    other = sorted(name for name in names if not OUTPUT_OF_HEAD.fullmatch(name))
+    if other:
         raise ModelError(
-            "the base model has no masked-LM head, and method: lora would leave a new one as it was drawn",
-            got=f"{spec.model.base} ({kind})",
-            allowed=f"method: lora with {', '.join(MASKED_LM_TRANSFORMS)}, or a base with its masked-LM head",
-            do="use method: full",
+            "the base model's config.json and weights do not go together",
+            got=f"{spec.model.base}: other sizes of {', '.join(other[:3])}",
+            do="copy both files from the same model",
         )
-    say(
-        f"{spec.model.base} comes without a masked-LM head: a new one was drawn and is trained with it, so the loss "
-        "begins near that of guessing"
-    )
+
+
+def _draw_output_anew(model: torch.nn.Module) -> None:
+    """A last layer of the head by the architecture's own rule, whatever was loaded; the seed decides."""
+    names = {name.rpartition(".")[0] for name, _ in model.named_parameters() if OUTPUT_OF_HEAD.fullmatch(name)}
+    for name in sorted(names):
+        module = model.get_submodule(name)
+        with _gathered(list(module.parameters())):
+            for parameter in module.parameters():
+                parameter._is_hf_initialized = False  # what transformers' rules look at
+            model._init_weights(module)
+
+
+@contextlib.contextmanager
+def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Weights whole meanwhile; those that ZeRO-3 has sharded are rank 0's afterwards."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+        yield
 
 
 def _head_modules(model: torch.nn.Module) -> tuple[str, ...]:

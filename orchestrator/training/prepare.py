@@ -201,6 +201,7 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> _I
     if location is not None:
         load = kept_tokenizers.load_exactly if exactly else kept_tokenizers.load_at_hand
         tokenizer, is_exact = load(location)
+        base_tokenizer.check_fit(spec, tokenizer)
     if tokenizer is not None and spec.models_language:
         document_encoder(spec, tokenizer)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format, delimiter=data.delimiter)
@@ -270,7 +271,10 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
         path=folder,
         fingerprint=folder.name,
         counts=DatasetCounts(
-            **counted, **batches.shapes(folder, meta), num_labels=None if names is None else len(names)
+            **counted,
+            **batches.shapes(folder, meta),
+            num_labels=None if names is None else len(names),
+            label_names=names,
         ),
         label_names=names,
         tokenizer_folder=folder / "tokenizer",

@@ -44,6 +44,10 @@ CUTS: Mapping[Cut, tuple[re.Pattern[str] | None, int]] = {
 """A pattern that matches where the next piece may begin, and how many characters of it are left out there."""
 
 
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""Special tokens by name, in the order in which transformers adds those that a vocabulary lacks."""
+
+
 @dataclass(frozen=True)
 class StoredTokenizer:
     """A tokenizer that only `transformers` can run: the files that `AutoTokenizer` loads, by name."""
@@ -131,13 +135,18 @@ def from_files(files: dict[str, bytes], config: dict[str, Any], location: str) -
     tokenizer.no_padding()
     named = {**read_object(files, "special_tokens_map.json", location)}
     named |= read_object(files, "tokenizer_config.json", location)
-    ids = {name: _named_id(tokenizer, named.get(f"{name}_token")) for name in ("eos", "pad", "mask", "cls", "sep")}
-    eos_id = first_id(ids["eos"], config.get("eos_token_id"), known=tokenizer.id_to_token)
-    pad_id = first_id(ids["pad"], config.get("pad_token_id"), eos_id, known=tokenizer.id_to_token)
+    added = _added_ids(tokenizer, {**read_object(files, "added_tokens.json", location)}, named)
+    ids = {name: _named_id(tokenizer, named.get(f"{name}_token"), added) for name in _SPECIAL}
+    known = {i: token for token, i in added.items()}
+    eos_id, pad_id = (
+        first_id(ids[name], config.get(f"{name}_token_id"), known=lambda i: known.get(i) or tokenizer.id_to_token(i))
+        for name in ("eos", "pad")
+    )
+    pad_id = eos_id if pad_id is None else pad_id
     return TextTokenizer(
         json=tokenizer.to_str(),
         files=files,
-        vocab_size=highest_id(tokenizer) + 1,
+        vocab_size=1 + max(highest_id(tokenizer), *added.values(), -1),
         eos_id=eos_id,
         pad_id=0 if pad_id is None else pad_id,
         mask_id=ids["mask"],
@@ -328,7 +337,28 @@ def read_object(files: Mapping[str, bytes], name: str, location: str) -> dict[st
     return found if isinstance(found, dict) else {}
 
 
-def _named_id(tokenizer: Any, named: Any) -> int | None:
-    """The id of a special token by its text, as the tokenizer's files give it: plain or as an object."""
-    text = named.get("content") if isinstance(named, dict) else named
-    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+def _text_of(named: Any) -> Any:
+    """The text of a special token, as the tokenizer's files give it: plain or as an object."""
+    return named.get("content") if isinstance(named, dict) else named
+
+
+def _named_id(tokenizer: Any, named: Any, added: Mapping[str, int]) -> int | None:
+    text = _text_of(named)
+    if not isinstance(text, str):
+        return None
+    found: int | None = tokenizer.token_to_id(text)
+    return added.get(text, found)
+
+
+def _added_ids(tokenizer: Any, listed: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, int]:
+    """Entries that other files add to a tokenizer.json, with the ids that transformers gives them."""
+    decoder = named.get("added_tokens_decoder")
+    found = {str(token): i for token, i in listed.items() if isinstance(i, int)}
+    if isinstance(decoder, dict):
+        found |= {str(_text_of(token)): int(i) for i, token in decoder.items() if str(i).isdigit()}
+    found = {token: i for token, i in found.items() if tokenizer.token_to_id(token) is None}
+    for name in _SPECIAL:
+        text = _text_of(named.get(f"{name}_token"))
+        if isinstance(text, str) and text not in found and tokenizer.token_to_id(text) is None:
+            found[text] = 1 + max(highest_id(tokenizer), *found.values(), -1)
+    return found

@@ -1,0 +1,158 @@
+"""Whether a base model can be trained as a spec says, what becomes of its head, and what a user should know of that.
+
+Called with a plan and by the worker that loads the model, so that both say the same. Reads headers only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import ModelError
+from orchestrator.planning.stored_weights import StoredWeights, read_weights
+from orchestrator.planning.trainable import HEAD_MODULES, MASKED_LM_TRANSFORMS, lacks_masked_lm_head
+
+if TYPE_CHECKING:
+    from orchestrator.spec import RunSpec
+
+OUTPUT_OF_HEAD = re.compile(r"^((?:score|classifier|classifier\.out_proj)\.(?:weight|bias))$")
+"""Names of the weights of a classification head's last layer, which has a row for each class."""
+_TOKEN_TABLE = re.compile(r"(^|\.)(word_embeddings|wte|embed_tokens|embed_in|tok_embeddings)\.weight$")
+_UNNAMED = re.compile(r"LABEL_(\d+)")
+_SHOWN = 5
+
+
+def base_notes(
+    spec: RunSpec, config: Mapping[str, Any], *, label_names: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """What becomes of a base's head, in sentences; none without a base or with `method: scratch`.
+
+    `config` is the base's, `label_names` are the classes of the data once they are known.
+    Raises ModelError where its files cannot be used, or do not hold what its config.json says.
+    """
+    base = spec.model.base
+    if base is None or spec.method == "scratch":
+        return ()
+    _refuse_quantised(base, config)
+    stored = read_weights(base)
+    if stored is None:
+        return (f"base: {base} is not on this machine yet, so its files were not looked at",)
+    _check_against_config(base, stored, config)
+    if spec.task == "text-classification":
+        return tuple(_about_classifier(base, stored, config, label_names))
+    if spec.task == "masked-lm" and lacks_masked_lm_head(stored.shapes):
+        _refuse_frozen_head(spec, str(config.get("model_type")))
+        note = f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
+        return (note,)
+    return ()
+
+
+def keeps_head(config: Mapping[str, Any], label_names: Sequence[str]) -> bool:
+    """Whether the head of a base, if it has one, is for just these classes, in this order."""
+    return _is_classifier(config) and _labels(config) == list(label_names)
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    """A base's classes by number; those that transformers numbered itself are their numbers."""
+    # transformers writes neither for two classes without names.
+    names = config.get("id2label") or {str(n): f"LABEL_{n}" for n in range(config.get("num_labels") or 2)}
+    ordered = [str(names[key]) for key in sorted(names, key=lambda key: int(key))]
+    return [match[1] if (match := _UNNAMED.fullmatch(name)) else name for name in ordered]
+
+
+def _is_classifier(config: Mapping[str, Any]) -> bool:
+    saved_as = config.get("architectures") or ["ForSequenceClassification"]
+    return str(saved_as[0]).endswith("ForSequenceClassification")
+
+
+def _about_classifier(
+    base: str, stored: StoredWeights, config: Mapping[str, Any], label_names: Sequence[str] | None
+) -> Iterator[str]:
+    kind = str(config.get("model_type"))
+    modules = HEAD_MODULES.get(kind, ())
+    if "pooler" in modules and not any("pooler" in name.split(".") for name in stored.shapes):
+        yield f"head: {base} comes without a pooler; a new one is drawn and trained with the head"
+    rows = [shape[0] for name, shape in stored.shapes.items() if OUTPUT_OF_HEAD.fullmatch(name) and shape]
+    if not rows:
+        return
+    classes = f"{rows[0]} classes ({_few(_labels(config))})"
+    if not _is_classifier(config):
+        yield f"head: {base} was saved as {config['architectures'][0]}; a new head for classes of texts is drawn"
+    elif label_names is None:
+        yield f"head: {base} brings one for {classes}; it is kept if the data has the same, else a new one is drawn"
+    elif keeps_head(config, label_names) and rows[0] == len(label_names):
+        yield f"head: {base} brings one for the same {classes}, which is trained on"
+    else:
+        yield (
+            f"head: {base} was saved with one for {classes}, and the data has {len(label_names)} "
+            f"({_few(label_names)}); a new head is drawn"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
+
+
+def _refuse_quantised(base: str, config: Mapping[str, Any]) -> None:
+    how = config.get("quantization_config")
+    if how:
+        raise ModelError(
+            "the base model's weights are rounded for inference, and cannot be trained as they are",
+            got=f"quantization_config in the config.json of {base}: {how.get('quant_method', how)}",
+            do="give the model that it was made from",
+        )
+
+
+def _refuse_frozen_head(spec: RunSpec, kind: str) -> None:
+    if spec.method == "lora" and kind not in MASKED_LM_TRANSFORMS:
+        raise ModelError(
+            "the base model has no masked-LM head, and method: lora would leave a new one as it was drawn",
+            got=f"{spec.model.base} ({kind})",
+            allowed=f"method: lora with {', '.join(MASKED_LM_TRANSFORMS)}, or a base with its masked-LM head",
+            do="use method: full",
+        )
+
+
+def _check_against_config(base: str, stored: StoredWeights, config: Mapping[str, Any]) -> None:
+    """Raises ModelError where the token table or whole layers are not what config.json says."""
+    vocab = config.get("vocab_size")
+    tables = {name: shape[0] for name, shape in stored.shapes.items() if _TOKEN_TABLE.search(name) and shape}
+    if isinstance(vocab, int) and tables and vocab not in tables.values():
+        name, rows = next(iter(tables.items()))
+        raise ModelError(
+            "the base model's config.json and weights do not go together",
+            got=f"vocab_size {vocab} and {name} of {rows} rows in {base}",
+            do="copy both files from the same model",
+        )
+    if not stored.shapes:
+        raise ModelError("the base model's weights are empty", got=base, do="copy or download the files again")
+
+
+def check_tokenizer(
+    spec: RunSpec, config: Mapping[str, Any], *, vocab_size: int, special: Mapping[str, int | None]
+) -> None:
+    """Raises ModelError when the tokenizer gives ids for which a base's embedding has no row.
+
+    `special` are the ids that are put between and around texts, by name.
+    """
+    rows = config.get("vocab_size")
+    if spec.model.base is None or not isinstance(rows, int) or vocab_size <= rows:
+        return
+    beyond = {name: i for name, i in special.items() if i is not None and i >= rows}
+    got = f"{vocab_size} entries for an embedding of {rows} rows"
+    if beyond:
+        got += "; beyond it: " + ", ".join(f"{name} {i}" for name, i in beyond.items())
+    if spec.model.tokenizer != "auto":
+        do = "set model.tokenizer=auto to use the base model's own"
+    else:
+        saved_as = (config.get("architectures") or ["AutoModel"])[0]
+        at = repr(spec.model.base)
+        do = (
+            f'enlarge the embedding: python -c "import transformers as t; m = t.{saved_as}.from_pretrained({at}); '
+            f"m.resize_token_embeddings({vocab_size}); m.save_pretrained('larger'); "
+            f"t.AutoTokenizer.from_pretrained({at}).save_pretrained('larger')\" and model.base=larger"
+        )
+        if set(beyond) == {"pad"} and vocab_size == beyond["pad"] + 1:
+            do += "; or name a token that the model knows as pad_token in its tokenizer_config.json"
+    raise ModelError("the tokenizer has more entries than the base model's embedding", got=got, do=do)

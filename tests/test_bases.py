@@ -1,0 +1,140 @@
+"""Base models of many kinds, saved by transformers, through preparation, plan and the module that is trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orchestrator.errors import ModelError
+from orchestrator.training import models
+from orchestrator.training.job import TrainingJob
+from tests import training_runs
+from tests.test_export import write
+from tests.training_runs import classify, rows
+
+pytestmark = pytest.mark.slow
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def saved(folder: Path, kind: str, task: str, **config: Any) -> Path:
+    """A base with random weights, saved as the model of a task, with the tokenizer of the tiny BERT."""
+    import transformers
+
+    shutil.copytree(training_runs.bert(), folder)
+    (folder / "model.safetensors").unlink()
+    vocab = len(transformers.AutoTokenizer.from_pretrained(folder))
+    values = {**SIZES, "vocab_size": vocab, "max_position_embeddings": 64, "pad_token_id": 0, **config}
+    torch.manual_seed(1)
+    built = getattr(transformers, task).from_config(transformers.AutoConfig.for_model(kind, **values))
+    built.save_pretrained(folder)
+    return folder
+
+
+def built(job: TrainingJob) -> tuple[torch.nn.Module, list[str]]:
+    said: list[str] = []
+    return models.build_model(job.spec, job.plan, job.data, say=said.append), said
+
+
+def exported(job: TrainingJob, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of the folder that the module becomes, which is compared with it."""
+    assert write(job, model) is None
+    found: dict[str, torch.Tensor] = load_file(job.model_folder / "model.safetensors")
+    return found
+
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+
+
+@pytest.mark.parametrize(("kind", "last"), [("bert", "classifier"), ("roberta", "classifier.out_proj")])
+def test_a_base_of_another_number_of_classes_gets_a_new_head_and_says_so(tmp_path: Path, kind: str, last: str) -> None:
+    base = saved(tmp_path / "base", kind, CLASSIFIER, num_labels=5)
+    job = classify(tmp_path / "run", model__base=str(base))
+    model, said = built(job)
+    (note,) = [reason for reason in job.plan.reasons if reason.startswith("head:")]
+    assert said == [note]
+    assert "for 5 classes (0, 1, 2, 3, 4), and the data has 2 (bad, good)" in note
+    before, after = load_file(base / "model.safetensors"), model.state_dict()
+    new = {name for name, weight in before.items() if weight.shape != after[name].shape}
+    assert new == {f"{last}.weight", f"{last}.bias"}
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - new)
+    assert after[f"{last}.weight"].std() == pytest.approx(0.02, rel=0.5)
+
+
+@pytest.mark.parametrize(("names", "kept"), [(("bad", "good"), True), (("negative", "positive"), False)])
+def test_a_head_of_the_same_size_is_kept_for_the_same_classes_alone(
+    tmp_path: Path, names: tuple[str, str], kept: bool
+) -> None:
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+    base = saved(tmp_path / "base", "bert", CLASSIFIER, **named)
+    model, said = built(classify(tmp_path / "run", model__base=str(base)))
+    before, after = load_file(base / "model.safetensors"), model.state_dict()
+    assert torch.equal(before["classifier.weight"], after["classifier.weight"]) is kept
+    assert torch.equal(before["bert.pooler.dense.weight"], after["bert.pooler.dense.weight"])
+    assert ("is trained on" if kept else "a new head is drawn") in said[0]
+
+
+def test_a_new_head_is_drawn_trained_and_exported_under_zero_3_too(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", "bert", CLASSIFIER, num_labels=5)
+    job = classify(
+        tmp_path / "run", model__base=str(base), resources__workers=2, deepspeed__zero_stage=3, method="head"
+    )
+    training_runs.run(job)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, job.model_folder))
+    assert after["classifier.weight"].shape == (2, 32)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    assert torch.equal(before[name], after[name])
+
+
+POOLERS = {
+    "bert": ("bert.pooler.dense", {}),
+    "albert": ("albert.pooler", {"embedding_size": 16}),
+    "deberta-v2": ("pooler.dense", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}),
+}
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora"])
+@pytest.mark.parametrize("kind", POOLERS)
+def test_a_pooler_that_a_masked_lm_comes_without_is_trained_and_exported(
+    tmp_path: Path, kind: str, method: str
+) -> None:
+    pooler, config = POOLERS[kind]
+    base = saved(tmp_path / "base", kind, "AutoModelForMaskedLM", **config)
+    lora = {"lora": {"targets": ["query_proj" if kind == "deberta-v2" else "query"]}} if method == "lora" else {}
+    job = classify(tmp_path / "run", model__base=str(base), method=method, **lora)
+    model, said = built(job)
+    assert said == [f"head: {base} comes without a pooler; a new one is drawn and trained with the head"]
+    assert said[0] in job.plan.reasons
+    plain = {name.removeprefix("base_model.model.").replace("modules_to_save.default.", ""): p
+             for name, p in model.named_parameters() if p.requires_grad}  # fmt: skip
+    with torch.no_grad():
+        plain[f"{pooler}.weight"].fill_(0.5)
+    assert exported(job, model)[f"{pooler}.weight"].eq(0.5).all()
+
+
+def test_weights_in_a_pickle_of_tensors_are_the_same_base(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", "bert", "AutoModel")
+    whole, _ = built(classify(tmp_path / "one", model__base=str(base)))
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    pickled, _ = built(classify(tmp_path / "two", model__base=str(base)))
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), pickled.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("added", ["[PAD]", "<extra>"])
+def test_a_tokenizer_beyond_the_embedding_is_refused_before_anything_is_encoded(tmp_path: Path, added: str) -> None:
+    import transformers
+
+    base = saved(tmp_path / "base", "bert", "AutoModel")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens(
+        {"pad_token": "<a pad token>"} if added == "[PAD]" else {"additional_special_tokens": [added]}
+    )
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ModelError, match="more entries than the base model's embedding"):
+        classify(tmp_path / "run", model__base=str(base), data__train=str(rows()))
