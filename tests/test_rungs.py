@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
 from orchestrator.ranking import WORST
-from orchestrator.scheduling.rungs import RungDecision, Rungs, decide, rung_steps
+from orchestrator.scheduling.rungs import RungDecision, Rungs, decide, rung_steps, rungs_of_trials
 
 
 def steps(grace: int | None, *intervals: int, longest: int = 100, factor: int = 3) -> tuple[int, ...]:
@@ -44,6 +44,12 @@ def test_nobody_is_stopped_at_the_end_of_the_longest_trial_or_without_evaluation
     assert steps(None, 10, longest=10) == ()
     assert steps(None, 1000) == ()
     assert steps(None) == ()
+
+
+def test_each_trial_has_the_rungs_within_its_length_and_one_without_evaluations_has_none() -> None:
+    trials = [(None, 219), (42, 63), (42, 110), (1000, 400), (42, 42), (42, 41)]
+    assert rungs_of_trials(trials, grace=None, reduction_factor=3) == [(), (42,), (42,), (42, 126, 378), (42,), ()]
+    assert rungs_of_trials([(None, 100)], grace=10, reduction_factor=3) == [()]
 
 
 def left_of(trials: int, *, grace: int, interval: int, longest: int, seed: int) -> int:

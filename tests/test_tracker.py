@@ -143,6 +143,9 @@ def test_a_run_opened_again_is_the_same_run_and_running(uri: str, tmp_path: Path
     run = get_run(uri, run_id)
     assert run.info.status == "RUNNING"
     assert run.data.params == {"workers": "4", "seed": "0", "precision": "bf16"}
+    wanted = desired.read(tmp_path)
+    assert wanted is not None
+    assert wanted.params == run.data.params, "what a store would get that has seen neither"
     assert not {"orchestrator.error", "orchestrator.stop_reason"} & run.data.tags.keys()
     assert closed(again) == run_id
     assert get_run(uri, run_id).info.status == "FINISHED"

@@ -1,12 +1,23 @@
+from __future__ import annotations
+
+import json
 import pickle
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from orchestrator.errors import ClusterError, DataError, MemoryExhaustedError, StorageError, TransientError
+from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
+from orchestrator.scheduling import train_run
+from orchestrator.scheduling.attempt import AttemptEnd, Watcher
 from orchestrator.scheduling.failures import WorkerError, translate
 from orchestrator.scheduling.train_run import given_up
+from tests.training_runs import pretrain
 
 DEAD = WorkerHealthCheckFailedError(
     "A worker health check failed.\nWorker info: rank 1",
@@ -144,3 +155,80 @@ def test_a_sample_that_alone_is_too_large_needs_more_than_the_same_command() -> 
 def test_an_error_that_is_never_tried_again_speaks_for_itself() -> None:
     error = DataError("no rows", do="add some")
     assert given_up(error, reason="the same attempt would fail again", attempts=1, saved_step=None) is error
+
+
+# -- between two attempts ------------------------------------------------------------------------------------------
+
+DIED = TransientError("a worker died", got="SIGKILL")
+
+
+def training(folder: Path, watcher: Watcher | None = None, **changes: Any) -> train_run._Run:
+    """The attempts of a training, of which none has begun."""
+    job = pretrain(folder, resources__max_failures=1, **changes)
+    return train_run._Run(job, watcher or Watcher(), None)
+
+
+def attempt_dies(run: train_run._Run, *, resumed_from: int, saved: int | None, last_step: int | None) -> RunPlan:
+    """An attempt as its workers leave it; gives the plan of the next, or raises what ends the training."""
+    number = run._attempts.open(workers=1, cause="a test", after=run._attempts.newest())
+    run._attempts.note_resumed(number, resumed_from)
+    if saved is not None:
+        checkpoint = run._job.run_folder / "checkpoints" / f"step-{saved:08d}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "manifest.json").write_text(json.dumps({"attempt": number}))
+    return run._next(AttemptEnd(error=DIED, last_step=last_step), run._job.plan, number)[1]
+
+
+def test_only_a_checkpoint_beyond_where_an_attempt_began_earns_it_another_failure(tmp_path: Path) -> None:
+    run = training(tmp_path)
+    for began, saved in ((0, 10), (10, 20), (20, 30)):
+        attempt_dies(run, resumed_from=began, saved=saved, last_step=saved + 5)
+    # The second in a row: that there is a checkpoint of before is no news.
+    with pytest.raises(TransientError, match=r"2 attempts failed without progress[\s\S]*step 30 is kept"):
+        attempt_dies(run, resumed_from=30, saved=None, last_step=35)
+
+
+def test_steps_beyond_the_checkpoint_of_a_lost_attempt_are_counted_as_lost_once(tmp_path: Path) -> None:
+    told: list[tuple[int, float]] = []
+    watcher = Watcher(on_recovery=lambda step, totals: told.append((step, totals["lost_steps"])))
+    run = training(tmp_path, watcher)
+    attempt_dies(run, resumed_from=0, saved=10, last_step=17)
+    hear = run._counting_lost_steps()
+    hear({"step": 10})
+    hear({"step": 11})
+    assert (run._recovery.lost_steps, run._recovery.restarts) == (7, 1)
+    attempt_dies(run, resumed_from=10, saved=20, last_step=20)
+    run._counting_lost_steps()({"step": 20})
+    assert run._recovery.lost_steps == 7, "it died at its checkpoint"
+    attempt_dies(run, resumed_from=20, saved=30, last_step=None)
+    run._counting_lost_steps()({"step": 30})
+    assert told == [(10, 7), (20, 7), (30, 7)]
+
+
+class Room:
+    """A planner on a cluster where a lost worker group holds its machines for a while; time passes as it sleeps."""
+
+    def __init__(self, plan: RunPlan, *, free_after_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        self._plan, self._free_after_s = plan, free_after_s
+        monkeypatch.setattr(train_run, "free_shape", lambda **_: None)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(time, "sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def __call__(self, room: ClusterShape, kept: Kept | None) -> RunPlan:
+        return replace(self._plan, workers=2 if self.now_s >= self._free_after_s else 1)
+
+
+@pytest.mark.parametrize(("free_after_s", "workers", "waited_s"), [(0, 2, 0), (4, 2, 4), (60, 1, 6)])
+def test_a_smaller_size_is_taken_only_once_what_a_lost_group_held_had_time_to_be_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_after_s: float, workers: int, waited_s: float
+) -> None:
+    """The time is a guess, 5 s, and looked at once a second."""
+    run = training(tmp_path, training__global_batch=8)
+    plan = replace(run._job.plan, workers=2)
+    room = run._planner = Room(plan, free_after_s=free_after_s, monkeypatch=monkeypatch)
+    assert run._with_room(plan).workers == workers
+    assert room.now_s == waited_s

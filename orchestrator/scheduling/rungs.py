@@ -50,6 +50,23 @@ def rung_steps(*, grace: int | None, intervals: Sequence[int], reduction_factor:
     return tuple(steps)
 
 
+def rungs_of_trials(
+    trials: Sequence[tuple[int | None, int]], *, grace: int | None, reduction_factor: int
+) -> list[tuple[int, ...]]:
+    """The rungs of each of some trials, given its evaluation interval and its steps.
+
+    A trial without an interval, which is evaluated at its end only, takes no part.
+    """
+    judged = [(every, length) for every, length in trials if every is not None]
+    steps = rung_steps(
+        grace=grace,
+        intervals=[every for every, _ in judged],
+        reduction_factor=reduction_factor,
+        longest=max((length for _, length in judged), default=0),
+    )
+    return [() if every is None else tuple(step for step in steps if step <= length) for every, length in trials]
+
+
 def decide(goodness: float, earlier: Sequence[float], *, reduction_factor: int) -> RungDecision:
     """Stops a trial that is not among the best `1 / reduction_factor` of those that were at the rung before it.
 

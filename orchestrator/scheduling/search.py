@@ -37,7 +37,7 @@ from orchestrator.scheduling.run_lifecycle import (
     tracked,
     what_is_tracked,
 )
-from orchestrator.scheduling.rungs import RUNGS, Rungs, rung_steps
+from orchestrator.scheduling.rungs import RUNGS, Rungs, rungs_of_trials
 from orchestrator.scheduling.shipping import pack
 from orchestrator.scheduling.trial import (
     STEP,
@@ -176,19 +176,11 @@ def _raised_by(trial: Any) -> OrchestratorError | None:
 
 
 def _rungs(search: SearchSpec, plans: Sequence[Prepared]) -> list[tuple[int, ...]]:
-    """For each trial the steps at which it is compared with others; none for one that is evaluated at its end only."""
-    intervals = [plan.spec.training.eval_every_steps for plan in plans]
-    lengths = [plan.plan.steps or 0 for plan in plans]
-    steps = rung_steps(
-        grace=search.grace_steps,
-        intervals=[every for every in intervals if every is not None and search.scheduler == "asha"],
-        reduction_factor=search.reduction_factor,
-        longest=max(lengths),
-    )
-    return [
-        () if every is None else tuple(step for step in steps if step <= length)
-        for every, length in zip(intervals, lengths, strict=True)
-    ]
+    """For each trial the steps at which it is compared with others."""
+    if search.scheduler == "none":
+        return [()] * len(plans)
+    each = [(plan.spec.training.eval_every_steps, plan.plan.steps or 0) for plan in plans]
+    return rungs_of_trials(each, grace=search.grace_steps, reduction_factor=search.reduction_factor)
 
 
 def _scheduler(spec: RunSpec, tasks: list[TrialTask]) -> Any:
