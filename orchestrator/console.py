@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from orchestrator import errors
 from orchestrator.credentials import public, without_credentials
-from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StorageError
+from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, SpecError, StorageError
 from orchestrator.quantities import human_count, human_duration
 
 _ON_THE_LINE = ("eval/loss", "eval/accuracy", "eval/macro_f1")
@@ -172,6 +172,11 @@ def reporting_failures(*, as_json: bool, answer: Mapping[str, Any] | None = None
         raise  # whoever read our output is gone
     except OSError as error:
         failure = _of_the_system(error)
+    except MemoryError:
+        failure = ClusterError(
+            "this process has no memory left",
+            do="raise its limit (`ulimit -v`, the container's), or run where there is more memory",
+        )
     except KeyboardInterrupt:
         failure = Interrupted("ended at once", do="a run goes on from its newest checkpoint with the same command")
     except Exception as error:  # a bug: the traceback is wanted, and so is the promised object

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import console
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
+from orchestrator.planning.hardware import check_address_space
 from orchestrator.spec import RunSpec
 from orchestrator.spec_file import load_spec
 
@@ -103,6 +105,8 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
 @contextmanager
 def listening(line: console.ProgressLine) -> Iterator[Listener]:
     """Shows what happens on a line, which is closed at the end; Ctrl-C and SIGTERM are a wish to stop."""
+    if not os.environ.get("RAY_ADDRESS"):
+        check_address_space()
     stop = threading.Event()
     with signals_stop(stop, line) as signals:
         # Only now: a mistake in the spec should not wait for Ray's import.

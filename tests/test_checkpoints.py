@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from orchestrator.errors import StorageError
 from orchestrator.training import checkpoints
@@ -222,6 +223,15 @@ def test_what_was_moved_aside_is_found_until_its_successor_stands(tmp_path: Path
 def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"checkpoint\.storage"), checkpoints.storage_errors(tmp_path):
         raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_under_a_model_is_named_though_safetensors_gives_no_error_number(tmp_path: Path) -> None:
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with (
+        pytest.raises(StorageError, match="no space is left for the model"),
+        checkpoints.storage_errors(tmp_path, what="the model"),
+    ):
+        raise error
 
 
 def test_an_error_that_is_no_disk_error_passes_unchanged(tmp_path: Path) -> None:

@@ -29,3 +29,18 @@ def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
         based_on(unfinished)
     with pytest.raises(ModelError, match="not in the MLflow store"):
         based_on("0" * 32)
+
+
+@pytest.mark.slow
+def test_the_model_of_a_run_is_found_where_its_home_was_moved_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, new_home = new_store(tmp_path), tmp_path / "new"
+    model = tmp_path / "old" / "runs" / "search-0123abcd" / "trials" / "00" / "model"
+    run_id = closed(opened(uri, tmp_path / "a"), tags={"orchestrator.model_path": str(model)})
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(new_home))
+    moved = new_home / "runs" / "search-0123abcd" / "trials" / "00" / "model"
+    with pytest.raises(ModelError, match="has no model here"):
+        with_base_found(spec(CLASSIFY, model__base=f"runs:/{run_id}", tracking__uri=uri))
+    moved.mkdir(parents=True)
+    assert with_base_found(spec(CLASSIFY, model__base=f"runs:/{run_id}", tracking__uri=uri)).model.base == str(moved)

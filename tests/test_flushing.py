@@ -110,3 +110,22 @@ def test_a_run_that_goes_on_is_running_after_a_flush(orchestrator: Command, tmp_
         assert (code, json.loads(out)["runs"][0]["status"]) == (0, "running")
         assert get_run(uri, tracker.run_id).info.status == "RUNNING"
         tracker.ship()
+
+
+@pytest.mark.slow
+def test_what_a_run_has_not_sent_reaches_its_store_after_the_home_of_both_was_moved(
+    orchestrator: Command, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "home"
+    folder = before / "runs" / "tiny-0123abcd"
+    folder.mkdir(parents=True)
+    tracker = opened(new_store(before), folder)
+    run_id = closed(tracker)
+    log(tracker, folder, {"train/loss": 2.0}, step=7)
+    before.rename(after)
+    code, out, err = orchestrator("flush", after / "runs" / "tiny-0123abcd", "--json")
+    assert code == 0, err
+    assert json.loads(out)["sent"] == 1
+    (store,) = after.glob("*.db")
+    assert curve(f"sqlite:///{store}", run_id, "train/loss") == [(7, 2.0)]
+    assert not before.exists(), "nothing is written to where the home was"

@@ -213,3 +213,24 @@ def test_planning_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ASK_UNDER_A_LIMIT = """
+import resource, sys
+from orchestrator.errors import ClusterError
+from orchestrator.planning import hardware
+limit = int(sys.argv[1]) * 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    hardware.check_address_space()
+    print("enough", hardware.local_cluster().nodes[0].memory_gib <= int(sys.argv[1]))
+except ClusterError as error:
+    print(error.got)
+"""
+
+
+@pytest.mark.parametrize(("gib", "answer"), [(8, "ulimit -v 8388608 (8.0 GiB)"), (16, "enough True")])
+def test_a_limit_on_the_address_space_is_told_and_one_too_small_for_ray_refused(gib: int, answer: str) -> None:
+    command = [sys.executable, "-c", ASK_UNDER_A_LIMIT, str(gib)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == answer

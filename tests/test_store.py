@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,47 @@ def test_processes_that_start_at_once_share_a_fresh_store_and_experiment_in_sile
     results = [process.communicate(timeout=120) for process in processes]
     assert [error for _, error in results] == ["", "", ""]
     assert len({output for output, _ in results}) == 1
+
+
+CREATE_WITHIN = """
+import resource, sys
+from orchestrator.errors import StorageError
+from orchestrator.tracking import store
+import mlflow
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # as a disk that fills up
+try:
+    store.client(sys.argv[1])
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_store_whose_creation_was_cut_short_by_a_full_disk_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-c", CREATE_WITHIN, uri]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "the MLflow store cannot be opened" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+    assert store.experiment_id(store.client(uri), uri, "exp")
+
+
+@pytest.mark.slow
+def test_a_store_of_an_older_mlflow_is_named_with_the_command_that_brings_it_up_to_date(tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("update alembic_version set version_num = 'cc1f77228345'")
+    with pytest.raises(StorageError, match=r"made by another version of MLflow[\s\S]*mlflow db upgrade sqlite:////"):
+        store.client(uri)
+
+
+@pytest.mark.slow
+def test_a_locked_store_is_named_for_what_it_is(tmp_path: Path) -> None:
+    uri = f"{new_store(tmp_path)}?timeout=0.2"
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("begin exclusive")
+        with pytest.raises(StorageError, match="another program holds a lock"):
+            store.experiment_id(store.client(uri), uri, "exp")

@@ -24,6 +24,8 @@ from typing import Literal
 import psutil
 
 from orchestrator import locations
+from orchestrator.errors import ClusterError
+from orchestrator.planning.hardware import address_space_limit, check_address_space
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -88,7 +90,8 @@ def all_findings(constraints: Path | None = None) -> list[Finding]:
     findings = [check_python(), *check_packages(constraints or find_constraints()), check_cpu(), check_memory()]
     findings += [check_folder("home", locations.home()), check_folder("temp", Path(tempfile.gettempdir()))]
     findings += [check_shared_memory(), check_compiler(), *check_build_locks(extension_folders())]
-    return [*findings, check_open_files(), check_socket_path(ray_temp_folder()), *(check_port(port) for port in PORTS)]
+    findings += [check_open_files(), address_space()]
+    return [*findings, check_socket_path(ray_temp_folder()), *(check_port(port) for port in PORTS)]
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
@@ -273,6 +276,16 @@ def check_open_files() -> Finding:
         f"limit {soft} (may be raised to {'any' if hard < 0 else hard})",
         "`ulimit -n 65536` before starting; for good in /etc/security/limits.conf",
     )
+
+
+def address_space() -> Finding:
+    """May a process have as much address space as Ray's take?"""
+    try:
+        check_address_space()
+    except ClusterError as error:
+        return fail("address space", f"limit {error.got}", error.do or "")
+    limit = address_space_limit()
+    return ok("address space", "limit none" if limit is None else f"limit {limit / 2**30:.0f} GiB")
 
 
 def ray_temp_folder() -> Path:

@@ -132,7 +132,7 @@ def read(run_folder: Path) -> DesiredRun | None:
     """
     file = run_folder / OUTBOX / _DESIRED
     try:
-        return DesiredRun.from_dict(json.loads(file.read_bytes()))
+        run = DesiredRun.from_dict(json.loads(file.read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -141,6 +141,18 @@ def read(run_folder: Path) -> DesiredRun | None:
             got=f"{file}: {error}",
             do="`--fresh` starts the run anew",
         ) from error
+    uri = _moved_along(run.handle.uri, run_folder)
+    return run if uri == run.handle.uri else replace(run, handle=replace(run.handle, uri=uri))
+
+
+def _moved_along(uri: str, run_folder: Path) -> str:
+    """A SQLite store that has known the run and is gone from its place, where it now lies above the run's folder: the
+    home of both was moved."""
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:////") or path.exists() or not (run_folder / _RUN_FILE).is_file():
+        return uri
+    found = (folder / path.name for folder in run_folder.absolute().parents)
+    return next((uri.replace(str(path), str(file)) for file in found if file.is_file()), uri)
 
 
 def put(run_folder: Path, run: DesiredRun | None) -> None:

@@ -53,10 +53,20 @@ def _model_folder(uri: str, run_id: str) -> Path:
             do="`orchestrator compare --json` lists the ids of runs",
         ) from error
     path = tags.get(_MODEL_PATH_TAG)
-    if path is None or not Path(path).is_dir():
+    folder = None if path is None else _where_it_is_now(Path(path))
+    if folder is None:
         raise ModelError(
             "the run that model.base names has no model here",
             got=path or f"run {run_id} has not ended with a model",
             do="give a finished run whose folder this machine sees",
         )
-    return Path(path)
+    return folder
+
+
+def _where_it_is_now(model: Path) -> Path | None:
+    """A model's folder where it was written, or below the runs of this home, when that was moved; None for neither."""
+    if model.is_dir():
+        return model
+    runs = len(model.parts) - 1 - model.parts[::-1].index("runs") if "runs" in model.parts else len(model.parts)
+    moved = locations.home().joinpath("runs", *model.parts[runs + 1 :])
+    return moved if model.parts[runs + 1 :] and moved.is_dir() else None

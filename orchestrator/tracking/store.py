@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from orchestrator import locations
 from orchestrator.credentials import revealed
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
-from orchestrator.whole_file import read_json, write_json
+from orchestrator.whole_file import draft_of, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +40,7 @@ _ENVIRONMENT = {
     # With MLflow's own defaults (7 retries, 120 s) a dead server holds a caller for minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it logs the traceback of what it raises
     # Usage reports to MLflow's makers are for the user to turn on.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Its link to an ended run would repeat the password of the server's address.
@@ -179,7 +179,20 @@ def client(uri: str, *, create: bool = True) -> MlflowClient:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that both find no tables both create them, and one fails: one at a time.
         with _locked(path.with_name(path.name + ".lock")):
+            if not path.exists():
+                _create_sqlite(path)
             return MlflowClient(tracking_uri=absolute(uri))
+
+
+def _create_sqlite(path: Path) -> None:
+    """A new SQLite store, there whole or not at all: one whose creation was cut short, by a full disk or a kill, can
+    never be opened again (MLflow 3.17.2: "table ... already exists")."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with draft_of(path) as draft:
+        made = SqlAlchemyStore(f"{_SQLITE}{draft}", (locations.home() / "artifacts").as_uri())
+        made.engine.dispose()
+        draft.replace(path)
 
 
 def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
@@ -219,11 +232,11 @@ def translated(uri: str, *, doing: str) -> Iterator[None]:
     except (OrchestratorError, AssertionError):
         raise
     except Exception as exc:  # MLflow's own, and what artifact stores, networks and database drivers raise through it
-        raise StorageError(
+        what, do = _explained(exc, uri) or (
             f"MLflow could not {doing}",
-            got=f"{uri}: {_first_line(exc)}",
-            do="check that the store is up and takes writes: orchestrator doctor",
-        ) from exc
+            "check that the store is up and takes writes: orchestrator doctor",
+        )
+        raise StorageError(what, got=f"{uri}: {_first_line(exc)}", do=do) from exc
 
 
 def quiet() -> None:
@@ -252,11 +265,29 @@ def _translated_opening(uri: str) -> Iterator[None]:
             do=f"pip install {exc.name}",
         ) from exc
     except Exception as exc:  # mlflow, sqlalchemy, alembic and the driver each raise their own here
-        raise StorageError(
-            "the MLflow store cannot be opened",
-            got=f"{uri}: {_first_line(exc)}",
-            do="check its address and rights; `mlflow db upgrade URI` brings an old one up to date",
-        ) from exc
+        what, do = _explained(exc, uri) or ("the MLflow store cannot be opened", "check its address and rights")
+        raise StorageError(what, got=f"{uri}: {_first_line(exc)}", do=do) from exc
+
+
+def _explained(exc: BaseException, uri: str) -> tuple[str, str] | None:
+    """(what is wrong, what to do) for what a store says in its error's text alone; None for anything else.
+
+    The texts are those of SQLite, PostgreSQL and MLflow 3.17.2.
+    """
+    text = str(exc)
+    if "database is locked" in text:
+        return (
+            "another program holds a lock on the MLflow store",
+            "end what has the file open (a database shell, a backup, a run that hangs), then do the same again",
+        )
+    if "out-of-date database schema" in text or "Can't locate revision" in text:
+        return (
+            "the MLflow store was made by another version of MLflow",
+            f"after a backup: mlflow db upgrade {uri}; for a store of a newer one install that version",
+        )
+    if "disk is full" in text or "No space left on device" in text:
+        return "no space is left for the MLflow store", "free space on its disk, or set tracking.uri to another place"
+    return None
 
 
 def _first_line(exc: BaseException) -> str:

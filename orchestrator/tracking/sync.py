@@ -104,9 +104,10 @@ class Shipment:
 
 
 def shipment(folder: Path, *, error: OrchestratorError | None = None) -> Shipment:
-    """Where a tracked run stands; `error` is what its last sync met."""
+    """Where a tracked run stands; `error` is what its last sync met. Raises StorageError when its folder is gone."""
     wanted, run = desired.read(folder), desired.stored_run(folder)
-    assert wanted is not None, "the run is tracked"
+    if wanted is None:
+        raise StorageError("the run's folder is gone, and with it what MLflow had not been told", got=str(folder))
     why = None if error is None else _one_line(error)
     if why is None and wanted.status != "running" and not _agrees(folder, wanted):
         why = "the store has not been given everything yet"

@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from orchestrator.errors import StorageError
 from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
@@ -181,19 +183,30 @@ def _entry(checkpoint: Checkpoint) -> Entry:
 
 
 @contextmanager
-def storage_errors(place: Path | str, *, doing: str = "written") -> Iterator[None]:
+def storage_errors(place: Path | str, *, what: str = "the checkpoint", doing: str = "written") -> Iterator[None]:
     """Turns a full or unwritable disk into a StorageError that names the folder and the way out.
 
-    torch reports a failed write as a RuntimeError, so the free space is looked at too.
+    torch reports a failed write as a RuntimeError, so the free space is looked at too; safetensors gives the number of
+    the system's error in its text alone.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(place)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or f"(os error {errno.ENOSPC})" in str(error)
+            or _is_full(place)
+        )
         if not full and not isinstance(error, OSError):
             raise
+        if isinstance(error, FileNotFoundError):
+            raise StorageError(
+                "the folder of the run is gone",
+                got=f"{error.filename or place} is not there any more",
+                do="do not delete or unmount it while the run goes on; the same command starts it anew",
+            ) from error
         raise StorageError(
-            "no space is left for the checkpoint" if full else f"the checkpoint cannot be {doing}",
+            f"no space is left for {what}" if full else f"{what} cannot be {doing}",
             got=f"{place} ({' '.join(str(error).split())[:200]})",
             do="free space, lower checkpoint.keep, or set checkpoint.storage to a larger disk; "
             "the same command then goes on from the newest complete checkpoint",

@@ -337,7 +337,7 @@ class _Loop:
         trained, state = Sample(batch=batch, logits=self._engine.logits(batch)), self._engine.full_state()
         if self._leads:
             self._keeper.check_fence()
-            with checkpoints.storage_errors(job.run_folder):
+            with checkpoints.storage_errors(job.run_folder, what="the model"):
                 wrong = export(state, job.spec, job.plan, job.data, job.model_folder, trained=trained)
         wrong = self._from_leader(wrong)
         if wrong is not None:
