@@ -18,6 +18,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.search_plan import SearchPlan, plan_search, trials_at_a_time
 from orchestrator.planning.show import plan_answer, plan_table
+from orchestrator.ranking import Measured, check_alike
 from orchestrator.scheduling.rungs import rung_steps
 from orchestrator.search_space import Trial, trials
 from orchestrator.spec import RunSpec
@@ -115,10 +116,15 @@ def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
 
 def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes: _Eyes) -> SearchPlan:
     assert spec.search is not None
-    plans = []
-    for trial in points:
-        data, _ = eyes.look(trial.spec)
-        plans.append(make_plan(trial.spec, cluster, counts=None if data is None else data.counts))
+    looks = [eyes.look(trial.spec)[0] for trial in points]
+    check_alike(
+        {trial.name: _measured(trial.spec, data) for trial, data in zip(points, looks, strict=True) if data},
+        spec.goal.metric,
+    )
+    plans = [
+        make_plan(trial.spec, cluster, counts=None if data is None else data.counts)
+        for trial, data in zip(points, looks, strict=True)
+    ]
     asked = spec.search.max_concurrent
     return plan_search(
         plans,
@@ -126,6 +132,18 @@ def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes:
         rungs=_rungs(spec, points, plans),
         reduction_factor=spec.search.reduction_factor,
         at_a_time=trials_at_a_time(plans, cluster, most=None if asked == "auto" else asked),
+    )
+
+
+def _measured(spec: RunSpec, data: DataLook) -> Measured:
+    """How a trial will be measured, as far as that is known before its tokenizer is read."""
+    model = spec.model
+    is_new = model.base is None and model.tokenizer == "auto"
+    return Measured(
+        task=spec.task,
+        held_out=data.held_out.fingerprint,
+        tokenizer=str(model.vocab_size) if is_new else None,
+        masking_rate=spec.training.masking_rate,
     )
 
 

@@ -71,10 +71,11 @@ class Measured:
 
     def unit(self, metric: str) -> str | None:
         """What a value of the metric is a mean over, where that is not the same for all results of the task."""
-        if metric not in PER_TOKEN or self.task not in ("causal-lm", "masked-lm") or self.tokenizer is None:
+        if metric not in PER_TOKEN or self.task not in ("causal-lm", "masked-lm"):
             return None
-        masked = "" if self.task == "causal-lm" or self.masking_rate is None else f", {self.masking_rate:.0%} hidden"
-        return f"tokens of tokenizer {self.tokenizer[:6]}{masked}"
+        cut = None if self.tokenizer is None else f"tokens of tokenizer {self.tokenizer[:6]}"
+        masked = self.task == "masked-lm" and self.masking_rate is not None
+        return ", ".join(filter(None, (cut, f"{self.masking_rate:.0%} hidden" if masked else None))) or None
 
 
 def check_alike(trials: Mapping[str, Measured], metric: str) -> None:

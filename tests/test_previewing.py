@@ -90,6 +90,24 @@ def test_trials_that_read_other_data_are_planned_with_it(tmp_path: Path) -> None
     assert found["all_to_their_end"]["steps"] == 40 // 8 + 120 // 8
 
 
+def refused(file: Path, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["plan", str(file), *arguments])
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
+def test_a_search_whose_trials_cannot_be_ranked_is_refused_by_its_plan(tmp_path: Path) -> None:
+    search = {"space": {"data.validation_fraction": {"grid": [0.1, 0.2]}}, "scheduler": "none"}
+    assert "not measured on the same held-out data" in refused(written(tmp_path, CLASSIFY, **LIGHT, search=search))
+    sizes = {"space": {"model.vocab_size": {"grid": [260, 300]}}, "scheduler": "none"}
+    (tmp_path / "corpus.txt").write_text("a line of some text\n" * 2000)
+    file = tmp_path / "language.yaml"
+    file.write_text(yaml.safe_dump(raw(PRETRAIN, data__train=str(tmp_path / "corpus.txt"), search=sizes)))
+    assert plan(file)["search"]["trials"] == 2
+    assert "search.metric=eval/bits_per_byte" in refused(file, "search.metric=eval/loss")
+    assert "no such metric at an evaluation" in refused(file, "search.metric=eval/accuracy")
+
+
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_a_plan_that_looks_at_data_loads_no_heavy_library(tmp_path: Path, kind: str) -> None:
     file = written(tmp_path, CLASSIFY, **LIGHT)
