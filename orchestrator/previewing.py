@@ -132,6 +132,7 @@ def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes:
         rungs=_rungs(spec, points, plans),
         reduction_factor=spec.search.reduction_factor,
         at_a_time=trials_at_a_time(plans, cluster, most=None if asked == "auto" else asked),
+        budget=spec.parsed_budget,
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
-from orchestrator.training.attempts import Attempts
+from orchestrator.training.attempts import Attempts, Held
 from orchestrator.training.batches import open_split
 from orchestrator.training.file_sums import file_crc32
 from orchestrator.training.job import Outcome, TrainingJob
@@ -341,6 +342,15 @@ def test_a_worker_of_an_old_attempt_writes_neither_checkpoint_nor_metric(tmp_pat
 
 def of_steps(job: TrainingJob, steps: float) -> str:
     return f"{steps * job.plan.flops_per_step:.6e}flops"
+
+
+def test_a_run_has_cost_what_its_start_and_its_earlier_attempts_took(tmp_path: Path) -> None:
+    job = pretrain(tmp_path, training__steps=2)
+    job = replace(job, started_s=time.time() - 100.0, held_before=Held(wall_seconds=50.0, device_seconds=60.0))
+    finished = training_runs.run(job)
+    spent_s = 3600 * finished.metrics["cost/gpu_hours"]
+    assert 160.0 < spent_s < 160.0 + 60.0
+    assert 3600 * finished.metrics["measured/gpu_hours"] >= spent_s
 
 
 def test_a_budget_stops_the_run_before_it_is_overrun_with_checkpoint_evaluation_and_model(tmp_path: Path) -> None:

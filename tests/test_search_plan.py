@@ -9,6 +9,7 @@ from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.search_plan import plan_search, share_of_steps, trials_at_a_time
+from orchestrator.quantities import parse_budget
 from tests.specs import PRETRAIN, spec
 from tests.training_runs import CLUSTER
 
@@ -48,6 +49,9 @@ def test_a_search_takes_what_its_trials_take_together_and_halving_pays_every_sta
         + (hours[2] - start) * share_of_steps(450, (100, 300), 3)
     )
     assert cut.wall_hours.mid >= hours[0], "the best trial runs to its end"
+    beside = plan_search(plans, names="abc", rungs=(), reduction_factor=3, at_a_time=9).all_to_their_end
+    assert beside is not None
+    assert beside.wall_hours.mid == max(hours), "however many run beside it"
 
 
 def test_a_search_whose_steps_are_open_has_no_total_and_one_without_rungs_no_halving() -> None:
@@ -72,3 +76,19 @@ def test_trials_run_beside_each_other_as_far_as_there_are_devices() -> None:
     assert trials_at_a_time([trial(), trial()], CLUSTER, most=None) == 2
     with pytest.raises(CapacityError, match="not even one trial fits"):
         trials_at_a_time([four], CLUSTER, most=None)
+
+
+@pytest.mark.parametrize(("budget", "enough"), [("0.001gpu-hours", False), ("1e6flops", False), ("10usd", True)])
+def test_a_budget_below_what_all_trials_take_is_pointed_out(budget: str, enough: bool) -> None:
+    found = plan_search(
+        [trial(), trial()],
+        names="ab",
+        rungs=(100,),
+        reduction_factor=3,
+        at_a_time=1,
+        budget=parse_budget(budget),
+    )
+    assert found.all_to_their_end is not None
+    assert found.all_to_their_end.flops == pytest.approx(2 * 900 * trial().flops_per_step)
+    assert (found.notes == ()) is enough
+    assert enough or "if rungs halve they take" in found.notes[0]

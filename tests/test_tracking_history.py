@@ -44,6 +44,7 @@ def run(
     status: str = "finished",
     experiment: str = "runs",
     diverged: bool = False,
+    without: str | None = None,
     **tags: str,
 ) -> str:
     """A run with some figures in the store; its id."""
@@ -51,6 +52,7 @@ def run(
     fingerprints = {"data_fingerprint": "abc", "tokenizer_fingerprint": "def"}
     what = described(SPEC, planned(), held_out=specs.HELD_OUT, run_folder=run_folder, **fingerprints)
     what["tags"] |= {f"orchestrator.{key}": tags[key] for key in tags}
+    what["params"].pop(without, None)
     tracker = opened(uri, run_folder, experiment=experiment, name=SPEC.name, **what)
     log(tracker, run_folder, metrics, step=6)
     if diverged:
@@ -101,6 +103,16 @@ def test_runs_of_all_experiments_correct_the_throughput(uri: str, tmp_path: Path
     found = corrections(history.records).throughput("cpu", "fp32")
     assert found.runs == 5
     assert found.factor.mid == pytest.approx(0.6, rel=0.02)
+
+
+def test_runs_on_rows_that_were_planned_at_the_cut_off_are_passed_over(uri: str, tmp_path: Path) -> None:
+    """Their predicted pace was that of batches as wide as the cut-off: up to 13.7 times what they really had."""
+    for without in (None, "plan.padded_tokens_per_step"):
+        run(uri, tmp_path, measured(), task="text-classification", without=without)
+        run(uri, tmp_path, measured(), task="causal-lm", without=without)
+    history = read_history(uri)
+    assert sorted(record.task for record in history.records) == ["causal-lm", "causal-lm", "text-classification"]
+    assert history.passed_over == 1
 
 
 def test_runs_without_a_figure_are_passed_over_and_counted(uri: str, tmp_path: Path) -> None:

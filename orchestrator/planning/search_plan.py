@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from orchestrator.errors import CapacityError
 from orchestrator.planning.run_plan import ClusterShape, Interval, RunPlan
 from orchestrator.planning.throughput import STARTUP_SECONDS
+from orchestrator.quantities import Budget
 
 _NOTHING = Interval(low=0.0, mid=0.0, high=0.0)
 
@@ -26,6 +27,15 @@ class SearchCost:
     wall_hours: Interval
     usd: Interval | None
     """None where a price is not known."""
+    flops: float
+
+    def of(self, budget: Budget) -> float:
+        """The middle estimate in the budget's unit."""
+        usd = (
+            0.0 if self.usd is None else self.usd.mid
+        )  # a budget in usd without a price was refused with the placement
+        hours = {"hours": self.wall_hours.mid, "gpu-hours": self.gpu_hours.mid}
+        return {**hours, "usd": usd, "flops": self.flops}[budget.unit]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,8 @@ class SearchPlan:
     """Whether all trials surely fit in memory."""
     refused: tuple[str, ...]
     """Trials that may not fit, by name."""
+    notes: tuple[str, ...] = ()
+    """Where the budget is less than the search takes."""
 
 
 def plan_search(
@@ -57,18 +69,31 @@ def plan_search(
     rungs: Sequence[int],
     reduction_factor: int,
     at_a_time: int,
+    budget: Budget | None = None,
 ) -> SearchPlan:
     """The plans of all trials, added up."""
+    whole = _together(plans, (), reduction_factor, at_a_time)
+    halving = _together(plans, rungs, reduction_factor, at_a_time) if rungs else None
     return SearchPlan(
         trials=len(plans),
         at_a_time=at_a_time,
         rungs=tuple(rungs),
         reduction_factor=reduction_factor,
-        all_to_their_end=_together(plans, (), reduction_factor, at_a_time),
-        halving=_together(plans, rungs, reduction_factor, at_a_time) if rungs else None,
+        all_to_their_end=whole,
+        halving=halving,
         fits=all(plan.fits for plan in plans),
         refused=tuple(name for name, plan in zip(names, plans, strict=True) if not plan.fits),
+        notes=_budget_notes(budget, whole, halving),
     )
+
+
+def _budget_notes(budget: Budget | None, whole: SearchCost | None, halving: SearchCost | None) -> tuple[str, ...]:
+    if budget is None or whole is None or whole.of(budget) <= budget.amount:
+        return ()
+    note = f"budget: {budget} is less than the {whole.of(budget):.3g}{budget.unit} of all trials to their end"
+    if halving is not None:
+        note += f"; if rungs halve they take {halving.of(budget):.3g}{budget.unit}"
+    return (f"{note}; trials begin while there is enough for them",)
 
 
 def trials_at_a_time(plans: Sequence[RunPlan], cluster: ClusterShape, *, most: int | None) -> int:
@@ -97,7 +122,8 @@ def share_of_steps(steps: int, rungs: Sequence[int], reduction_factor: int) -> f
 
 def _together(plans: Sequence[RunPlan], rungs: Sequence[int], factor: int, at_a_time: int) -> SearchCost | None:
     """All trials, each for the part of its steps that it takes; a start is paid whole."""
-    steps, gpu_hours, longest, waited = 0.0, _NOTHING, _NOTHING, _NOTHING
+    steps = flops = 0.0
+    gpu_hours = longest = waited = _NOTHING
     usd: Interval | None = _NOTHING
     for plan in plans:
         if plan.steps is None or plan.wall_hours is None:
@@ -106,6 +132,7 @@ def _together(plans: Sequence[RunPlan], rungs: Sequence[int], factor: int, at_a_
         wall = _cut(plan.wall_hours, share)
         device = wall.scaled(plan.workers)
         steps += plan.steps * share
+        flops += plan.steps * share * plan.flops_per_step
         gpu_hours = _sum(gpu_hours, device)
         usd = None if usd is None or plan.usd is None else _sum(usd, device.scaled(plan.usd_per_device_hour))
         waited = _sum(waited, wall.scaled(1 / at_a_time))
@@ -116,7 +143,7 @@ def _together(plans: Sequence[RunPlan], rungs: Sequence[int], factor: int, at_a_
     wall = Interval(
         low=max(longest.low, waited.low), mid=max(longest.mid, waited.mid), high=max(longest.high, waited.high)
     )
-    return SearchCost(steps=round(steps), gpu_hours=gpu_hours, wall_hours=wall, usd=usd)
+    return SearchCost(steps=round(steps), gpu_hours=gpu_hours, wall_hours=wall, usd=usd, flops=flops)
 
 
 def _cut(wall: Interval, share: float) -> Interval:

@@ -87,6 +87,7 @@ def _search_rows(search: SearchPlan) -> Iterator[tuple[str, str]]:
             usd = "no price is known" if cost.usd is None else _range(cost.usd, "{:.3g} usd")
             hours = f"{_duration(cost.wall_hours)}, {_range(cost.gpu_hours, '{:.3g}')} device hours"
             yield label, f"{cost.steps:,} steps, {hours}, {usd}"
+    yield from (("", note) for note in search.notes)
     yield "a training", "as the base of the search:"
 
 

@@ -78,7 +78,7 @@ class RunRecord:
     """Most memory that one device (on a CPU: one worker process) held."""
     predicted_gpu_hours: float
     measured_gpu_hours: float
-    """Device hours, evaluation and checkpoints included."""
+    """Device hours: every start, evaluations and checkpoints included."""
     train_samples: int
     """Samples of one epoch: labelled examples, or packed blocks."""
     train_tokens: int
