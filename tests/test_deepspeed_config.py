@@ -111,3 +111,15 @@ def test_deepspeed_accepts_every_layout(stage: int, offload: Any, precision: Any
     assert read.bfloat16_config.enabled == (precision == "bf16")
     assert read.float16_config.enabled == (precision == "fp16")
     assert read.zero_allow_untested_optimizer
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "accumulation", "asked"),
+    [("bf16", 2, 4, True), ("bf16", 3, 4, True), ("bf16", 2, 1, False), ("bf16", 1, 4, False), ("fp32", 2, 4, False)],
+)
+def test_gradients_of_bf16_micro_batches_are_summed_in_fp32(
+    precision: Any, stage: int, accumulation: int, asked: bool
+) -> None:
+    """Where DeepSpeed does it on request, and there is a sum; without sharded gradients the engine sees to it."""
+    made = config(replace(GPU, precision=precision, zero_stage=stage), accumulation)
+    assert made.get("data_types") == ({"grad_accum_dtype": "fp32"} if asked else None)

@@ -357,3 +357,34 @@ def test_gradients_that_overflow_fp16_at_its_smallest_loss_scale_are_told_and_ch
     assert weights[1] != weights[0]
     assert all(each == weights[1] for each in weights[2:8])
     assert weights[8] != weights[1]
+
+
+# -- micro-batches of bf16 -------------------------------------------------------------------------------------------
+
+
+def sum_small_gradients(rank: int, folder: Path, jobs: list[TrainingJob]) -> None:
+    """For each job the gradient norm of a step whose first micro-batch has gradients of 1, and all others of 2**-9."""
+    found = []
+    for job in jobs:
+        join_process_group(job.plan, WorkerContext())
+        objective = replace(objective_for("causal-lm"), loss=lambda module, batch: module(batch["x"]).sum())
+        layer = torch.nn.Linear(16, 16, bias=False)
+        engine = Engine(layer, plan=job.plan, weight_decay=0.0, objective=objective, context=WorkerContext())
+        sizes = [1.0] + [2.0**-9] * (job.plan.accumulation - 1)
+        batches = [{"x": torch.full((1, 16), size, dtype=torch.bfloat16)} for size in sizes]
+        found.append((engine.step(batches, 1e-3, seeds=[0] * len(batches))[1], sum(sizes) / len(sizes) * 16))
+        engine.close()
+    (folder / "norms.pt").write_bytes(pickle.dumps(found))
+
+
+def test_gradients_of_many_bf16_micro_batches_are_summed_in_fp32(tmp_path: Path) -> None:
+    """In bf16, 1 + 2**-9 is 1: a sum there would lose all micro-batches but the first."""
+    small = {"training__precision": "bf16", "training__global_batch": 64, "training__micro_batch": 1}
+    jobs = [pretrain(tmp_path / str(stage), deepspeed__zero_stage=stage, **small) for stage in STAGES]
+    torch.multiprocessing.spawn(sum_small_gradients, args=(tmp_path, jobs), nprocs=1)
+    found = pickle.loads((tmp_path / "norms.pt").read_bytes())
+    for stage, (norm, exact) in zip(STAGES, found, strict=True):
+        # Each micro-batch's and, before ranks exchange it, the sum's own rounding to bf16: half of 2**-7 at most.
+        assert norm == pytest.approx(exact, rel=2**-8), f"ZeRO {stage}"
+    lost = 1 / (1 + 63 * 2.0**-9)
+    assert lost < 1 - 2**-4

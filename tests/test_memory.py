@@ -356,12 +356,13 @@ def test_states_of_each_stage_are_what_deepspeed_holds_on_two_ranks() -> None:
 
     shape = model_shape(zero_states.config(), task="causal-lm")
     measured = _two_ranks()
-    assert [(one["precision"], one["stage"]) for one in measured] == [
-        (p, s) for p in ("fp32", "bf16") for s in range(4)
+    assert [(one["precision"], one["accumulation"], one["stage"]) for one in measured] == [
+        (*case, stage) for case in zero_states.CASES for stage in range(4)
     ]
     for one in measured:
         layout = replace(CPU, workers=2, zero_stage=one["stage"], precision=one["precision"], sequence_length=32)
-        memory = peak_memory(layout, shape=shape, method="full", trainable=shape.parameters)
+        accumulates = one["accumulation"] > 1
+        memory = peak_memory(layout, shape=shape, method="full", trainable=shape.parameters, accumulates=accumulates)
         weight = GIB / shape.parameters
         states = (memory.weights_gib + memory.optimizer_gib) * weight
         buckets = min(1, layout.zero_stage) * layout.weight_bytes

@@ -1,7 +1,7 @@
 """One rank of two that counts the bytes DeepSpeed really holds: `python -m tests.zero_states RANK PORT`.
 
-Rank 0 prints one JSON line for every precision and ZeRO stage: bytes per weight of the model, after an optimizer step
-and after the next backward pass. Run by `tests/test_memory.py`.
+Rank 0 prints one JSON line for every precision, accumulation and ZeRO stage: bytes per weight of the model, after an
+optimizer step and after the next backward pass. Run by `tests/test_memory.py`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ WIDE = {**NO_DROPOUT, "n_embd": 256}
 """Two million weights, so that states are large beside everything else."""
 
 
-def plan_for(precision: str, stage: int) -> RunPlan:
-    """Two workers, one sample each, no accumulation."""
+CASES = [(precision, accumulation) for accumulation in (1, 2) for precision in ("fp32", "bf16")]
+
+
+def plan_for(precision: str, stage: int, *, accumulation: int = 1) -> RunPlan:
+    """Two workers, one sample each."""
     changes: dict[str, Any] = {"training__precision": precision, "deepspeed__zero_stage": stage}
-    changes |= {"training__micro_batch": 1, "training__global_batch": 2, "resources__workers": 2}
+    changes |= {"training__micro_batch": 1, "training__global_batch": 2 * accumulation, "resources__workers": 2}
     return make_plan(specs.spec(specs.PRETRAIN, model__overrides=WIDE, **changes), CLUSTER)
 
 
@@ -44,11 +47,12 @@ def main() -> None:
     rank, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = int(sys.argv[1]), "127.0.0.1", sys.argv[2]
     context = WorkerContext(rank=rank, world_size=2, local_rank=rank)
     join_process_group(plan_for("fp32", 0), context)
-    for precision in ("fp32", "bf16"):
+    for precision, accumulation in CASES:
         for stage in range(4):
-            stepped, backward = measure(plan_for(precision, stage), context)
+            stepped, backward = measure(plan_for(precision, stage, accumulation=accumulation), context)
             if rank == 0:
-                found = {"precision": precision, "stage": stage, "stepped": stepped, "backward": backward}
+                found = {"precision": precision, "accumulation": accumulation, "stage": stage}
+                found |= {"stepped": stepped, "backward": backward}
                 print(json.dumps(found), flush=True)
 
 
@@ -63,7 +67,7 @@ def measure(plan: RunPlan, context: WorkerContext) -> tuple[float, float]:
     engine = Engine(model, plan=plan, weight_decay=0.0, objective=objective, context=context)
     ids = torch.zeros(1, 32, dtype=torch.long)
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
-    engine.step([batch], 1e-3, seeds=[0])
+    engine.step([batch] * plan.accumulation, 1e-3, seeds=[0] * plan.accumulation)
     stepped = new_bytes(before)
     loss = objective.loss(engine._engine, batch)
     engine._engine.backward(loss)

@@ -35,9 +35,20 @@ def deepspeed_config(
     }
     if layout.precision == "bf16":
         config["bf16"] = {"enabled": True}
+    if sums_in_fp32(precision=layout.precision, accumulation=accumulation) and layout.zero_stage >= 2:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     if layout.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
     return _merged(config, raw)
+
+
+def sums_in_fp32(*, precision: str, accumulation: int) -> bool:
+    """Whether gradients of micro-batches are summed in fp32 though they are computed in bf16, which has 8 bits.
+
+    DeepSpeed 0.19.8 does so on request under ZeRO 2 and 3. Without ZeRO it refuses, and under ZeRO-1 the request brings
+    an optimizer of another class, whose checkpoints are others: there the training's engine sees to it.
+    """
+    return precision == "bf16" and accumulation > 1
 
 
 def _optimizer(layout: Layout, training: TrainingSpec) -> dict[str, Any]:

@@ -129,6 +129,7 @@ def peak_memory(
     predicted_share: float = 1.0,
     loads_whole: bool = False,
     copies_checkpoints: bool = False,
+    accumulates: bool = False,
 ) -> MemoryEstimate:
     """Memory of one device while it trains `trainable` of the shape's weights by a method.
 
@@ -139,6 +140,7 @@ def peak_memory(
     so that no gradients gather; `loss_chunks` is in how many pieces the loss is computed, `predicted_share` for which
     part of the tokens; a framework that `loads_whole` puts the whole model on every device before it shards, as
     DeepSpeed does without `zero.Init`; one that `copies_checkpoints` to host memory, as `run` does, keeps the copy.
+    One that `accumulates` gradients of several micro-batches sums those of bf16 in fp32, 4 bytes each.
     """
     width, shared = layout.weight_bytes, trainable / layout.shards(1)
     states = _optimizer_bytes(layout, master_weights=master_weights, optimizer=optimizer)
@@ -150,11 +152,12 @@ def peak_memory(
         host = 1.5 * (16 * shared + held)
     copied = _checkpoint_bytes(layout, trainable, states) if copies_checkpoints else 0.0
     on_cpu = layout.device == "cpu"
+    gradient = 4 if accumulates and layout.precision == "bf16" else width
     activations = _activation_bytes(layout, shape, method)
     logits = _logit_bytes(layout, shape, predicted_share) / loss_chunks if not shape.head_parameters else 0.0
     return MemoryEstimate(
         weights_gib=weights / GIB,
-        gradients_gib=0.0 if offloaded or fused_step else width * trainable / layout.shards(2) / GIB,
+        gradients_gib=0.0 if offloaded or fused_step else gradient * trainable / layout.shards(2) / GIB,
         optimizer_gib=0.0 if offloaded else states * shared / GIB,
         activations_gib=activations / GIB,
         logits_gib=logits / GIB,

@@ -69,6 +69,7 @@ class _Job:
             trainable=self.trainable,
             predicted_share=self.spec.training.masking_rate if self.spec.task == "masked-lm" else 1.0,
             copies_checkpoints=True,
+            accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
         )
 
     def cost(self, site: Site, layout: Layout) -> RunCost:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.planning.deepspeed_config import sums_in_fp32
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.training.checkpoints import Checkpoint
 from orchestrator.training.conversion import readable
@@ -83,6 +84,8 @@ class Engine:
             dist_init_required=False,
         )
         self._refuse_states_on_nvme()
+        if sums_in_fp32(precision=plan.precision, accumulation=plan.accumulation) and plan.zero_stage < 2:
+            self._sum_in_fp32()
         self._capture = _Capture(self._engine.checkpoint_engine)
         self._timer = ForwardTimer(self._engine.module, on_gpu=self._device.type == "cuda")
         if plan.zero_stage == 0 and plan.precision != "fp32":
@@ -217,6 +220,13 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             reset_host_peak()
+
+    def _sum_in_fp32(self) -> None:
+        """Without sharded gradients DeepSpeed sums those of micro-batches in bf16, or swaps its optimizer for another
+        (`deepspeed_config.sums_in_fp32`); PyTorch's own sums in what a weight says of its gradient."""
+        for weight in self._engine.module.parameters():
+            if weight.requires_grad:
+                weight.grad_dtype = torch.float32
 
     def _undo_first_step(self) -> None:
         """Without ZeRO, DeepSpeed's 16-bit optimizer makes room for Adam's moments by a step without gradients.
