@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import StorageError
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,11 +45,18 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:  # no JSON, or not UTF-8
         logger.warning("%s is damaged and passed over (%s)", path, error)
         return None
+
+
+def damaged(what: str, file: Path, error: Exception) -> StorageError:
+    """The error for a torn file of a run that nothing can make anew."""
+    return StorageError(
+        f"{what} is damaged", got=f"{file} ({error})", do="bring it back from a backup, or start over with --fresh"
+    )
 
 
 @contextmanager

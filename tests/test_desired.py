@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     desired.put(tmp_path, wanted())
     file = tmp_path / "outbox" / "desired.json"
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(StorageError, match=r"cannot be read\n.*desired.json"):
+    with pytest.raises(StorageError, match=r"is damaged\n.*desired.json"):
         desired.read(tmp_path)
 
 

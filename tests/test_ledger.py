@@ -251,7 +251,7 @@ def test_a_ledger_that_cannot_be_written_says_where_and_what_to_do(tmp_path: Pat
 
 def test_a_torn_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.entry").write_text("{")
-    with pytest.raises(StorageError, match="budget cannot be kept"):
+    with pytest.raises(StorageError, match="has spent of its budget is damaged"):
         Ledger(tmp_path).entry("a")
 
 

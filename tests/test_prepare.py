@@ -19,7 +19,7 @@ from orchestrator.errors import DataError, ModelError, StorageError
 from orchestrator.spec import RunSpec
 from orchestrator.training import prepare as module
 from orchestrator.training.batches import open_split
-from orchestrator.training.prepare import PreparedData, encode_here, prepare
+from orchestrator.training.prepare import PreparedData, encode_here, find_prepared, prepare
 from orchestrator.training.tokenization import Chunk
 from orchestrator.training.whole_folder import whole_folder
 from tests import specs
@@ -519,9 +519,23 @@ def test_slower_of_two_leaves_the_folder_that_the_faster_one_may_be_reading(tmp_
     spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
     first = run(spec, tmp_path / "cache")
     opened = (first.path / "train.bin").stat()
-    with whole_folder(first.path, last="meta.json") as partial:
+    with whole_folder(first.path) as partial:
         (partial / "meta.json").write_text("{}")
     assert os.path.samestat((first.path / "train.bin").stat(), opened)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "sizes.json", "train.bin", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_folder_that_has_lost_a_part_is_made_anew(tmp_path: Path, name: str, torn: bool) -> None:
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus", documents=6))
+    file = run(spec, tmp_path / "cache").path / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2]) if torn else file.unlink()
+    assert find_prepared(spec, cache=tmp_path / "cache") is None
+    again = run(spec, tmp_path / "cache")
+    assert not again.cached
+    assert file.read_bytes() == whole
+    assert run(spec, tmp_path / "cache").cached
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from orchestrator.credentials import public
 from orchestrator.errors import ClusterError, StorageError
-from orchestrator.whole_file import read_json, write_json
+from orchestrator.whole_file import damaged, read_json, write_json
 
 Status = Literal["running", "finished", "failed", "killed"]
 
@@ -135,12 +135,10 @@ def read(run_folder: Path) -> DesiredRun | None:
         run = DesiredRun.from_dict(json.loads(file.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StorageError(
-            "what a run wants to say to MLflow cannot be read",
-            got=f"{file}: {error}",
-            do="`--fresh` starts the run anew",
-        ) from error
+    except OSError as error:
+        raise StorageError("what a run wants to say to MLflow cannot be read", got=f"{file}: {error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise damaged("what a run wants to say to MLflow", file, error) from error
     uri = _moved_along(run.handle.uri, run_folder)
     return run if uri == run.handle.uri else replace(run, handle=replace(run.handle, uri=uri))
 

@@ -29,7 +29,7 @@ from orchestrator.errors import FencedError, StorageError
 from orchestrator.planning.run_plan import Kept
 from orchestrator.training.bucket import PATIENCE_S
 from orchestrator.training.exchange import CommonFolder, Exchange
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import damaged, write_json
 
 _LOOK_EVERY_S = 0.25
 """How long an answer of `Fence.holds` stays good: a folder is listed in 20 us on a local disk, not on a shared one."""
@@ -169,11 +169,13 @@ class Attempts:
             value: dict[str, Any] = json.loads((self._folder / name).read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
+            raise damaged("what the run knows of its attempts", self._folder / name, error) from error
+        except OSError as error:
             raise self._unusable(error) from error
         return value
 
-    def _unusable(self, error: Exception) -> StorageError:
+    def _unusable(self, error: OSError) -> StorageError:
         return StorageError(
             "the attempts of this run cannot be kept",
             got=f"{self._folder} ({error})",

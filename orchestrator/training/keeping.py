@@ -32,7 +32,7 @@ from orchestrator.training.ledger import LEDGER
 from orchestrator.training.save_cost import SaveCost
 from orchestrator.training.saving import Saver
 from orchestrator.training.storage import open_storage
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import damaged, write_json
 
 INTERVAL_METRIC, COST_METRIC = "checkpoint/interval_steps", "checkpoint/lost_s"
 """Under `every_steps: auto`: steps to the next checkpoint, and seconds of training that one costs."""
@@ -293,10 +293,8 @@ class Keeper:
         except FileNotFoundError:
             return ()
         except (ValueError, TypeError, KeyError) as error:  # which samples were left out cannot be made anew
-            raise StorageError(
-                "the file that says which samples this run has left out is damaged",
-                got=f"{self._rewinds_file} ({error})",
-                do="bring it back from a backup, or start over with --fresh",
+            raise damaged(
+                "the file that says which samples this run has left out", self._rewinds_file, error
             ) from error
 
     def _write_rewinds(self) -> None:

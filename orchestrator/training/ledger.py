@@ -21,7 +21,7 @@ from orchestrator.errors import StorageError
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.spec import RunSpec
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import damaged, write_json
 
 LEDGER = "ledger"
 """In the run folder of a training, or of a search for all its trials."""
@@ -272,7 +272,9 @@ class Ledger:
     def _read(self, file: Path) -> dict[str, Any]:
         try:
             value: dict[str, Any] = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+        except ValueError as error:
+            raise damaged("what the run has spent of its budget", file, error) from error
+        except OSError as error:
             raise self._unusable(error) from error
         return value
 
@@ -287,7 +289,7 @@ class Ledger:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def _unusable(self, error: Exception) -> StorageError:
+    def _unusable(self, error: OSError) -> StorageError:
         return StorageError(
             "what was spent of the budget cannot be kept",
             got=f"{self._folder} ({error})",

@@ -29,7 +29,7 @@ from orchestrator.training.encoders import around, document_encoder, mask_ids, r
 from orchestrator.training.first_look import preview
 from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
-from orchestrator.training.whole_folder import whole_folder
+from orchestrator.training.whole_folder import is_whole, whole_folder
 
 T = TypeVar("T")
 
@@ -161,7 +161,7 @@ def find_data(
     inputs = _find_inputs(spec, base, exactly=exactly)
     if inputs.is_exact:  # else nothing was encoded with this tokenizer, which `prepare` would have kept
         folder = cache / _fingerprint(inputs)
-        if (folder / "meta.json").is_file():
+        if is_whole(folder):
             return _load(folder, inputs, cached=True)
     split = split_documents if spec.models_language else split_rows
     return Unprepared(
@@ -185,9 +185,9 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
     inputs = _find_inputs(spec, base)
     fingerprint = _fingerprint(inputs)
     folder = cache / fingerprint
-    if (folder / "meta.json").is_file():
+    if is_whole(folder):
         return _load(folder, inputs, cached=True)
-    with whole_folder(folder, last="meta.json") as partial:
+    with whole_folder(folder) as partial:
         _write(inputs, partial, encode)
     return _load(folder, inputs, cached=False)
 
@@ -242,7 +242,7 @@ def _fingerprint(inputs: _Inputs) -> str:
 
 
 def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
-    """All files of the prepared folder, `meta.json` last."""
+    """All files of the prepared folder."""
     if inputs.spec.models_language:
         tokenizer, found = _write_documents(inputs, folder, encode)
     else:
