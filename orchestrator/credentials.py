@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 
@@ -47,17 +48,23 @@ T = TypeVar("T")
 
 _addresses: dict[str, str] = {}
 """Addresses as they were given, by what is shown of them; in this process only."""
+_passwords: set[str] = set()
+"""Those of the addresses, which libraries may quote alone or in pieces of their own."""
+_UNRESERVED = "%!$&'()*+,;=~-._"
+"""Characters that a user or a password may have in an address; % is taken to be an escape already."""
 
 
 def without_credentials(text: str) -> str:
     """A text without what lets somebody in: `user:password@` of addresses, tokens in their queries, `password=...`,
-    tokens of known shapes, and the values of secret environment variables. The same text again stays as it is."""
+    tokens of known shapes, passwords that `hide` has met, and the values of secret environment variables. The same text
+    again stays as it is."""
     text = _ADDRESS.sub(rf"\1{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _ASSIGNED.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}" if found[1] else f'{found[2]}"{HIDDEN}"', text)
     text = _KNOWN.sub(HIDDEN, _HEADER.sub(rf"\1{HIDDEN}", text))
-    for name, value in os.environ.items():
-        if len(value) >= _LEAST_LENGTH and value in text and _IN_ENVIRONMENT.search(name):
+    in_environment = (value for name, value in os.environ.items() if _IN_ENVIRONMENT.search(name))
+    for value in (*_passwords, *in_environment):
+        if len(value) >= _LEAST_LENGTH and value in text:
             text = text.replace(value, HIDDEN)
     return text
 
@@ -67,12 +74,33 @@ def hide(address: str) -> str:
     public = _of_value(address)
     if public != address:
         _addresses[public] = address
+        user, _, password = _parts(address)[1].partition(":")
+        _passwords.update(one for secret in (password or user,) for one in (secret, unquote(secret)))
     return public
 
 
 def revealed(address: str) -> str | None:
     """The address that `hide` was given, to connect with; itself where it hides nothing, None where nobody knows."""
     return _addresses.get(address) or (None if HIDDEN in address else address)
+
+
+def escaped(address: str) -> str:
+    """An address whose user and password are written as addresses want it (`p@ss` as `p%40ss`); where that is so
+    already, it stays."""
+    scheme, userinfo, rest = _parts(address)
+    if not userinfo:
+        return address
+    user, found, password = userinfo.partition(":")
+    return f"{scheme}{quote(user, safe=_UNRESERVED)}{found}{quote(password, safe=_UNRESERVED)}@{rest}"
+
+
+def _parts(address: str) -> tuple[str, str, str]:
+    """(scheme with ://, user and password, the rest after the @) of an address."""
+    match = _WHOLE_ADDRESS.match(address)
+    if match is None:
+        return "", "", address
+    scheme = match[1] or match[2]
+    return scheme, address[len(scheme) : match.end() - 1], address[match.end() :]
 
 
 def public(value: T) -> T:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.credentials import hide, public, revealed, without_credentials
+from orchestrator.credentials import escaped, hide, public, revealed, without_credentials
 from orchestrator.errors import DataError, SpecError
 from orchestrator.spec_file import parse_spec
 from tests.specs import PRETRAIN, raw, spec
@@ -81,6 +81,25 @@ def test_an_address_is_revealed_to_the_process_that_hid_it() -> None:
     assert hide(hide(address)) == "postgresql://***@only-here/db"
     assert revealed("postgresql://***@only-here/db") == address
     assert revealed("postgresql://***@elsewhere/db") is None
+
+
+def test_a_password_that_was_hidden_is_hidden_alone_too_also_unescaped() -> None:
+    hide("https://them:other%40Secret@elsewhere")
+    assert without_credentials("refused: other@Secret and other%40Secret") == "refused: *** and ***"
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("postgresql://u:p@ss/w:rd@h:5/d", "postgresql://u:p%40ss%2Fw%3Ard@h:5/d"),
+        ("postgresql://u:p%40ss@h:5/d", "postgresql://u:p%40ss@h:5/d"),
+        ("https://tok en@h/x", "https://tok%20en@h/x"),
+        ("https://h:5000/x", "https://h:5000/x"),
+        ("sqlite:////a@b/c.db", "sqlite:////a@b/c.db"),
+    ],
+)
+def test_an_address_is_connected_to_with_its_password_escaped(given: str, written: str) -> None:
+    assert escaped(given) == written
 
 
 def test_no_part_of_an_error_holds_a_credential_or_is_longer_than_a_screen() -> None:

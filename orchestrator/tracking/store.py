@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from orchestrator import locations
-from orchestrator.credentials import revealed
+from orchestrator.credentials import escaped, revealed
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
 from orchestrator.whole_file import draft_of, read_json, write_json
 
@@ -90,7 +90,7 @@ def connection(uri: str) -> str:
             got=uri,
             do="set MLFLOW_TRACKING_URI to its whole address, or run the command that began with it again",
         )
-    return str(address)
+    return escaped(str(address))
 
 
 def check_uri(uri: str) -> None:
