@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from orchestrator.credentials import hide
+from orchestrator.credentials import hide, public
 from orchestrator.quantities import Budget, divisors, parse_budget
 from orchestrator.ranking import QUALITY_OF_TASK, Goal
 from orchestrator.spec_data import DataSpec
@@ -200,6 +200,11 @@ class DeepSpeedSpec(Block):
     def _consistent(self) -> Self:
         for path in _not_finite(self.raw):
             raise ValueError(f"deepspeed.{path} is no finite number: correct it")
+        if public(self.raw) != self.raw:
+            raise ValueError(
+                f"deepspeed holds credentials ({public(self.raw)}), which checkpoints and the workers' logs would repeat: "
+                "remove them, and give each node an environment variable, such as WANDB_API_KEY"
+            )
         planned = [key for key in PLANNED_DEEPSPEED_KEYS if key in self.raw]
         if planned:
             raise ValueError(

@@ -32,7 +32,9 @@ class Postgres:
     def dump(self) -> bytes:
         """All that it holds, as SQL."""
         command = [self._bin / "pg_dump", "-h", "127.0.0.1", "-p", str(self._port), "-U", USER, "postgres"]
-        return subprocess.run(command, env=_environment(PGPASSWORD=self._password), capture_output=True, check=True).stdout
+        return subprocess.run(
+            command, env=_environment(PGPASSWORD=self._password), capture_output=True, check=True
+        ).stdout
 
 
 @contextmanager
@@ -55,7 +57,9 @@ def postgres(password: str) -> Iterator[Postgres]:
         )
 
     try:
-        command("initdb", "-D", str(data), "-U", USER, "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync")
+        command(
+            "initdb", "-D", str(data), "-U", USER, "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync"
+        )
         options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off -c synchronous_commit=off"
         command("pg_ctl", "-D", str(data), "-w", "-o", options, "-l", str(folder / "log"), "start")
         try:

@@ -118,6 +118,13 @@ def test_a_spec_shows_its_store_without_the_password_in_every_form() -> None:
     assert revealed(given.tracking.uri) == f"https://me:{SECRET}@mlflow.example"
 
 
+def test_credentials_among_deepspeed_keys_are_refused_with_the_way_out() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(raw(PRETRAIN, deepspeed={"comet": {"enabled": False, "api_key": SECRET}}))
+    assert "WANDB_API_KEY" in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
 def test_credentials_in_a_bucket_are_refused_with_the_way_out() -> None:
     for storage in (f"s3://KEY:{SECRET}@bucket/x", f"s3://bucket/x?secret_key={SECRET}"):
         with pytest.raises(SpecError) as caught:

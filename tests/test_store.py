@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator import credentials
+from orchestrator.credentials import hide
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.tracking import store
+from tests.auth_server import guarded
 from tests.mlflow_runs import free_port, new_store
 
 
@@ -185,3 +188,47 @@ def test_a_locked_store_is_named_for_what_it_is(tmp_path: Path) -> None:
         database.execute("begin exclusive")
         with pytest.raises(StorageError, match="another program holds a lock"):
             store.experiment_id(store.client(uri), uri, "exp")
+
+
+SECRET = "to/open@it"
+
+
+@pytest.mark.slow
+def test_a_server_lets_in_whoever_its_address_names_as_mlflows_own_client_does() -> None:
+    with guarded("me", SECRET) as (host, answers):
+        address = f"http://me:{SECRET}@{host}"
+        store.check_store(hide(address))
+        assert answers == [200]
+        client = store.client(hide(address))
+        assert list(client.search_runs(["1"])) == []
+        assert answers == [200, 200]
+        with pytest.raises(Exception, match="401"):
+            store.client(f"http://me:wrong@{host}").search_runs(["1"])
+
+
+def test_credentials_of_a_store_are_kept_for_later_commands_in_a_file_of_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    address = f"postgresql://me:{SECRET}@kept-here/db"
+    shown = hide(address)
+    store.keep_credentials("sqlite:////nothing/to/keep.db")
+    assert list(tmp_path.iterdir()) == []
+    store.keep_credentials(shown)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(credentials, "_addresses", {})  # a later command
+    assert store.connection(shown) == "postgresql://me:to%2Fopen%40it@kept-here/db"
+    store.keep_credentials(hide("postgresql://me:other@elsewhere/db"))
+    monkeypatch.setattr(credentials, "_addresses", {})
+    assert store.connection(shown) == "postgresql://me:to%2Fopen%40it@kept-here/db"
+
+
+def test_credentials_come_from_the_environment_too_and_are_asked_for_where_they_are_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    with pytest.raises(SpecError, match="set MLFLOW_TRACKING_URI to its whole address"):
+        store.connection("postgresql://***@nowhere-known/db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@nowhere-known/db")
+    assert store.connection("postgresql://***@nowhere-known/db") == "postgresql://me:secret@nowhere-known/db"
