@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning.architectures import HEAD_MODULES, KNOWN
+from orchestrator.planning.model_shape import DECODERS, model_shape
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -32,11 +35,21 @@ def write_weights(file: Path, shapes: Shapes) -> Path:
     return file
 
 
-def write_base(folder: Path, config: Mapping[str, Any], shapes: Shapes | None = None) -> Path:
-    """A base model's folder; without `shapes` its weights are a token table alone."""
+def body_of(config: Mapping[str, Any]) -> Shapes:
+    """The weights that any model of an architecture has, without those of a head that a task may bring."""
+    kind = str(config["model_type"])
+    if kind not in KNOWN:
+        hidden = config.get("hidden_size") or config.get("n_embd") or config.get("dim")
+        return {"embeddings.word_embeddings.weight": (config["vocab_size"], hidden)}
+    if kind in DECODERS:
+        return model_shape(dict(config), task="causal-lm").weights
+    whole = model_shape(dict(config), task="text-classification").weights
+    return {name: size for name, size in whole.items() if not set(name.split(".")) & set(HEAD_MODULES[kind])}
+
+
+def write_base(folder: Path, config: Mapping[str, Any], more: Shapes | None = None) -> Path:
+    """A base model's folder; `more` are weights beside those of its body, or in place of them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    hidden = config.get("hidden_size") or config.get("n_embd") or config.get("dim")
-    table = {"embeddings.word_embeddings.weight": (config["vocab_size"], hidden)}
-    write_weights(folder / "model.safetensors", table if shapes is None else shapes)
+    write_weights(folder / "model.safetensors", {**body_of(config), **(more or {})})
     return folder

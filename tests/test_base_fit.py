@@ -8,15 +8,21 @@ import pytest
 
 from orchestrator.errors import ModelError
 from orchestrator.planning.base_fit import base_notes, check_tokenizer, keeps_head
+from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_shape
 from orchestrator.planning.plan import check_samples, make_plan, plan_to_run
+from orchestrator.planning.supported import supported
+from orchestrator.planning.text_part import TAKEN_APART
 from orchestrator.planning.trainable import lacks_masked_lm_head
 from orchestrator.spec import RunSpec
-from tests.bases import write_base
+from tests.bases import Shapes, body_of, write_base, write_weights
 from tests.specs import CLASSIFY, PRETRAIN, spec
 from tests.test_plan import BERT, COUNTS, cpus
 
-TABLE = {"bert.embeddings.word_embeddings.weight": (1000, 32)}
 POOLER = {"bert.pooler.dense.weight": (32, 32), "bert.pooler.dense.bias": (32,)}
+
+
+def based_on(base: Path) -> dict[str, Any]:
+    return {"kind": "finetune", "model": {"base": str(base)}}
 
 
 def head(classes: int) -> dict[str, tuple[int, ...]]:
@@ -27,7 +33,7 @@ def saved_classifier(folder: Path, *names: str, **config: Any) -> RunSpec:
     """A spec whose base was saved with a head for these classes."""
     named = {str(n): name for n, name in enumerate(names)}
     own = {**BERT, "architectures": ["BertForSequenceClassification"], "id2label": named, **config}
-    return spec(CLASSIFY, model__base=str(write_base(folder, own, {**TABLE, **POOLER, **head(len(names))})))
+    return spec(CLASSIFY, model__base=str(write_base(folder, own, {**POOLER, **head(len(names))})))
 
 
 def about_head(given: RunSpec, *classes: str) -> str:
@@ -67,11 +73,11 @@ def test_a_head_is_kept_for_just_its_own_classes(config: dict[str, Any], classes
 
 def test_a_base_without_a_pooler_gets_a_new_one_and_the_plan_says_so(tmp_path: Path) -> None:
     for kind in ("bert", "albert", "deberta-v2"):
-        base = write_base(tmp_path / kind, {**BERT, "model_type": kind}, TABLE)
-        said = base_notes(spec(CLASSIFY, model__base=str(base)), {**BERT, "model_type": kind})
-        assert said == (f"head: {base} comes without a pooler; a new one is drawn and trained with the head",)
-    with_one = write_base(tmp_path / "whole", BERT, {**TABLE, **POOLER})
-    assert base_notes(spec(CLASSIFY, model__base=str(with_one)), BERT) == ()
+        base = write_base(tmp_path / kind, {**BERT, "model_type": kind})
+        said = about_head(spec(CLASSIFY, model__base=str(base)))
+        assert said == f"head: {base} comes without a pooler; a new one is drawn and trained with the head"
+    with_one = spec(CLASSIFY, model__base=str(write_base(tmp_path / "whole", BERT, POOLER)))
+    assert not any(reason.startswith("head:") for reason in make_plan(with_one, cpus()).reasons)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,8 @@ def test_a_masked_lm_head_is_known_by_the_names_of_weights(names: list[str], lac
 
 
 def test_a_base_that_is_not_here_is_said_to_be_unseen() -> None:
-    (said,) = base_notes(spec(CLASSIFY, model__base="no-such-owner/no-such-model"), BERT)
+    shape = model_shape(BERT, task="text-classification")
+    (said,) = base_notes(spec(CLASSIFY, model__base="no-such-owner/no-such-model"), BERT, shape)
     assert "not on this machine yet" in said
 
 
@@ -126,7 +133,7 @@ def test_a_gguf_is_refused_before_its_config_is_missed(tmp_path: Path) -> None:
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
-    base = write_base(tmp_path, BERT, {"embeddings.word_embeddings.weight": (500, 32)})
+    base = write_base(tmp_path, BERT, {"bert.embeddings.word_embeddings.weight": (500, 32)})
     error = refusal(spec(CLASSIFY, model__base=str(base)))
     assert "do not go together" in error.what
     assert "500 rows" in str(error.got)
@@ -138,11 +145,89 @@ def test_rounded_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_new_masked_lm_head_that_lora_would_leave_as_it_was_drawn_is_refused(tmp_path: Path) -> None:
-    base = write_base(tmp_path, {**BERT, "model_type": "nystromformer"}, TABLE)
+    base = write_base(tmp_path, {**BERT, "model_type": "nystromformer"})
     lora = {"method": "lora", "lora": {"targets": ["query"]}, "task": "masked-lm", "kind": "finetune"}
-    given = spec(PRETRAIN, **lora, model={"base": str(base)})
-    with pytest.raises(ModelError, match="leave a new one as it was drawn"):
-        base_notes(given, {**BERT, "model_type": "nystromformer"})
+    assert "leave a new one as it was drawn" in refusal(spec(PRETRAIN, **lora, model={"base": str(base)})).what
+
+
+def test_a_base_without_a_layer_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+    body = dict(body_of(BERT))
+    del body["bert.encoder.layer.1.output.dense.weight"]
+    base = write_base(tmp_path, BERT)
+    write_weights(base / "model.safetensors", body)
+    for given in (spec(CLASSIFY, model__base=str(base)), spec(PRETRAIN, task="masked-lm", **based_on(base))):
+        error = refusal(given)
+        assert "lacks weights of its own architecture" in error.what
+        assert str(error.got).endswith("without bert.encoder.layer.1.output.dense.weight")
+
+
+def test_a_layer_of_another_size_than_the_config_s_is_refused(tmp_path: Path) -> None:
+    base = write_base(tmp_path, BERT, {"bert.encoder.layer.1.intermediate.dense.bias": (65,)})
+    assert "intermediate.dense.bias [65], not [64]" in str(refusal(spec(CLASSIFY, model__base=str(base))).got)
+
+
+def renamed(shapes: Shapes, old: str, new: str) -> Shapes:
+    return {name.replace(old, new): size for name, size in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "other", [("bert.", ""), ("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")]
+)
+def test_weights_by_their_other_names_are_taken(tmp_path: Path, other: tuple[str, str]) -> None:
+    base = write_base(tmp_path, BERT)
+    write_weights(base / "model.safetensors", renamed(body_of(BERT), *other))
+    assert make_plan(spec(CLASSIFY, model__base=str(base)), cpus()).parameters
+
+
+def test_a_tied_table_may_go_by_its_second_name_and_an_untied_output_layer_must_be_there(tmp_path: Path) -> None:
+    gpt2 = {**FAMILY_DEFAULTS["gpt2"], "vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    base = write_base(tmp_path, gpt2)
+    body = renamed(body_of(gpt2), "transformer.wte.weight", "lm_head.weight")
+    write_weights(base / "model.safetensors", body)
+    assert make_plan(spec(PRETRAIN, **based_on(base)), cpus()).parameters
+    untied = write_base(tmp_path, {**gpt2, "tie_word_embeddings": False})
+    write_weights(untied / "model.safetensors", body_of(gpt2))
+    assert str(refusal(spec(PRETRAIN, **based_on(untied))).got).endswith("without lm_head.weight")
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "masked-lm", "text-classification"])
+def test_a_model_that_reads_one_text_and_writes_another_is_refused_for_every_task(tmp_path: Path, task: str) -> None:
+    t5 = {"model_type": "t5", "is_encoder_decoder": True, "d_model": 32, "num_layers": 2, "num_heads": 2}
+    base = write_base(tmp_path, {**t5, "d_ff": 64, "vocab_size": 100, "hidden_size": 32})
+    kind = CLASSIFY if task == "text-classification" else PRETRAIN
+    given = spec(kind, kind="finetune", task=task, model={"base": str(base)})
+    assert "writes another" in refusal(given).what
+
+
+def test_an_architecture_that_transformers_has_no_model_of_the_task_for_is_refused(tmp_path: Path) -> None:
+    base = write_base(tmp_path, {**BERT, "model_type": "olmo9"})
+    assert (
+        "transformers has no model for task: text-classification" in refusal(spec(CLASSIFY, model__base=str(base))).what
+    )
+
+
+@pytest.mark.slow
+def test_the_architectures_of_a_task_are_those_of_transformers() -> None:
+    from transformers.models.auto import modeling_auto as auto
+
+    assert supported("causal-lm") == set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert supported("masked-lm") == set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    assert supported("text-classification") == set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_models_whose_text_part_is_loaded_alone_are_those_of_transformers() -> None:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    found = set()
+    for kind in supported("causal-lm") & set(CONFIG_MAPPING.keys()):
+        part = CONFIG_MAPPING[kind].sub_configs.get("text_config")
+        name = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
+        if part is not None and getattr(transformers, name).config_class == part:
+            found.add(kind)
+    assert found == set(TAKEN_APART)
 
 
 TEXT = {**BERT, "model_type": "llama", "num_key_value_heads": 2}
@@ -162,8 +247,8 @@ def test_a_model_of_text_and_pictures_is_refused_with_what_saves_its_text_part(t
 
 def test_one_whose_text_part_transformers_loads_alone_is_planned_by_that(tmp_path: Path) -> None:
     nested = {"model_type": "llama4", "vocab_size": 1000, "hidden_size": 32, "text_config": TEXT}
-    base = write_base(tmp_path / "nested", nested, {"language_model.model.embed_tokens.weight": (1000, 32)})
-    alone = write_base(tmp_path / "alone", TEXT, {"model.embed_tokens.weight": (1000, 32)})
+    base = write_base(tmp_path / "nested", nested, renamed(body_of(TEXT), "model.", "language_model.model."))
+    alone = write_base(tmp_path / "alone", TEXT)
     one, other = (
         make_plan(spec(PRETRAIN, kind="finetune", model={"base": str(place)}), cpus()) for place in (base, alone)
     )

@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ModelError
+from orchestrator.planning.architectures import HEAD_MODULES, KNOWN
 from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_config, model_shape
-from orchestrator.planning.trainable import (
-    DEFAULT_LORA_TARGETS,
-    HEAD_MODULES,
-    MASKED_LM_TRANSFORMS,
-    trainable_parameters,
-)
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS, trainable_parameters
 from orchestrator.spec import ModelSpec, RunSpec, Task
 
 BERT = {
@@ -259,7 +255,36 @@ def test_lora_on_an_unknown_architecture_needs_targets() -> None:
     assert trainable_parameters(spec("lora", lora={"targets": ["q_proj"]}), shape) > 0
 
 
+TINY = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+TINY |= {"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GROUPED = {**TINY, "num_key_value_heads": 2}
+DEBERTA = {**TINY, "model_type": "deberta-v2", "relative_attention": True, "pos_att_type": "p2c|c2p"}
+DEBERTA_V3 = {**DEBERTA, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+DEBERTA_V3 |= {"position_biased_input": False, "type_vocab_size": 0}
+ALBERT = {**TINY, "model_type": "albert", "embedding_size": 16}
+ELECTRA = {**TINY, "model_type": "electra", "embedding_size": 16}
+MODERNBERT = {**TINY, "model_type": "modernbert", "cls_token_id": 1, "sep_token_id": 2}
+NEOX = {**TINY, "model_type": "gpt_neox"}
+OPT = {**TINY, "model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32}
+
 CASES: list[tuple[dict[str, Any], Task]] = [
+    *((config, "masked-lm") for config in (DEBERTA, DEBERTA_V3, ALBERT, ELECTRA, MODERNBERT)),
+    *((config, "text-classification") for config in (DEBERTA, DEBERTA_V3, ALBERT, ELECTRA, MODERNBERT)),
+    ({**DEBERTA, "conv_kernel_size": 3, "embedding_size": 16, "type_vocab_size": 2}, "masked-lm"),
+    ({**ALBERT, "num_hidden_groups": 3, "inner_group_num": 2}, "text-classification"),
+    ({**ELECTRA, "embedding_size": 32}, "text-classification"),
+    ({**MODERNBERT, "norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True}, "masked-lm"),
+    *(({**ROBERTA, "model_type": kind}, "masked-lm") for kind in ("camembert", "xlm-roberta")),
+    *(({**ROBERTA, "model_type": kind}, "text-classification") for kind in ("camembert", "xlm-roberta")),
+    *(({**GROUPED, "model_type": kind}, "causal-lm") for kind in ("gemma", "gemma2", "gemma3_text", "phi3", "smollm3")),
+    ({**GROUPED, "model_type": "gemma3_text", "head_dim": 8}, "text-classification"),
+    ({**GROUPED, "model_type": "phi3"}, "text-classification"),
+    (NEOX, "causal-lm"),
+    ({**NEOX, "attention_bias": False, "tie_word_embeddings": True}, "causal-lm"),
+    (NEOX, "text-classification"),
+    (OPT, "causal-lm"),
+    (OPT, "text-classification"),
+    ({**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False, "enable_bias": False}, "causal-lm"),
     (GPT2, "causal-lm"),
     (GPT2, "text-classification"),
     ({**GPT2, "tie_word_embeddings": False, "n_inner": 200}, "causal-lm"),
@@ -293,6 +318,23 @@ def _meta_model(config: dict[str, Any], task: Task) -> Any:
         return AUTO_CLASSES[task].from_config(built)
 
 
+def test_every_known_architecture_is_compared_with_the_real_one() -> None:
+    assert {str(config["model_type"]) for config, _ in CASES} == KNOWN
+    assert set(DEFAULT_LORA_TARGETS) == KNOWN <= set(HEAD_MODULES)
+
+
+def test_layers_that_share_their_weights_are_computed_each() -> None:
+    shared = model_shape(ALBERT, task="text-classification")
+    apart = model_shape({**ALBERT, "num_hidden_groups": 3}, task="text-classification")
+    assert shared.parameters + shared.used_again == apart.parameters
+    assert apart.used_again == 0
+
+
+def _first_name(name: str, tied: bool) -> str:
+    """CamemBERT's modules stand in another order, so that a tied table goes by its second name."""
+    return "roberta.embeddings.word_embeddings.weight" if tied and name == "lm_head.decoder.weight" else name
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("config", "task"), CASES)
@@ -300,6 +342,7 @@ def test_count_equals_that_of_the_real_model(config: dict[str, Any], task: Task)
     model = _meta_model(config, task)
     shape = model_shape(config, task=task, num_labels=3)
     assert shape.exact
+    assert shape.weights == {_first_name(name, shape.tied): tuple(p.shape) for name, p in model.named_parameters()}
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     if task == "text-classification":
         heads = HEAD_MODULES[shape.model_type]

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orchestrator.errors import ModelError
-from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES
+from orchestrator.planning.architectures import HEAD_MODULES
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS
 from orchestrator.training import models
 from orchestrator.training.batches import open_split
 from orchestrator.training.export import Sample, check_batch, export

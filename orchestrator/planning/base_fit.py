@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ModelError
+from orchestrator.planning.architectures import HEAD_MODULES
+from orchestrator.planning.model_shape import ModelShape
+from orchestrator.planning.pickled_weights import Shape
 from orchestrator.planning.stored_weights import StoredWeights, read_weights
-from orchestrator.planning.trainable import HEAD_MODULES, MASKED_LM_TRANSFORMS, lacks_masked_lm_head
+from orchestrator.planning.trainable import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -24,11 +27,12 @@ _SHOWN = 5
 
 
 def base_notes(
-    spec: RunSpec, config: Mapping[str, Any], *, label_names: Sequence[str] | None = None
+    spec: RunSpec, config: Mapping[str, Any], shape: ModelShape, *, label_names: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """What becomes of a base's head, in sentences; none without a base or with `method: scratch`.
 
-    `config` is the base's, `label_names` are the classes of the data once they are known.
+    `config` is the base's, `shape` that of the model that is trained, `label_names` are the classes of the data once
+    they are known.
     Raises ModelError where its files cannot be used, or do not hold what its config.json says.
     """
     base = spec.model.base
@@ -39,6 +43,7 @@ def base_notes(
     if stored is None:
         return (f"base: {base} is not on this machine yet, so its files were not looked at",)
     _check_against_config(base, stored, config)
+    _check_names(spec, stored, shape)
     if spec.task == "text-classification":
         return tuple(_about_classifier(base, stored, config, label_names))
     if spec.task == "masked-lm" and lacks_masked_lm_head(stored.shapes):
@@ -127,6 +132,62 @@ def _check_against_config(base: str, stored: StoredWeights, config: Mapping[str,
         )
     if not stored.shapes:
         raise ModelError("the base model's weights are empty", got=base, do="copy or download the files again")
+
+
+def _check_names(spec: RunSpec, stored: StoredWeights, shape: ModelShape) -> None:
+    """Raises ModelError where the files lack a weight of a known architecture, or have it in another shape.
+
+    A weight may be stored with or without the name of the body it is in; what lies in the task's head may be absent.
+    """
+    if any("language_model" in name.split(".")[:2] for name in stored.shapes):
+        return  # a text part within a larger model, whose names transformers changes
+    body = next(iter(shape.weights), "").partition(".")[0]
+    held = {_bare(name, body): size for name, size in stored.shapes.items()}
+    absent, other = [], []
+    for name, size in shape.weights.items():
+        found = held.get(_bare(name, body))
+        if _in_head(name, spec, shape, body):
+            continue
+        if found is None and not (shape.tied and _TOKEN_TABLE.search(name) and size in _outputs(held)):
+            absent.append(name)
+        elif found is not None and found != size:
+            other.append(f"{name} {list(found)}, not {list(size)}")
+    if absent:
+        raise lacking(str(spec.model.base), absent)
+    if other:
+        raise ModelError(
+            "the base model's config.json and weights do not go together",
+            got=f"{spec.model.base}: {'; '.join(other[:2])}",
+            do="copy both files from the same model",
+        )
+
+
+def lacking(base: str, absent: Sequence[str]) -> ModelError:
+    """The error for a base without weights of its own architecture."""
+    names = sorted(absent)
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return ModelError(
+        "the base model lacks weights of its own architecture, which would be drawn at random",
+        got=f"{base} without {', '.join(names[:3])}{more}",
+        do="give a complete base model, or use method: scratch for new weights",
+    )
+
+
+def _bare(name: str, body: str) -> str:
+    """A weight's name without that of the body, in today's words."""
+    plain = name.removeprefix(f"{body}.").replace("LayerNorm.gamma", "LayerNorm.weight")
+    plain = plain.replace("LayerNorm.beta", "LayerNorm.bias")
+    return "lm_head.weight" if plain == "embed_out.weight" else plain  # as GPT-NeoX's was called
+
+
+def _outputs(held: Mapping[str, Shape]) -> set[Shape]:
+    return {size for name, size in held.items() if name.endswith(("lm_head.weight", "decoder.weight"))}
+
+
+def _in_head(name: str, spec: RunSpec, shape: ModelShape, body: str) -> bool:
+    if spec.task == "text-classification":
+        return not set(name.split(".")).isdisjoint(HEAD_MODULES[shape.model_type])
+    return spec.task == "masked-lm" and not name.startswith(f"{body}.")
 
 
 def check_tokenizer(

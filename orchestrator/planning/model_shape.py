@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.planning.architectures import HEAD_MODULES, weights_of
+from orchestrator.planning.pickled_weights import Shape
 from orchestrator.planning.stored_weights import refuse_gguf
 from orchestrator.planning.text_part import text_part
 
@@ -60,20 +64,28 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 # fmt: on
 """Configuration of each family that `model.config` names; `model.overrides` replaces single values."""
 
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-BERT_LIKE = ("bert", "roberta", "distilbert")
-DECODERS = ("gpt2", *LLAMA_LIKE)
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3")
+DECODERS = ("gpt2", "gpt_neox", "opt", *LLAMA_LIKE)
 ENCODERS = (
-    *BERT_LIKE,
-    *("albert", "camembert", "deberta", "deberta-v2", "electra", "modernbert", "mpnet", "xlm-roberta"),
+    *("bert", "roberta", "distilbert", "albert", "camembert", "deberta", "deberta-v2", "electra", "modernbert"),
+    *("mpnet", "xlm-roberta"),
 )
-"""Architectures whose tokens see those on both sides; those that are not like BERT are counted as usual ones."""
+"""Architectures whose tokens see those on both sides."""
+_UNTIED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox")
+"""Whose output layer is its own where a config.json does not say."""
 _UNUSED_POSITIONS = {"roberta": 2}
 """Rows of the position table that no token gets: RoBERTa counts from its padding's id, 1, plus 1."""
 
 MOST_SIZE = 10**9
 """Of any size of a model: a thousand times the widest published; what is above is a slip."""
-_DEFAULT_KV_HEADS = {"mistral": 8}  # what transformers assumes when a config.json leaves it out; else: as many as heads
+# What transformers assumes when a config.json leaves it out; else: as many as heads, and the hidden size over them.
+_DEFAULT_KV_HEADS = {"mistral": 8}
+_DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+_LOOKED_UP = (
+    *("word_embeddings", "position_embeddings", "token_type_embeddings", "wte", "wpe", "embed_tokens"),
+    *("embed_positions", "embed_in", "tok_embeddings"),
+)
+"""Modules that are tables."""
 _SHARES = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -122,6 +134,10 @@ class ModelShape:
     """Whether training drops activations, whose masks are kept."""
     exact: bool
     """Whether `parameters` is exact, or a standard transformer's of this size."""
+    used_again: int = 0
+    """Weights that a token meets once more, in layers that share them."""
+    weights: Mapping[str, Shape] = field(default_factory=dict, repr=False)
+    """Name and shape of each weight, with the head of the task; empty where they are not known."""
 
 
 def model_config(
@@ -285,7 +301,7 @@ def _no_size(config: dict[str, Any], name: str) -> ModelError:
 def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = None) -> ModelShape:
     """The sizes and the number of parameters of a configuration with the head of a task (2 labels if not said).
 
-    Exact for gpt2, llama, mistral, qwen2, qwen3, bert, roberta and distilbert; a standard transformer's otherwise.
+    Exact for the architectures of `architectures.KNOWN`; a standard transformer's otherwise.
     Raises ModelError when a size is missing or the model cannot learn the task.
     """
     kind = str(config["model_type"])
@@ -316,21 +332,46 @@ def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = 
         "hidden": hidden,
         "heads": heads,
         "kv_heads": _given_size(config, "num_key_value_heads") or _DEFAULT_KV_HEADS.get(kind, heads),
-        "head_dim": _given_size(config, "head_dim") or (128 if kind == "qwen3" else hidden // heads),
+        "head_dim": _given_size(config, "head_dim") or _DEFAULT_HEAD_DIM.get(kind, hidden // heads),
         "intermediate": _size(config, "intermediate") if known_width else 4 * hidden,
         "vocab": vocab,
         "context": context,
-        "tied": bool(config.get("tie_word_embeddings", kind not in LLAMA_LIKE)),
+        "tied": bool(config.get("tie_word_embeddings", kind not in _UNTIED)),
         "causal": kind not in ENCODERS and task != "masked-lm",
         "mlp_tensors": _mlp_tensors(config),
         "rms_norm": "rms_norm_eps" in config or kind in LLAMA_LIKE,
         "dropout": any(config.get(name, 0.0 if kind in LLAMA_LIKE else 0.1) for name in _DROPOUTS),
     }
-    count = {"gpt2": _count_gpt2, **dict.fromkeys(LLAMA_LIKE, _count_llama), **dict.fromkeys(BERT_LIKE, _count_bert)}
-    parameters, embeddings, head = count.get(kind, _count_standard)(config, sizes, labels)
+    weights = weights_of(config, sizes, labels=labels)
+    if weights is None:
+        parameters, embeddings, head = _count_standard(sizes, labels)
+        return ModelShape(
+            parameters=parameters, embedding_parameters=embeddings, head_parameters=head, exact=False, **sizes
+        )
+    heads_of = HEAD_MODULES[kind] if labels else ()
     return ModelShape(
-        parameters=parameters, embedding_parameters=embeddings, head_parameters=head, exact=kind in count, **sizes
+        parameters=_count(weights),
+        embedding_parameters=_count(weights, within=_LOOKED_UP),
+        head_parameters=_count(weights, within=heads_of),
+        used_again=_used_again(config, sizes, weights) if kind == "albert" else 0,
+        weights=weights,
+        exact=True,
+        **sizes,
     )
+
+
+def _count(weights: Mapping[str, Shape], *, within: Collection[str] | None = None) -> int:
+    """Of all, or of those in modules whose own name is one of `within`."""
+    return sum(
+        math.prod(shape)
+        for name, shape in weights.items()
+        if within is None or not set(name.split(".")).isdisjoint(within)
+    )
+
+
+def _used_again(config: dict[str, Any], sizes: Mapping[str, Any], weights: Mapping[str, Shape]) -> int:
+    groups = config.get("num_hidden_groups") or 1
+    return int(_count(weights, within=("albert_layers",)) * (sizes["layers"] / groups - 1))
 
 
 def _mlp_tensors(config: dict[str, Any]) -> int:
@@ -345,49 +386,7 @@ def _mlp_tensors(config: dict[str, Any]) -> int:
     return 2  # a fused activation: its input and its result
 
 
-def _count_gpt2(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
-    h, i, v = s["hidden"], s["intermediate"], s["vocab"]
-    embeddings = v * h + s["context"] * h
-    layer = 4 * h + (h * 3 * h + 3 * h) + (h * h + h) + (h * i + i) + (i * h + h)
-    head = h * labels
-    output = 0 if labels or s["tied"] else v * h
-    return embeddings + s["layers"] * layer + 2 * h + head + output, embeddings, head
-
-
-def _count_llama(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
-    h, i, d = s["hidden"], s["intermediate"], s["head_dim"]
-    q, kv = s["heads"] * d, s["kv_heads"] * d
-    bias = config.get("attention_bias", False)
-    attention = 2 * h * q + 2 * h * kv
-    attention += (q + 2 * kv if bias or s["model_type"] == "qwen2" else 0) + (h if bias else 0)
-    attention += 2 * d if s["model_type"] == "qwen3" else 0
-    mlp = 3 * h * i + (2 * i + h if config.get("mlp_bias") else 0)
-    embeddings, head = s["vocab"] * h, h * labels
-    output = 0 if labels or s["tied"] else s["vocab"] * h
-    return embeddings + s["layers"] * (attention + mlp + 2 * h) + h + head + output, embeddings, head
-
-
-def _count_bert(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
-    h, i, kind = s["hidden"], s["intermediate"], s["model_type"]
-    segments = 0 if kind == "distilbert" else config.get("type_vocab_size", 2)
-    embeddings = (s["vocab"] + (config.get("max_position_embeddings") or 512) + segments) * h
-    layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
-    body = embeddings + 2 * h + s["layers"] * layer
-    if (
-        not labels
-    ):  # a bias beside the token table; untied, BERT's and RoBERTa's output layer has one of its own besides
-        own_output = 0 if s["tied"] else h + (kind != "distilbert")
-        return body + transform_parameters(h) + s["vocab"] * (1 + own_output), embeddings, 0
-    head = (h * h + h) + (h * labels + labels)
-    return body + head, embeddings, head
-
-
-def transform_parameters(hidden: int) -> int:
-    """Weights between a masked language model's last layer and its output layer: a dense layer and a norm."""
-    return (hidden * hidden + hidden) + 2 * hidden
-
-
-def _count_standard(config: dict[str, Any], s: dict[str, Any], labels: int) -> tuple[int, int, int]:
+def _count_standard(s: dict[str, Any], labels: int) -> tuple[int, int, int]:
     h, i, q, kv = s["hidden"], s["intermediate"], s["heads"] * s["head_dim"], s["kv_heads"] * s["head_dim"]
     embeddings, head = s["vocab"] * h, h * labels
     layer = 2 * h * q + 2 * h * kv + (3 if s["mlp_tensors"] == 4 else 2) * h * i + 4 * h

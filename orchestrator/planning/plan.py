@@ -17,7 +17,7 @@ from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.length import Length, training_length, warmup_steps
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.model_shape import ModelShape, model_config, model_shape
+from orchestrator.planning.model_shape import DECODERS, ENCODERS, ModelShape, model_config, model_shape
 from orchestrator.planning.placement import (
     Site,
     check_room,
@@ -27,6 +27,7 @@ from orchestrator.planning.placement import (
     worker_counts,
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
+from orchestrator.planning.supported import check_supported
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
 from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.quantities import human_count
@@ -313,6 +314,8 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
     length, own_tokenizer = spec.data.sequence_length, spec.model.base is not None and spec.model.tokenizer == "auto"
     vocabulary = None if counts is None or own_tokenizer else counts.vocab_size
     config = model_config(spec.model, vocab_size=vocabulary, sequence_length=length)
+    if config["model_type"] not in (*DECODERS, *ENCODERS):  # whose tasks are known
+        check_supported(config, spec.task)
     shape = model_shape(config, task=spec.task, num_labels=None if counts is None else counts.num_labels)
     if shape.context is not None and length > shape.context:
         raise ModelError(
@@ -321,7 +324,7 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
             allowed=f"at most {shape.context} tokens",
             do=f"set data.sequence_length={shape.context}",
         )
-    notes = base_notes(spec, config, label_names=None if counts is None else counts.label_names)
+    notes = base_notes(spec, config, shape, label_names=None if counts is None else counts.label_names)
     return shape, trainable_parameters(spec, shape), notes
 
 

@@ -64,7 +64,7 @@ def flops_per_token(shape: ModelShape, *, method: str, trainable: int, sequence_
     (`head`: 2).
     Attention adds 12 x layers x width x length, half of it where a token sees only those before it (PaLM, app. B).
     """
-    weights = shape.parameters - shape.embedding_parameters - shape.head_parameters
+    weights = shape.parameters + shape.used_again - shape.embedding_parameters - shape.head_parameters
     if shape.tied and not shape.head_parameters:
         weights += shape.vocab * shape.hidden
     width = shape.heads * shape.head_dim

@@ -7,11 +7,12 @@ Nothing here loads torch or transformers.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ModelError
-from orchestrator.planning.model_shape import BERT_LIKE, DECODERS, LLAMA_LIKE, ModelShape, transform_parameters
+from orchestrator.planning.model_shape import LLAMA_LIKE, ModelShape
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -19,30 +20,23 @@ if TYPE_CHECKING:
 DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "gpt2": ("c_attn",),
     **dict.fromkeys(LLAMA_LIKE, ("q_proj", "v_proj")),
-    **dict.fromkeys(("bert", "roberta"), ("query", "value")),
+    "phi3": ("qkv_proj",),
+    "gpt_neox": ("query_key_value",),
+    "opt": ("q_proj", "v_proj"),
+    **dict.fromkeys(("bert", "roberta", "camembert", "xlm-roberta", "albert", "electra"), ("query", "value")),
+    "deberta-v2": ("query_proj", "value_proj"),
     "distilbert": ("q_lin", "v_lin"),
+    "modernbert": ("Wqkv",),
 }
 """Modules that get an adapter when `lora.targets` is not set, by model type: as in peft 0.21 and Hu et al. (2021)."""
 
-HEAD_MODULES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(DECODERS, ("score",)),
-    **dict.fromkeys(("bert", "albert", "deberta", "deberta-v2"), ("pooler", "classifier")),
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "electra", "mpnet"), ("classifier",)),
-    "modernbert": ("head", "classifier"),
-    "distilbert": ("pre_classifier", "classifier"),
-}
-"""Modules of the classification head, by model type and the last part of their name.
-
-`method: head` trains only these; `method: lora` trains them besides the adapters. The head of every encoder is a dense
-layer and a projection. BERT's dense layer is its pooler, which may come with the base; it is trained all the same,
-because sentence encoders such as MiniLM average the tokens instead and never trained the one they carry, and a masked
-language model of ALBERT or DeBERTa-v2 has none.
-"""
-
 MASKED_LM_TRANSFORMS: dict[str, tuple[str, ...]] = {
-    "bert": ("predictions.transform",),
-    "roberta": ("lm_head.dense", "lm_head.layer_norm"),
+    **dict.fromkeys(("bert", "deberta-v2"), ("predictions.transform",)),
+    **dict.fromkeys(("roberta", "camembert", "xlm-roberta"), ("lm_head.dense", "lm_head.layer_norm")),
     "distilbert": ("vocab_transform", "vocab_layer_norm"),
+    "albert": ("predictions.dense", "predictions.LayerNorm"),
+    "electra": ("generator_predictions",),
+    "modernbert": ("head",),
 }
 """What a masked language model has between its last layer and the token table: a dense layer and a normalisation.
 
@@ -70,8 +64,13 @@ def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
             do="set lora.targets to the names of the attention's projections",
         )
     whole = shape.head_parameters
-    if spec.task == "masked-lm" and shape.model_type in MASKED_LM_TRANSFORMS:
-        whole = transform_parameters(shape.hidden)
+    if spec.task == "masked-lm":
+        transforms = MASKED_LM_TRANSFORMS.get(shape.model_type, ())
+        whole = sum(
+            math.prod(size)
+            for name, size in shape.weights.items()
+            if any(f".{part}." in f".{name}" for part in transforms)
+        )
     return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + whole
 
 
@@ -96,7 +95,7 @@ def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: in
                 do=f"did you mean {near[0]}?" if near else None,
             )
     matched = [size for name, size in modules.items() if any(_matches(name, target) for target in targets)]
-    return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in matched)
+    return sum(rank * (inputs + outputs) for inputs, outputs in matched)
 
 
 def _matches(name: str, target: str) -> bool:
@@ -105,18 +104,9 @@ def _matches(name: str, target: str) -> bool:
 
 
 def _linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of the linear modules of one layer, by name; empty for an unknown architecture."""
-    h, i = shape.hidden, shape.intermediate
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    square = (h, h)
-    if shape.model_type == "gpt2":
-        return {"attn.c_attn": (h, 3 * h), "attn.c_proj": square, "mlp.c_fc": (h, i), "mlp.c_proj": (i, h)}
-    if shape.model_type in LLAMA_LIKE:
-        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
-        return {**attention, "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
-    if shape.model_type == "distilbert":
-        return {**dict.fromkeys(("q_lin", "k_lin", "v_lin", "out_lin"), square), "ffn.lin1": (h, i), "ffn.lin2": (i, h)}
-    if shape.model_type in BERT_LIKE:
-        attention = dict.fromkeys(("query", "key", "value", "attention.output.dense"), square)
-        return {**attention, "intermediate.dense": (h, i), "output.dense": (i, h)}
-    return {}
+    """The two sizes of the linear modules of all layers, by name; empty for an unknown architecture."""
+    return {
+        name.removesuffix(".weight"): (size[0], size[1])
+        for name, size in shape.weights.items()
+        if len(size) == 2 and any(part.isdigit() for part in name.split("."))
+    }

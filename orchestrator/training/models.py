@@ -20,10 +20,11 @@ from transformers.initialization import no_init_weights
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
-from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head
-from orchestrator.planning.model_shape import model_config
+from orchestrator.planning.architectures import HEAD_MODULES
+from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head, lacking
+from orchestrator.planning.model_shape import model_config, model_shape
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, HEAD_MODULES, MASKED_LM_TRANSFORMS
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS
 from orchestrator.spec import RunSpec, Task
 from orchestrator.training.prepare import PreparedData
 
@@ -242,17 +243,13 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
         ) from error
     in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_head
     _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
-    absent = sorted(name for name in report["missing_keys"] if not in_head(name, model))
+    absent = [name for name in report["missing_keys"] if not in_head(name, model)]
     if absent:
-        more = f" and {len(absent) - 3} more" if absent[3:] else ""
-        raise ModelError(
-            "the base model lacks weights of its own architecture, which would be drawn at random",
-            got=f"{spec.model.base} without {', '.join(absent[:3])}{more}",
-            do="give a complete base model, or use method: scratch for new weights",
-        )
+        raise lacking(str(spec.model.base), absent)
     if new_head:
         _draw_output_anew(model)
-    for note in base_notes(spec, own, label_names=data.label_names):
+    shape = model_shape(own, task=spec.task, num_labels=len(names) or None)
+    for note in base_notes(spec, own, shape, label_names=data.label_names):
         say(note)
     let_every_token_train(model)
     loaded: torch.nn.Module = model

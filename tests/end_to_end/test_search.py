@@ -171,11 +171,11 @@ def test_trials_at_a_time_are_what_the_cluster_holds_and_reuse_its_processes(fol
 
 @pytest.fixture(scope="module")
 def broken_base(folder: Path) -> str:
-    """A base model whose weights are cut off, which nobody sees before a trial loads them."""
+    """A base model with an activation that transformers lacks, which nobody sees before a trial builds it."""
     broken = folder / "broken"
     shutil.copytree(folder / "base", broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    config = broken / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "no-such-activation"}))
     return str(broken)
 
 
