@@ -9,6 +9,7 @@ from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.search_plan import plan_search, share_of_steps, trials_at_a_time
+from orchestrator.planning.throughput import STARTUP_SECONDS
 from orchestrator.quantities import parse_budget
 from tests.specs import PRETRAIN, spec
 from tests.training_runs import CLUSTER
@@ -43,7 +44,7 @@ def test_a_search_takes_what_its_trials_take_together_and_halving_pays_every_sta
     assert whole.usd.mid == pytest.approx(sum(hours) * plans[0].usd_per_device_hour)
     assert whole.wall_hours.mid == pytest.approx(sum(hours) / 2), "two at a time, one worker each"
     assert cut.steps == round(2 * 900 * share_of_steps(900, (100, 300), 3) + 450 * share_of_steps(450, (100, 300), 3))
-    start = 35 / 3600
+    start = STARTUP_SECONDS.mid / 3600
     assert cut.gpu_hours.mid - 3 * start == pytest.approx(
         2 * (hours[0] - start) * share_of_steps(900, (100, 300), 3)
         + (hours[2] - start) * share_of_steps(450, (100, 300), 3)
