@@ -105,7 +105,7 @@ def _refuse_unlearnable(reading: Reading, *, held_out_given: bool) -> None:
     counts = Counter(label for label in reading.complete_labels() if label is not None)
     refuse_no_classes(counts, column=reading.columns.label or "", location=reading.location, asking=OPTIONS)
     if not held_out_given:
-        refuse_single_rows(counts, asking=OPTIONS)
+        refuse_single_rows(counts, column=reading.columns.label or "", asking=OPTIONS)
 
 
 def tokenizer_at_hand(base: str) -> CountTokens | None:

@@ -166,6 +166,11 @@ UNUSUAL = {
         "text",
         "author",
     ),
+    "a telling name among several texts": (
+        {"source": lambda n: f"<a>from a device {n}</a>", "full_text": sentence, "place": ("x", "y")},
+        "full_text",
+        "place",
+    ),
     "a topic that is free text": ({"text": sentence, "topic": sentence, "mood": ("up", "down")}, "text", "mood"),
     "unspaced script": (
         {"句子": lambda n: "这部电影非常好看我很喜欢它真的很棒非常推荐" + str(n), "极性": ("好", "坏")},
@@ -281,3 +286,35 @@ def test_a_class_beside_instructions_can_be_learnt() -> None:
         choose_columns(preview, task="text-classification")
     found = choose_columns(preview, task="text-classification", text_column="instruction")
     assert (found.text, found.label) == ("instruction", "category")
+
+
+def test_a_first_row_in_place_of_names_is_refused_and_not_lost() -> None:
+    with pytest.raises(DataError, match="has no header") as caught:
+        choose_columns(rows_of(60, **{"a film with several words": sentence, "good": ("good", "bad")}))
+    assert "put a line of names before it" in str(caught.value.do)
+    assert choose_columns(rows_of(60, good=("good", "bad"), text=sentence)).label == "good"
+
+
+@pytest.mark.parametrize(("value", "why"), [(0.5, "a score to be predicted"), (["a"], "several classes a row")])
+def test_a_label_that_is_no_class_is_told_apart(value: object, why: str) -> None:
+    found = choose_columns(
+        rows_of(60, text=sentence, label=lambda n: value if isinstance(value, list) else n % 3 + 0.5, other="x")
+    )
+    assert found.label is None
+    assert why in found.assumed[0]
+
+
+def test_objects_alone_are_to_be_written_as_columns() -> None:
+    with pytest.raises(DataError) as caught:
+        choose_columns(rows_of(9, data=lambda _: {"text": REVIEW}))
+    assert "as columns of their own" in str(caught.value.do)
+
+
+def test_short_texts_that_repeat_are_no_classes_where_they_are_named_as_texts() -> None:
+    assert choose_columns(rows_of(60, review=("good film", "bad film"), mood=("up", "down"))).label == "mood"
+
+
+def test_all_yes_or_no_labels_are_counted_where_some_have_telling_names() -> None:
+    columns = dict.fromkeys(("toxic", "severe_toxic", "threat"), ("0", "1"))
+    with pytest.raises(DataError, match="3 columns that may be the class"):
+        choose_columns(rows_of(60, comment=sentence, **columns))

@@ -247,6 +247,8 @@ def test_orange_headers_are_recognised_left_out_and_said(tmp_path: Path) -> None
     assert fields(file, ["Text", "Category"], usual="\t") == [["words", "a"], ["more", "b"]]
     (note,) = delimited.inspect(file, usual="\t").notes
     assert "Orange's types and roles" in note
+    several = "Author\tContent\tAt\ndiscrete\tstring\ttime\nclass\tmeta include=True title=True\t\na\twords\t\n"
+    assert fields(write(tmp_path / "roles.tab", several), ["Author"], usual="\t") == [["a"]]
     plain = write(tmp_path / "plain.tab", "Text\tCategory\nstring theory\tdiscrete maths\nmeta\tclassics\n")
     assert len(fields(plain, ["Text"], usual="\t")) == 2
 

@@ -40,6 +40,8 @@ RECOGNISED: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "prompts with answers",
         ("context", "question", "answers"),
     ),
+    "opus": ({"id": "1", "translation": {"de": "ja", "en": "yes"}}, "texts with their translations", ("translation",)),
+    "replies": ({"": 0, "statement": WORDS, "reply": WORDS}, "prompts with answers", ("statement", "reply")),
     "summaries": ({"document": WORDS, "summary": "words"}, "prompts with answers", ("document", "summary")),
     "nli": ({"premise": WORDS, "hypothesis": WORDS, "label": 0}, "pairs of texts", ("premise", "hypothesis")),
     "tags": ({"tokens": ["a", "b"], "ner_tags": [0, 1]}, "tokens with a tag each", ("tokens", "ner_tags")),

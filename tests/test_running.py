@@ -137,7 +137,7 @@ DATA_MISTAKES: dict[str, tuple[Build, tuple[str, ...]]] = {
     ),
     "an empty file": (
         lambda folder: pretrain(folder, data__train=write(folder, "empty.txt", "")),
-        ("empty.txt holds no text", "got: only empty files", "do: check data.train"),
+        ("empty.txt holds no text", "got: only empty or blank files", "do: check data.train"),
     ),
     "an empty table": (
         lambda folder: classify(folder, data__train=write(folder, "empty.csv", "")),

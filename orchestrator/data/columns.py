@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.data.column_looks import Look, look_at
+from orchestrator.data.column_looks import WORDY, Look, look_at
 from orchestrator.data.layouts import Layout, recognise
 from orchestrator.errors import DataError
 
@@ -25,6 +25,8 @@ LABEL_NAMES = (
     *("stars", "y"),
 )
 """Usual names of a class column, the most telling first. The order is a guess."""
+_TEXT_WORDS = frozenset(TEXT_NAMES) - {"query", "question", "code", "description", "abstract", "snippet"}
+"""Words in a name that speak for a text, such as `full_text` and `clean_tweet`. A guess."""
 _CLASS_WORDS = frozenset(
     (
         *LABEL_NAMES,
@@ -167,15 +169,23 @@ def choose_columns(
         if label_column is not None:
             look = looks[label_column]
             assumed.append(
-                f"column {label_column!r} is taken as the class: {look.values} values in {len(preview.rows)} rows, "
+                f"column {label_column!r} is taken as the class: {look.values} value{'s' * (look.values != 1)} in "
+                f"{len(preview.rows)} rows, "
                 f"{look.listed()}"
             )
     if text_column is None:
         text_column = _guess_text(table, label_column)
         assumed.append(f"column {text_column!r} is taken as the text")
+    table.refuse_data_as_names(text_column, label_column)
     if assumed:
         assumed[-1] += table.others(text_column, label_column, task)
     return Columns(text=text_column, label=label_column, assumed=tuple(assumed))
+
+
+_NO_CLASS = {
+    "fractions": "numbers with a fraction are a score to be predicted, which no task learns yet",
+    "lists or objects": "several classes a row are not learnt yet",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +203,33 @@ class _Table:
         left = [str(look) for name, look in self.looks.items() if name not in (text, label)]
         if not left:
             return ""
+        left += [f"{name!r} is no class: {_NO_CLASS[look.kind]}" for name, look in self._misnamed(text, label)]
         remedy = f"{self.asking.of_label()} to choose another"
         if task in ("causal-lm", "masked-lm"):
             remedy = f"{self.asking.of_text()} to choose another"
         elif label is None:
             remedy = f"{self.asking.of_label()} if one of them is the class"
         return f"; other columns: {'; '.join(left)}; {remedy}"
+
+    def _misnamed(self, text: str, label: str | None) -> list[tuple[str, Look]]:
+        """Columns with the name of a class and other contents, where no class was found."""
+        return [
+            (name, look)
+            for name, look in self.looks.items()
+            if label is None and name != text and _plain(name) in LABEL_NAMES and look.kind in _NO_CLASS
+        ]
+
+    def refuse_data_as_names(self, text: str, label: str | None) -> None:
+        """Raises DataError where the header is a row like the others: what stands in it would be lost."""
+        if label is None or len(text.split()) <= WORDY:
+            return
+        if label.strip() in {str(row.get(label)).strip() for row in self.preview.rows}:
+            raise DataError(
+                f"{self.preview.location} has no header: its first line is a row like the others",
+                got=", ".join(self.preview.names),
+                allowed="column names in the first line",
+                do="put a line of names before it, such as text and label",
+            )
 
 
 def _documents(preview: Preview, label_column: str | None, task: str | None, asking: Asking) -> Columns:
@@ -225,13 +256,15 @@ def _guess_label(table: _Table, text_column: str | None, *, needed: bool) -> str
     if named:
         return named[0].name
     likely = [look for look in looks if look.kind == "classes" and not _words(look.name) & _NEVER_CLASSES]
+    likely = [look for look in likely if _plain(look.name) not in TEXT_NAMES] or likely  # short texts that repeat
     telling = [look for look in likely if _words(look.name) & _CLASS_WORDS]
     if len(telling) == 1 and all(look is telling[0] or not _alike(look, telling[0]) for look in likely):
         likely = telling
     if len(likely) == 1:
         return likely[0].name
     if likely or needed:
-        raise _unclear_label(table, telling if len(telling) > 1 else likely)
+        many = len(telling) > 1 and not all(_alike(look, telling[0]) for look in likely)
+        raise _unclear_label(table, telling if many else likely)
     return None
 
 
@@ -272,12 +305,16 @@ def repeats_enough(values: int, rows: int) -> bool:
 
 
 def _guess_text(table: _Table, label_column: str | None) -> str:
-    """The usually named column of strings, else the only one that reads like text, or by far the longest of these."""
+    """The usually named column of strings, else the only one that reads like text, by a telling name or by far the
+    longest of several."""
     looks = [look for name, look in table.looks.items() if name != label_column and look.kind != "empty"]
     named = [look for look in looks if _plain(look.name) in TEXT_NAMES and _holds_strings(table, look.name)]
     if named:
         return min(named, key=lambda look: TEXT_NAMES.index(_plain(look.name))).name
     wordy = sorted((look for look in looks if look.kind == "text"), key=lambda look: -look.characters)
+    told = [look for look in wordy if _words(look.name) & _TEXT_WORDS]
+    if len(told) == 1:
+        return told[0].name
     if wordy and (len(wordy) == 1 or wordy[0].characters >= _LONGER_TEXT * wordy[1].characters):
         return wordy[0].name
     short = [look for look in looks if look.kind == "short text"]
@@ -287,8 +324,15 @@ def _guess_text(table: _Table, label_column: str | None) -> str:
         f"{table.preview.location} has no column that is plainly the text",
         got=table.listed(),
         allowed=f"a column named {', '.join(TEXT_NAMES[:6])} or the like, or a single column of words",
-        do="name the column with " + (table.asking.of_text(wordy[0].name) if wordy else table.asking.of_text()),
+        do=_name_the_text(table, wordy),
     )
+
+
+def _name_the_text(table: _Table, wordy: Sequence[Look]) -> str:
+    kinds = {look.kind for look in table.looks.values()}
+    if "lists or objects" in kinds and not kinds & {"text", "short text", "classes"}:
+        return "write what is inside of its lists or objects as columns of their own"
+    return "name the column with " + (table.asking.of_text(wordy[0].name) if wordy else table.asking.of_text())
 
 
 def _holds_strings(table: _Table, name: str) -> bool:

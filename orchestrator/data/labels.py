@@ -96,13 +96,15 @@ def refuse_no_classes(counts: Mapping[str, int], *, column: str, location: str, 
     )
 
 
-def refuse_single_rows(counts: Mapping[str, int], *, asking: Asking = FIELDS) -> None:
+def refuse_single_rows(counts: Mapping[str, int], *, column: str, asking: Asking = FIELDS) -> None:
     """Raises DataError when a class has one row, where some of its rows are to be held out of those trained on."""
     lonely = [label for label, rows in counts.items() if rows < 2]
     if lonely:
         raise DataError(
             "a class with one row cannot be in both the training and the held-out data",
-            got=f"label {', '.join(lonely[:5])}" + (f" and {len(lonely) - 5} more" if lonely[5:] else ""),
+            got=f"label {', '.join(lonely[:5])}"
+            + (f" and {len(lonely) - 5} more" if lonely[5:] else "")
+            + f" of column {column!r}",
             do="add rows, remove these, give data.validation, or name the class with "
             f"{asking.of_label()} if this is no class column",
         )

@@ -11,9 +11,20 @@ Purpose = Literal["answers", "preferences", "pairs", "tags"]
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogs", "turns", "chat")
 """Usual names of a column of turns: OpenAI's, ShareGPT's, and others' in use on the hub."""
 _ROLES, _WORDS = ("role", "from", "speaker", "author"), ("content", "value", "text", "utterance")
-_PROMPTS = ("prompt", "question", "query", "input", "inputs", "source", "document", "article", "problem")
+_PROMPTS = ("prompt", "question", "query", "input", "inputs", "source", "document", "article", "problem", "statement")
 _CONTEXTS = ("context", "passage", "input", "inputs", "system")
-_ANSWERS = ("output", "response", "completion", "answer", "answers", "target", "targets", "summary", "highlights")
+_ANSWERS = (
+    "output",
+    "response",
+    "completion",
+    "answer",
+    "answers",
+    "target",
+    "targets",
+    "summary",
+    "highlights",
+    "reply",
+)
 _PAIRS = (
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
@@ -53,6 +64,8 @@ def recognise(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Lay
 
     if chats := [name for name in found(*CHATS) if any(_is_chat(row.get(name)) for row in rows)]:
         return Layout(title="chats", purpose="answers", fields=(chats[0],))
+    if (pairs := found("translation", "translations")) and any(isinstance(row.get(pairs[0]), Mapping) for row in rows):
+        return Layout(title="texts with their translations", purpose="answers", fields=(pairs[0],))
     if found("chosen", "rejected")[1:]:
         fields = (*found("prompt", "question", "instruction", "input"), *found("chosen", "rejected"))
         return Layout(title="answers that are preferred to others", purpose="preferences", fields=fields)

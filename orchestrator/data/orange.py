@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 _TYPE = re.compile(r"c|d|s|t|continuous|discrete|string|time|basket", re.IGNORECASE)
-_ROLE = re.compile(r"|c|m|i|w|class|meta|ignore|weight|multiclass|-dc|\w+=.*", re.IGNORECASE)
+_ROLE = re.compile(r"c|m|i|w|class|meta|ignore|weight|multiclass|-dc|\w+=.*", re.IGNORECASE)
 # Source of both: Orange Data Mining, "Loading your Data", header with type information; `name=value` are attributes.
 
 
@@ -17,6 +17,6 @@ def has_orange_headers(types: Sequence[str], roles: Sequence[str]) -> bool:
     """
     return (
         any(role.strip() for role in roles)
-        and all(_ROLE.fullmatch(role.strip()) for role in roles)
+        and all(_ROLE.fullmatch(word) for role in roles for word in role.split())
         and any(_TYPE.fullmatch(kind.strip()) for kind in types)
     )

@@ -77,6 +77,19 @@ def values(
                 yield {name: class_name(value, named.get(name)) for name, value in row.items()}
 
 
+def rows_at(file: Path, start: int, count: int) -> Iterator[dict[str, Any]]:
+    """So many rows from a number on, with all columns, as Python values; those before are decoded, not converted."""
+    with opened(file) as table:
+        named = class_names_of(table.schema_arrow.metadata)
+        done = 0
+        for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME):
+            if start < done + len(batch):
+                for row in batch.slice(max(0, start - done), count).to_pylist():
+                    yield {name: class_name(value, named.get(name)) for name, value in row.items()}
+                return
+            done += len(batch)
+
+
 def group_at(file: Path, place: float) -> tuple[int, int, int]:
     """(number of the row group that lies `place` 0..1 into a file, rows in it, rows in the file)."""
     with opened(file) as table:

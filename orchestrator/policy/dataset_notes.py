@@ -57,8 +57,8 @@ def _about_classes(facts: DatasetFacts) -> Iterator[str]:
     if hides_classes(facts):
         chance = 1 / len(facts.classes)
         yield (
-            f"always answering {largest.name} is right in {_percent(largest.share)} of the rows, so accuracy says "
-            f"little: look at balanced accuracy or macro-F1 (`run` logs eval/macro_f1), where that answer has "
+            f"always answering {largest.name} is right in {_percent(largest.share)} of the rows, which accuracy "
+            f"does not show: look at balanced accuracy or macro-F1 (`run` logs eval/macro_f1), where that answer has "
             f"{chance:.2g} and {2 * largest.share / (1 + largest.share) * chance:.2g}"
         )
     few = [found for found in facts.classes if found.rows / facts.share_read * HELD_OUT < FEW_HELD_OUT]

@@ -16,6 +16,7 @@ from orchestrator.data.tables import Table
 from orchestrator.data.texts import chosen_texts, is_blank
 from orchestrator.errors import DataError
 
+_SMALL = 1_000_000  # Bytes of a document that may be all white space; a larger one is taken to hold text.
 logger = logging.getLogger(__name__)
 
 
@@ -89,6 +90,13 @@ class Documents:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def are_blank(self) -> bool:
+        """Whether there is nothing but white space in them; looks no further than the first that is not blank."""
+        small = np.flatnonzero(self.sizes <= _SMALL)
+        if len(small) < len(self.sizes):
+            return False
+        return all(not text or text.isspace() for text in self.read(small))
+
     def read(self, chosen: np.ndarray) -> Iterator[str]:
         """Texts of the chosen documents, in ascending order of their numbers."""
         chosen = np.sort(chosen)
@@ -102,9 +110,11 @@ def open_documents(sources: Sequence[Source], *, text_column: str) -> Documents:
     Raises DataError when a file cannot be read or parsed, the column is not there, or nothing is in it.
     """
     documents = Documents([_TextFiles(s) if s.reader == "text" else _TextColumn(s, text_column) for s in sources])
-    if not len(documents):
+    if not len(documents) or documents.are_blank():
         names = ", ".join(dict.fromkeys(source.location for source in sources))
         raise DataError(
-            f"{names} holds no text", got="only empty files or rows", do="check data.train and data.validation"
+            f"{names} holds no text{' but white space' if len(documents) else ''}",
+            got="only empty or blank files or rows",
+            do="check data.train and data.validation",
         )
     return documents

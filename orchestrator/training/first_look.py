@@ -44,12 +44,16 @@ def preview(source: Source) -> Preview:
         raise DataError(f"{place} holds no rows", got="a header at most", do="check the file")
     names = tuple(dict.fromkeys(name for row in rows for name in row)) if source.reader == "json" else table.names()
     if len(rows) == FIRST_ROWS:
-        rows += tuple({name: row.get(name) for name in names} for row in _later(table, names))
+        seen_bytes = sum(len(repr(row).encode(errors="replace")) for row in rows)
+        rows += tuple({name: row.get(name) for name in names} for row in _later(table, names, seen_bytes))
     return Preview(location=source.location, names=names, rows=rows)
 
 
-def _later(table: Table, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows from further on, where they can be had without reading all before them; what cannot be read is left out."""
+def _later(table: Table, names: tuple[str, ...], seen_bytes: int) -> Iterator[dict[str, Any]]:
+    """Rows from further on, where they can be had without reading all before them; what cannot be read is left out.
+
+    `seen_bytes` is about as much as the first rows take.
+    """
     source = table.source
     if source.reader == "hub":
         every = table.hub_table()
@@ -61,14 +65,16 @@ def _later(table: Table, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     for place in PLACES:
         number = next(index for index, end in enumerate(ends) if place * ends[-1] <= end)
         file, offset = source.files[number], int(place * ends[-1]) - (ends[number] - sizes[number])
-        with suppress(DataError, OSError):
-            yield from itertools.islice(_rows_at(table, file, offset, names), LATER_ROWS)
+        if number or offset > seen_bytes or source.reader == "parquet":
+            with suppress(DataError, OSError):
+                yield from itertools.islice(_rows_at(table, file, offset, names), LATER_ROWS)
 
 
 def _rows_at(table: Table, file: Path, offset: int, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     if table.source.reader == "parquet":
-        group, _, _ = parquet.group_at(file, offset / max(1, file.stat().st_size))
-        yield from parquet.values(file, groups=[group])
+        start = int(offset / max(1, file.stat().st_size) * parquet.group_at(file, 0)[2])
+        if start >= FIRST_ROWS or file != table.source.files[0]:
+            yield from parquet.rows_at(file, start, LATER_ROWS)
         return
     if file.suffix == ".gz":
         return

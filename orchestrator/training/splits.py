@@ -162,7 +162,7 @@ def _numbered(rows: Rows, names: Sequence[str]) -> LabelledRows:
 def _held_out_rows(labels: np.ndarray, names: tuple[str, ...], data: DataSpec) -> tuple[int, tuple[str, ...]]:
     """(how many rows to hold out, notes): the fraction, but at least one of each class, and one of each left."""
     sizes = np.bincount(labels, minlength=len(names))
-    refuse_single_rows(dict(zip(names, sizes.tolist(), strict=True)))
+    refuse_single_rows(dict(zip(names, sizes.tolist(), strict=True)), column=data.label_column or "")
     asked = round(len(labels) * data.validation_fraction)
     count = int(np.clip(asked, len(names), len(labels) - len(names)))
     if count == asked:

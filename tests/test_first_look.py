@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from orchestrator.data.sources import find_sources
+from orchestrator.training.first_look import FIRST_ROWS, preview
+
+ROWS = [{"text": f"some words, {number}", "label": "ab"[number >= 3000]} for number in range(4000)]
+
+
+def write(folder: Path, ending: str, rows: list[dict[str, str]]) -> Path:
+    file = folder / f"data.{ending}"
+    if ending == "parquet":
+        pd.DataFrame(rows).to_parquet(file)
+    elif ending == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        stream = io.StringIO()
+        csv.writer(stream, delimiter="\t" if ending == "tsv" else ",").writerows([rows[0], *(r.values() for r in rows)])
+        file.write_text(stream.getvalue())
+    return file
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_rows_from_further_on_are_looked_at_once(tmp_path: Path, ending: str) -> None:
+    (source,) = find_sources(str(write(tmp_path, ending, ROWS)))
+    rows = preview(source).rows
+    assert list(rows[:FIRST_ROWS]) == ROWS[:FIRST_ROWS]
+    assert {row["label"] for row in rows} == {"a", "b"}
+    assert all(row in ROWS for row in rows)
+    assert max(Counter(str(row["text"]) for row in rows).values()) == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("count", [1, FIRST_ROWS, FIRST_ROWS + 20])
+def test_rows_of_a_small_file_are_not_looked_at_twice(tmp_path: Path, ending: str, count: int) -> None:
+    (source,) = find_sources(str(write(tmp_path, ending, ROWS[:count])))
+    rows = preview(source).rows
+    assert len({row["text"] for row in rows}) == len(rows) <= count
+
+
+def test_what_cannot_be_read_further_on_is_left_to_those_who_read_it_all(tmp_path: Path) -> None:
+    file = write(tmp_path, "jsonl", ROWS)
+    with file.open("ab") as stream:
+        stream.write(b"no json\n" * 9000)
+    (source,) = find_sources(str(file))
+    assert len(preview(source).rows) >= FIRST_ROWS
