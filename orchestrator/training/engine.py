@@ -96,8 +96,9 @@ class Engine:
     ) -> tuple[torch.Tensor, float | None]:
         """One optimizer step over this rank's micro-batches, dropout drawn from a seed for each.
 
-        Returns the mean loss of this rank (0-d tensor) and the global gradient norm before clipping. Of a step that
-        fp16's loss scaler leaves out, to go on at a smaller scale, there is no norm; without a smaller one it is inf.
+        Returns this rank's part of the mean loss over the global batch (0-d tensor; the mean over all ranks is that),
+        and the global gradient norm before clipping. Of a step that fp16's loss scaler leaves out, to go on at a
+        smaller scale, there is no norm; without a smaller one it is inf.
         """
         scale = self._loss_scale()
         for group in self._engine.optimizer.param_groups:
@@ -105,10 +106,13 @@ class Engine:
         self._engine.train()
         total = torch.zeros((), device=self._device)
         norm = None
+        weights = self._weights(micro_batches)
         for index, (batch, seed) in enumerate(zip(micro_batches, seeds, strict=True)):
             torch.manual_seed(seed)
             with self._timer.running() if index == 0 else contextlib.nullcontext():
                 loss = self._objective.loss(self._engine, self._to_device(batch))
+            if weights is not None:
+                loss = loss * weights[index]
             total += loss.detach()
             self._engine.backward(loss)
             if index == len(micro_batches) - 1 and self._plan.zero_stage == 0:
@@ -119,6 +123,16 @@ class Engine:
         elif (known := self._engine.get_global_grad_norm()) is not None:
             norm = float(known)
         return total / len(micro_batches), norm
+
+    def _weights(self, micro_batches: Sequence[Batch]) -> torch.Tensor | None:
+        """What each micro-batch's mean counts in the mean over all predictions of the global batch, 1 on average; None
+        where all hold equally many."""
+        if self._objective.predictions is None:
+            return None
+        counts = torch.stack([self._objective.predictions(batch) for batch in micro_batches]).to(self._device)
+        total = counts.sum()
+        dist.all_reduce(total)
+        return counts * (len(micro_batches) * dist.get_world_size()) / total.clamp(min=1)
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """Sums per sample, shape (n, 3), of the task's objective; no gradients, no dropout."""

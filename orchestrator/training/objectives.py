@@ -27,6 +27,8 @@ class Objective:
     what `_classification_summary` counts by class."""
     summarize: Callable[..., dict[str, float]]
     """The sums over all held-out samples as named metrics."""
+    predictions: Callable[[Batch], Tensor] | None = None
+    """How many a micro-batch's loss is the mean of, a scalar; None where equal micro-batches hold equally many."""
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -70,9 +72,14 @@ def _masked_lm_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="none")
 
 
+def _masked_lm_predictions(batch: Batch) -> Tensor:
+    """Each sample has as many positions (`masking.mask`), but some have no label where most tokens are special."""
+    return (batch["labels"] != NO_LABEL).sum()
+
+
 def _masked_lm_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """The mean over the predicted positions, of which each sample has as many (`masking.mask`)."""
-    return _masked_lm_losses(_masked_lm_logits(model, batch), batch["labels"]).mean()
+    losses = _masked_lm_losses(_masked_lm_logits(model, batch), batch["labels"])
+    return losses.sum() / _masked_lm_predictions(batch).clamp(min=1)
 
 
 def _masked_lm_evaluate(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -118,7 +125,12 @@ def _classification_summary(loss: float, correct: float, count: float, *by_class
 
 _OBJECTIVES: dict[Task, Objective] = {
     "causal-lm": Objective(loss=_causal_lm_loss, evaluate=_causal_lm_evaluate, summarize=_causal_lm_summary),
-    "masked-lm": Objective(loss=_masked_lm_loss, evaluate=_masked_lm_evaluate, summarize=_masked_lm_summary),
+    "masked-lm": Objective(
+        loss=_masked_lm_loss,
+        evaluate=_masked_lm_evaluate,
+        summarize=_masked_lm_summary,
+        predictions=_masked_lm_predictions,
+    ),
     "text-classification": Objective(
         loss=_classification_loss, evaluate=_classification_evaluate, summarize=_classification_summary
     ),

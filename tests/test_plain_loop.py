@@ -1,0 +1,193 @@
+"""Twenty steps of every task and method beside the shortest loop that does the same, in fp64."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from orchestrator.training import models
+from orchestrator.training.batches import SampleOrder, global_batch, open_split
+from orchestrator.training.job import Progress, TrainingJob, WorkerContext
+from orchestrator.training.loop import train
+from orchestrator.training.masking import Masking
+from tests import training_runs
+from tests.training_runs import LLAMA, NO_DROPOUT, ROBERTA, classify, continued, pretrain
+
+pytestmark = pytest.mark.slow
+
+STEPS, WARMUP, CLIP = 20, 4, 0.1
+STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+FROZEN_BUT = {"head": ("pooler.", "classifier."), "lora": ("lora_", "modules_to_save")}
+"""What is trained, by parts of the names, where not all is."""
+Step = dict[str, float]
+
+
+def training(stage: int, **changes: Any) -> dict[str, Any]:
+    """Two micro-batches a step, clipped from the start. A larger epsilon than usual, because some biases of attention
+    have gradients that are zero but for rounding, of which Adam would make whole steps."""
+    return {
+        "training__steps": STEPS,
+        "training__micro_batch": 4,
+        "training__learning_rate": 3e-3,
+        "training__weight_decay": 0.1,
+        "training__warmup_fraction": WARMUP / STEPS,
+        "training__schedule": "linear",
+        "training__final_learning_rate_fraction": 0.1,
+        "training__gradient_clip": CLIP,
+        "training__adam_epsilon": 1e-4,
+        "deepspeed__zero_stage": stage,
+        **changes,
+    }
+
+
+LORA = {"method": "lora", "lora": {"rank": 4, "dropout": 0.0}}
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "causal-lm, gpt2, full": (0, {}),
+    "causal-lm, llama, full": (3, {"model__config": "llama", "model__overrides": LLAMA}),
+    "causal-lm, lora": (2, LORA),
+    "causal-lm, scratch": (1, {"method": "scratch"}),
+    "masked-lm, full": (3, {}),
+    "masked-lm, lora": (0, LORA),
+    "masked-lm, scratch": (2, {"method": "scratch"}),
+    "text-classification, full": (0, {}),
+    "text-classification, head": (3, {"method": "head"}),
+    "text-classification, lora": (2, LORA),
+    "text-classification, scratch": (3, {"method": "scratch"}),
+}
+
+
+def short_documents(folder: Path) -> Path:
+    """A corpus of which some stretches are mostly separators, so that blocks hold unequally many predictions."""
+    folder.mkdir()
+    for number in range(6):
+        rows = ["a model reads the line after the next"] * 6 + ["a", "b"] * 40
+        text = "\n".join(json.dumps({"text": row}) for row in rows)
+        (folder / f"{number}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exported new models by task, without dropout."""
+    root = tmp_path_factory.mktemp("bases")
+    bert = shutil.copytree(training_runs.bert(), root / "bert")
+    config = bert / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **STEADY}))
+    made = {"text-classification": bert}
+    roberta = {"task": "masked-lm", "model__config": "roberta", "model__overrides": {**ROBERTA, **STEADY}}
+    for task, changes in (("causal-lm", {"model__overrides": NO_DROPOUT}), ("masked-lm", roberta)):
+        job = pretrain(root / task, training__steps=1, **changes)
+        train(job, WorkerContext())
+        made[task] = job.model_folder
+    return made
+
+
+def job_of(case: str, folder: Path, bases: dict[str, Path]) -> TrainingJob:
+    task = case.partition(",")[0]
+    stage, changes = CASES[case]
+    changes = {**training(stage), **changes}
+    if task == "text-classification":
+        return classify(folder, model__base=str(bases[task]), **changes)
+    if task == "masked-lm":
+        documents = str(short_documents(folder.with_name("documents")))
+        changes |= {"data__train": documents, "task": task, "training__masking_rate": 0.6}
+        return continued(folder, bases[task], data__sequence_length=16, **changes)
+    if case.endswith(" full"):
+        return pretrain(folder, **{"model__overrides": NO_DROPOUT, **changes})
+    return continued(folder, bases[task], **changes)
+
+
+def plain_model(job: TrainingJob) -> torch.nn.Module:
+    """The initial weights of the run in a module that transformers, or peft, has built alone."""
+    first = models.build_model(job.spec, job.plan.__class__(**{**vars(job.plan), "zero_stage": 0}), job.data)
+    if job.spec.method == "lora":
+        model = first
+    else:
+        config = first.config.__class__(**{**first.config.to_dict(), "dtype": "float32"})
+        if job.spec.task == "causal-lm":
+            config.pad_token_id = None
+        model = models.AUTO_CLASSES[job.spec.task].from_config(config)
+        model.load_state_dict(first.state_dict())
+    trained = FROZEN_BUT.get(job.spec.method, ("",))
+    for name, weight in model.named_parameters():
+        weight.requires_grad = any(part in name for part in trained)
+    return model.double()
+
+
+def rates() -> Iterator[float]:
+    """Linear up to the peak, from the first share of it on, and linear down to a tenth of it at the last step."""
+    for step in range(STEPS):
+        if step < WARMUP:
+            yield 3e-3 * (step + 1) / WARMUP
+        else:
+            yield 3e-3 * (0.1 + 0.9 * (STEPS - step) / (STEPS - WARMUP))
+
+
+def mean_loss(task: str, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Over all predictions of the global batch."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+    logits = model(**inputs).logits
+    if task == "masked-lm":
+        logits = logits[torch.arange(len(logits))[:, None], batch["positions"]]
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1))
+
+
+def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
+    """The figures of every step and the weights after the last."""
+    spec = job.spec
+    model = plain_model(job).train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": 0.1},
+        {"params": [weight for weight in trained if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, eps=1e-4)
+    masking = Masking(rate=spec.training.masking_rate, seed=spec.training.seed)
+    samples = open_split(job.data.path, "train", masking=masking)
+    order = SampleOrder(seed=spec.training.seed, size=len(samples))
+    steps = []
+    for step, rate in enumerate(rates()):
+        places = np.arange(step * 8, step * 8 + 8)
+        assert (order.samples(places) == global_batch(order, step, 8)).all()
+        arrays = samples.batch(order.samples(places), epochs=order.epochs(places))
+        loss = mean_loss(spec.task, model, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        steps.append({"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate})
+    if spec.method == "lora":
+        model = model.merge_and_unload()
+    return steps, model.state_dict()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_are_those_of_a_plain_loop(case: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    job = job_of(case, tmp_path / "run", bases)
+    assert (job.plan.accumulation, job.plan.global_batch, job.plan.precision) == (2, 8, "fp32")
+    expected, weights = plain_loop(job)
+    found: dict[int, Step] = {}
+
+    def progress(news: Progress) -> None:
+        if news.phase == "training" and news.step:
+            found[news.step] = dict(news.metrics)
+
+    train(job, WorkerContext(progress=progress))
+    for step, figures in enumerate(expected, start=1):
+        assert {name: found[step][name] for name in figures} == pytest.approx(figures, abs=1e-6, rel=1e-6), step
+    assert any(figures["train/grad_norm"] > CLIP for figures in expected), "some steps are clipped"
+    exported = load_file(job.model_folder / "model.safetensors")
+    assert len(exported) > 10
+    for name, weight in exported.items():
+        assert float((weight.double() - weights[name]).abs().max()) < 1e-6, name
