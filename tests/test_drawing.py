@@ -43,6 +43,11 @@ def test_no_document_is_cut_where_whole_ones_meet_the_share() -> None:
     assert draw_documents(np.full(40, 1000), 0.11, seed=3).end_bytes == 400
 
 
+def test_short_documents_fill_what_long_ones_leave() -> None:
+    sizes = np.array([5_000] * 20 + [100] * 1_000)
+    assert all(draw_documents(sizes, 0.05, seed).cut is None for seed in range(20))
+
+
 def test_the_seed_decides_what_is_drawn() -> None:
     sizes = np.full(1000, 2000)
     drawn = [draw_documents(sizes, 0.05, seed).whole.tolist() for seed in (0, 0, 1)]

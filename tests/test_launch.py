@@ -138,6 +138,21 @@ def test_a_finished_run_answers_until_its_base_has_other_weights_under_the_same_
         launch(run, without_ray)
 
 
+def test_a_search_is_another_one_when_the_base_of_a_trial_has_other_weights(tmp_path: Path) -> None:
+    bases = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        bases.append(Path(base_model(tmp_path / name)))
+        (bases[-1] / "model.safetensors").write_bytes(b"x" * 1000)
+    search = {"space": {"model.base": {"grid": [str(base) for base in bases]}}, "scheduler": "none"}
+    run = spec(CLASSIFY, model__base=str(bases[0]), data__train=str(rows()), search=search)
+    prepare(run, cache=locations.home() / "cache" / "data", encode=encode_here)
+    folder = look_ahead(run).run_folder
+    assert folder is not None
+    replace_keeping_time(bases[1] / "model.safetensors", b"y" * 1000)
+    assert look_ahead(run).run_folder not in (None, folder)
+
+
 @pytest.mark.parametrize("status", ["finished", "stopped_by_budget"])
 def test_what_was_kept_is_answered_again(tmp_path: Path, status: str) -> None:
     limited, said = spec(PRETRAIN, budget="5usd"), []

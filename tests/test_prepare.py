@@ -419,6 +419,20 @@ def test_changed_content_changes_the_fingerprint_and_what_does_not_matter_keeps_
     assert run(pretrain(copy), tmp_path / "cache").fingerprint != first.fingerprint
 
 
+def test_data_that_changes_while_it_is_read_is_refused_and_not_kept(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus", documents=10)
+
+    def encode(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+        for chunk in chunks:
+            yield function(chunk)
+            (corpus / "document-003.txt").write_text("other text\n" * 100)
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(pretrain(corpus), cache=tmp_path / "cache", encode=encode)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert not run(pretrain(corpus), tmp_path / "cache").cached
+
+
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "csv"])
 def test_data_replaced_under_its_name_and_time_is_read_as_it_is_now(tmp_path: Path, ending: str) -> None:
     corpus = tmp_path / "corpus"

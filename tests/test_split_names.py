@@ -139,6 +139,8 @@ def test_tables_without_a_split_in_their_name_are_left_out_beside_a_train_split_
         ["train.jsonl"],
         "its train split is read (1 file); left out: test (1 file), sample_submission.jsonl",
     )
+    with pytest.raises(DataError, match="holds no split to validate on"):
+        find_sources(str(tmp_path / "one"), split="validation")
     place(tmp_path / "two", "rows.jsonl", "test.jsonl")
     assert found(tmp_path / "two", tmp_path / "two")[::2] == (
         ["rows.jsonl"],

@@ -54,9 +54,8 @@ def draw_documents(sizes: np.ndarray, fraction: float, seed: int) -> DrawnDocume
     if gap <= near:
         return DrawnDocuments(whole=whole, cut=None, end_bytes=0)
     others = order[~np.isin(order, whole)]
-    # One that was passed over is larger than the room there was, and the room only shrinks.
-    cut = others[np.argmax(sizes[others] > gap)]
-    return DrawnDocuments(whole=whole, cut=int(cut), end_bytes=max(1, round(gap)))
+    # The first that was passed over is larger than the room there was, and the room only shrinks.
+    return DrawnDocuments(whole=whole, cut=int(others[0]), end_bytes=max(1, round(gap)))
 
 
 def cut_near_end(text: str, *, share: float) -> int:

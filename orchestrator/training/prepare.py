@@ -189,6 +189,8 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
         return _load(folder, inputs, cached=True)
     with whole_folder(folder) as partial:
         _write(inputs, partial, encode)
+        if _fingerprint(inputs) != fingerprint:
+            raise DataError("the data has changed while it was read", do="run the same command again once it is whole")
     return _load(folder, inputs, cached=False)
 
 

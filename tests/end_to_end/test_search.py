@@ -303,6 +303,8 @@ def test_a_killed_driver_is_followed_by_the_same_command_on_the_same_budget(fold
     result = RunResult(**json.loads(done.stdout))
     trials = children(result)
     assert {run.info.status for run in trials.values()} == {"FINISHED"}
+    (held_out,) = {run.data.tags["orchestrator.held_out_fingerprint"] for run in trials.values()}
+    assert f"fingerprint {held_out}" in done.stderr, "the same rows for every seed of a training"
     assert all(steps(trials[name]) == list(range(1, 9)) for name in ("00", "01", "02"))
     assert result.status == "stopped_by_budget"
     assert stop_reasons(result) == {"00": None, "01": None, "02": None, "03": "budget"}
