@@ -39,6 +39,12 @@ def replace_keeping_time(file: Path, content: bytes) -> None:
     assert file.stat().st_mtime_ns == before.st_mtime_ns
 
 
+def replace_last_byte_keeping_time(file: Path) -> None:
+    """As `replace_keeping_time`, with all of the content but for its end."""
+    content = file.read_bytes()
+    replace_keeping_time(file, content[:-1] + bytes([content[-1] ^ 1]))
+
+
 @pytest.mark.parametrize("size", [0, 10, (1 << 20) + 1])
 def test_copies_agree_and_another_byte_does_not(tmp_path: Path, size: int) -> None:
     one = write(tmp_path / "a", b"x" * size)

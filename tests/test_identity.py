@@ -17,7 +17,7 @@ from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.training.prepare import PreparedData, encode_here, prepare
 from tests import specs
-from tests.test_contents import replace_keeping_time
+from tests.test_contents import replace_keeping_time, replace_last_byte_keeping_time
 from tests.test_running import base_model
 
 LARGE = 3 << 20
@@ -32,8 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def place(folder: Path) -> Path:
     """Rows and a base model, as far as they are looked at before a training."""
     folder.mkdir()
-    base = Path(base_model(folder))
-    (base / "model.safetensors").write_bytes(b"x" * LARGE)
+    weights = Path(base_model(folder)) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x" * LARGE)
     for name in ("rows", "held"):
         lines = [json.dumps({"text": f"good film {name} {n}", "label": "ab"[n % 2]}) for n in range(40)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
@@ -60,7 +60,7 @@ def append(file: Path) -> None:
 
 
 def other_weights(folder: Path) -> None:
-    replace_keeping_time(folder / "base" / "model.safetensors", b"y" * LARGE)
+    replace_last_byte_keeping_time(folder / "base" / "model.safetensors")
 
 
 def other_tokenizer(folder: Path) -> None:

@@ -32,7 +32,7 @@ from orchestrator.training.prepare import encode_here, prepare
 from tests.end_to_end.runs import listener
 from tests.mlflow_runs import all_runs, free_port, get_run, log, new_store, opened
 from tests.specs import CLASSIFY, PRETRAIN, spec
-from tests.test_contents import replace_keeping_time
+from tests.test_contents import replace_last_byte_keeping_time
 from tests.test_running import base_model
 from tests.training_runs import CLUSTER, corpus, rows
 
@@ -122,8 +122,6 @@ def test_a_second_command_of_a_running_run_is_refused_before_ray_starts() -> Non
 
 def test_a_finished_run_answers_until_its_base_has_other_weights_under_the_same_name_and_time(tmp_path: Path) -> None:
     base = Path(base_model(tmp_path))
-    weights = base / "model.safetensors"
-    weights.write_bytes(b"x" * 1000)
     run = spec(CLASSIFY, model__base=str(base), data__train=str(rows()), tracking__enabled=False)
     prepare(run, cache=locations.home() / "cache" / "data", encode=encode_here)
     folder = look_ahead(run).run_folder
@@ -132,7 +130,7 @@ def test_a_finished_run_answers_until_its_base_has_other_weights_under_the_same_
     keep_result(result(folder, "finished"), run)
     without_ray = replace(listener(), connecting=lambda: pytest.fail("Ray was about to start"))
     assert launch(run, without_ray).status == "finished"
-    replace_keeping_time(weights, b"y" * 1000)
+    replace_last_byte_keeping_time(base / "model.safetensors")
     assert look_ahead(run).run_folder not in (None, folder)
     with pytest.raises(pytest.fail.Exception, match="Ray was about to start"):
         launch(run, without_ray)
@@ -143,13 +141,12 @@ def test_a_search_is_another_one_when_the_base_of_a_trial_has_other_weights(tmp_
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         bases.append(Path(base_model(tmp_path / name)))
-        (bases[-1] / "model.safetensors").write_bytes(b"x" * 1000)
     search = {"space": {"model.base": {"grid": [str(base) for base in bases]}}, "scheduler": "none"}
     run = spec(CLASSIFY, model__base=str(bases[0]), data__train=str(rows()), search=search)
     prepare(run, cache=locations.home() / "cache" / "data", encode=encode_here)
     folder = look_ahead(run).run_folder
     assert folder is not None
-    replace_keeping_time(bases[1] / "model.safetensors", b"y" * 1000)
+    replace_last_byte_keeping_time(bases[1] / "model.safetensors")
     assert look_ahead(run).run_folder not in (None, folder)
 
 

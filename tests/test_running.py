@@ -16,6 +16,7 @@ from orchestrator import running
 from orchestrator.console import ProgressLine
 from orchestrator.errors import TransientError
 from tests import specs
+from tests.bases import write_base
 from tests.s3 import BUCKET
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -108,13 +109,12 @@ def base_model(folder: Path) -> str:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     base = folder / "base"
-    base.mkdir()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = {"model_type": "bert", "vocab_size": 16, "max_position_embeddings": 64, "type_vocab_size": 2, **sizes}
+    write_base(base, config)
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "good": 2, "film": 3}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(base / "tokenizer.json"))
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = {"model_type": "bert", "vocab_size": 4, "max_position_embeddings": 64, "type_vocab_size": 2, **sizes}
-    (base / "config.json").write_text(json.dumps(config))
     return str(base)
 
 
@@ -149,7 +149,7 @@ DATA_MISTAKES: dict[str, tuple[Build, tuple[str, ...]]] = {
     ),
     "no such label column": (
         lambda folder: classify(folder, data__label_column="lable"),
-        ("has no column 'lable'", "data.label_column=lable", "allowed: text, label", "set data.label_column=label"),
+        ("has no column 'lable'", "data.label_column=lable", "allowed: text, label", "did you mean data.label_column=label?"),
     ),
     "one class only": (
         lambda folder: classify(folder, data__train=rows(folder, labels="a")),
