@@ -87,6 +87,20 @@ def test_fields_are_those_of_the_csv_module(tmp_path: Path, content: str, rows: 
     assert fields(file, ["a", "b"]) == rows == by_csv(file)
 
 
+@pytest.mark.parametrize("size", [200, 1 << 18])
+def test_fields_behind_a_nul_are_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    # pyarrow's search for delimiters ends at a NUL where fields are long, from the second block on.
+    rows = [[f"{'some words ' * 9}{number}", "a"] for number in range(9)]
+    rows = [*rows, ["nul\0", "b"], *rows, ["\0", "\0,"], ['"\0"', "\n\0"]]
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["text", "label"], *rows])
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", size)
+    assert fields(tmp_path / "rows.csv", ["text", "label"]) == rows == by_csv(tmp_path / "rows.csv")
+    write(tmp_path / "short.csv", "text,label\n" + "words,a\n" * 99 + "nul\0\n")
+    with pytest.raises(DataError, match=r"row 100 of .* line 101, has fewer fields"):
+        fields(tmp_path / "short.csv", ["text"])
+
+
 def test_header_may_hold_line_breaks_and_names_without_text(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", '"two\nlines",,\nx,1,2\n')
     assert delimited.inspect(file, usual=",").names == ("two\nlines", "", "")

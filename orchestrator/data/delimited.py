@@ -25,6 +25,7 @@ from orchestrator.errors import DataError
 
 BLOCK_BYTES = 1 << 18
 """Parsed at once. A quarter of pyarrow's default takes half the memory and the same time (500 MB of short texts)."""
+_ROWS_OF_CSV = 1_000
 _LONGEST_ROW = 1 << 30  # Bytes; pyarrow counts a block's bytes in 31 bits.
 
 
@@ -51,10 +52,10 @@ def inspect(file: Path, *, usual: str, named: str | None = None, limit: int | No
     `usual` is the delimiter of the file's ending, `named` the one that someone has set. Raises DataError when the file
     is empty, its delimiter cannot be told, or a name stands twice in its header.
     """
-    head = _head(file, limit or CHUNK_BYTES)
+    head, cut = _head(file, limit or CHUNK_BYTES)
     if not head:
         raise empty(file)
-    delimiter, notes = _delimiter(file, head, usual=usual, named=named)
+    delimiter, notes = _delimiter(file, head, usual=usual, named=named, cut=cut)
     quoted = True
     if delimiter == "\t":
         quoted, note = _tabs_quote(file, head, limit)
@@ -74,20 +75,19 @@ def empty(file: Path) -> DataError:
     return DataError(f"{file} is empty", got="0 bytes", do="remove it, or leave it out with data.exclude")
 
 
-def _head(file: Path, size: int) -> bytes:
-    """The first bytes of a file, up to the end of a line where one ends there."""
+def _head(file: Path, size: int) -> tuple[bytes, bool]:
+    """(the first bytes of a file, up to the end of a line where one ends there; whether there are more)."""
     with opened(file) as stream:
         head = stream.read(size)
-        if len(head) == size and stream.read(1):
-            head = head[: head.rfind(b"\n") + 1] or head
-    return head
+        cut = len(head) == size and bool(stream.read(1))
+    return (head[: head.rfind(b"\n") + 1] or head) if cut else head, cut
 
 
-def _delimiter(file: Path, head: bytes, *, usual: str, named: str | None) -> tuple[str, list[str]]:
+def _delimiter(file: Path, head: bytes, *, usual: str, named: str | None, cut: bool) -> tuple[str, list[str]]:
     """(delimiter, a note where it is not the usual one)."""
     if named is not None:
         return named, []
-    found = find_delimiter(head.decode("utf-8-sig", errors="replace"), usual=usual)
+    found = find_delimiter(head.decode("utf-8-sig", errors="replace"), usual=usual, cut=cut)
     if found.rivals:
         raise DataError(
             f"the delimiter of {file} cannot be told",
@@ -169,17 +169,34 @@ def _refuse_twice(file: Path, names: Sequence[str]) -> None:
 
 
 class _Checked:
-    """A file that pyarrow reads, on a thread of its own, and whose bytes are looked at on their way."""
+    """A file that pyarrow reads, on a thread of its own, and whose bytes are looked at on their way.
+
+    Reading ends at the first fault and keeps it: pyarrow 25 may wait for ever after an exception in such a thread.
+    """
 
     def __init__(self, stream: BinaryIO, file: Path, dialect: Dialect, *, check: bool) -> None:
         self._stream = stream
         self._encoding = Utf8Check(file) if check else None
         self._quotes = QuoteScan(dialect.delimiter) if check and dialect.quoted else None
         self.bytes = 0
+        self.fault: Exception | None = None
+        self.too_short = False
+        """Whether a row was longer than what was parsed at once."""
         self.closed = False
 
     def read(self, size: int = -1) -> bytes:
+        if self.fault is not None:
+            return b""
+        try:
+            return self._read(size)
+        except Exception as error:  # Raised again by the reader, which then gives no more rows.
+            self.fault = error
+            return b""
+
+    def _read(self, size: int) -> bytes:
         chunk = self._stream.read(size)
+        if b"\0" in chunk:
+            raise _NulError
         if self._encoding is not None:
             self._encoding.feed(chunk)
         if self._quotes is not None:
@@ -197,32 +214,52 @@ class _Checked:
         self.closed = True
 
 
+class _NulError(Exception):
+    """The file holds a NUL: see `_by_csv`."""
+
+
 def read(file: Path, dialect: Dialect, columns: Sequence[str], *, check: bool = True) -> Iterator[tuple[Any, ...]]:
     """For some rows at a time, an array of strings without nulls for each of the columns.
 
     Raises DataError for a row with more or fewer fields than the header has, and, unless an earlier call has done so,
     at the end for a file that is no UTF-8 somewhere, or whose quotes swallow rows.
     """
+    block, done = BLOCK_BYTES, 0
+    while dialect.has_rows and block:
+        with opened(file) as stream:
+            checked = _Checked(stream, file, dialect, check=check)
+            for arrays in _from(checked, file, dialect, columns, block=block, skip=done):
+                yield arrays
+                done += len(arrays[0])
+        if isinstance(checked.fault, _NulError):
+            yield from _by_csv(file, dialect, columns, skip=done)
+            return
+        block = block * 16 if checked.too_short else 0
+    if dialect.has_rows and not checked.quotes_in_place():
+        _refuse_swallowed(file, dialect.delimiter)
+
+
+def _from(
+    checked: _Checked, file: Path, dialect: Dialect, columns: Sequence[str], *, block: int, skip: int
+) -> Iterator[tuple[Any, ...]]:
+    """Rows behind the first `skip`, up to the end, to a fault that `read` deals with, or to a row that is too long."""
     import pyarrow as pa
 
-    block, done = BLOCK_BYTES, 0
-    while dialect.has_rows:
-        try:
-            with opened(file) as stream:
-                checked = _Checked(stream, file, dialect, check=check)
-                skip = done  # Rows that were given before the block had to grow.
-                for arrays in _parsed(pa.PythonFile(checked, mode="r"), dialect, columns, block=block):
-                    if len(arrays[0]) > skip:
-                        yield tuple(array.slice(skip) for array in arrays)
-                        done += len(arrays[0]) - skip
-                    skip = max(0, skip - len(arrays[0]))
-                if not checked.quotes_in_place():
-                    _refuse_swallowed(file, dialect.delimiter)
-            return
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error) or block > min(checked.bytes, _LONGEST_ROW):
+    checked.too_short = False
+    try:
+        for arrays in _parsed(pa.PythonFile(checked, mode="r"), dialect, columns, block=block):
+            if checked.fault is not None:  # The last rows may be torn.
+                break
+            if len(arrays[0]) > skip:
+                yield tuple(array.slice(skip) for array in arrays)
+            skip = max(0, skip - len(arrays[0]))
+    except pa.ArrowInvalid as error:
+        if checked.fault is None:
+            checked.too_short = "straddling" in str(error) and block <= min(checked.bytes, _LONGEST_ROW)
+            if not checked.too_short:
                 _explain(file, dialect, error)
-            block *= 16  # A row is longer than the block.
+    if checked.fault is not None and not isinstance(checked.fault, _NulError):
+        raise checked.fault
 
 
 def parse(data: bytes, dialect: Dialect, columns: Sequence[str], *, header_rows: int = 0) -> tuple[Any, ...] | None:
@@ -232,6 +269,8 @@ def parse(data: bytes, dialect: Dialect, columns: Sequence[str], *, header_rows:
     """
     import pyarrow as pa
 
+    if b"\0" in data:
+        return _parsed_by_csv(data, dialect, columns, header_rows=header_rows)
     if not data.strip(b"\r\n"):
         return tuple(pa.array([], pa.string()) for _ in columns)
     try:
@@ -277,24 +316,64 @@ def _parsed(
         reader.close()
 
 
+def _by_csv(file: Path, dialect: Dialect, columns: Sequence[str], *, skip: int) -> Iterator[tuple[Any, ...]]:
+    """Rows behind the first `skip`, by Python's csv module, of a file that holds a NUL.
+
+    pyarrow 25 looks for delimiters with an instruction for C strings (SSE 4.2, `_mm_cmpistrc`), which sees none in the
+    eight bytes behind a NUL: rows and fields would be joined, mostly without a word.
+    """
+    import pyarrow as pa
+
+    check_utf8(file)
+    if dialect.quoted and dialect.delimiter != "\t":
+        _refuse_swallowed(file, dialect.delimiter)
+    places = [dialect.names.index(name) for name in columns]
+    with _lines(file, None, b"") as lines:
+        rows = itertools.islice(_rows_of(lines, file, dialect), skip, None)
+        while found := list(itertools.islice(rows, _ROWS_OF_CSV)):
+            yield tuple(pa.array([fields[place] for fields in found], pa.string()) for place in places)
+
+
+def _parsed_by_csv(
+    data: bytes, dialect: Dialect, columns: Sequence[str], *, header_rows: int
+) -> tuple[Any, ...] | None:
+    import pyarrow as pa
+
+    try:
+        lines = iter(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        rows = list(_rows_of(lines, Path(), dialect, header_rows=header_rows))
+    except (UnicodeDecodeError, DataError):
+        return None
+    places = [dialect.names.index(name) for name in columns]
+    return tuple(pa.array([fields[place] for fields in rows], pa.string()) for place in places)
+
+
+def _rows_of(
+    lines: Iterator[str], file: Path, dialect: Dialect, *, header_rows: int | None = None
+) -> Iterator[list[str]]:
+    """Fields of all rows behind the header. Raises DataError for one with more or fewer than the header has."""
+    reader = _csv_reader(lines, dialect.delimiter, quoted=dialect.quoted)
+    row = 0
+    try:
+        for number, fields in enumerate(reader):
+            if number < (dialect.header_rows if header_rows is None else header_rows) or not fields:
+                continue
+            row += 1
+            if len(fields) != len(dialect.names):
+                raise _unequal(file, dialect, fields, row=row, line=reader.line_num)
+            yield fields
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num} of {file} is not valid CSV", got=str(error)) from error
+
+
 def _explain(file: Path, dialect: Dialect, error: Exception) -> NoReturn:
     """Raises the DataError that names the row, found by reading the file once more with Python's csv module."""
     check_utf8(file)
     if dialect.quoted and dialect.delimiter != "\t":
         _refuse_swallowed(file, dialect.delimiter)
-    width = len(dialect.names)
     with _lines(file, None, b"") as lines:
-        reader = _csv_reader(lines, dialect.delimiter, quoted=dialect.quoted)
-        row = 0
-        try:
-            for number, fields in enumerate(reader):
-                if number < dialect.header_rows or not fields:
-                    continue
-                row += 1
-                if len(fields) != width:
-                    raise _unequal(file, dialect, fields, row=row, line=reader.line_num) from error
-        except csv.Error as found:
-            raise DataError(f"line {reader.line_num} of {file} is not valid CSV", got=str(found)) from error
+        for _ in _rows_of(lines, file, dialect):
+            pass
     raise DataError(f"{file} cannot be read", got=" ".join(str(error).split())) from error
 
 
