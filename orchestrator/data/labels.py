@@ -56,17 +56,13 @@ def _sentence(group: list[str], counts: Mapping[str, int]) -> str:
 
 
 def _difference(group: list[str]) -> str:
+    plain = {" ".join(label.split()) for label in group}
     if len({"".join(label.split()) for label in group}) == 1:
         return "differ by white space only"
-    if len({" ".join(label.split()).casefold() for label in group}) == 1:
-        return (
-            "differ by case only"
-            if len({" ".join(label.split()) for label in group}) == len(group)
-            else ("differ by case and white space only")
-        )
-    if _number(group[0].strip()) is not None:
-        return "are the same number"
-    return "look the same"
+    if len({label.casefold() for label in plain}) == 1:
+        spaced = any(label not in plain for label in group)
+        return "differ by case and white space only" if spaced else "differ by case only"
+    return "look the same" if _number(group[0].strip()) is None else "are the same number"
 
 
 def refuse_fractions(labels: Iterable[str], *, column: str, location: str) -> None:
