@@ -202,8 +202,8 @@ class DeepSpeedSpec(Block):
             raise ValueError(f"deepspeed.{path} is no finite number: correct it")
         if public(self.raw) != self.raw:
             raise ValueError(
-                f"deepspeed holds credentials ({public(self.raw)}), which checkpoints and the workers' logs would repeat: "
-                "remove them, and give each node an environment variable, such as WANDB_API_KEY"
+                f"deepspeed holds credentials ({public(self.raw)}), which checkpoints and logs of workers would "
+                "repeat: remove them, and give each node an environment variable, such as WANDB_API_KEY"
             )
         planned = [key for key in PLANNED_DEEPSPEED_KEYS if key in self.raw]
         if planned:

@@ -25,7 +25,7 @@ def opened(file: Path) -> Iterator[Any]:
         with pq.ParquetFile(file) as table:
             _refuse_twice(file, table.schema_arrow.names)
             yield table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two for bytes that are no text
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file} cannot be read as Parquet", got=reason or "no rows", do="write it anew") from error
 

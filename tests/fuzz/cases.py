@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from tests.fuzz.case import Case
+from tests.fuzz.files import file_case
 from tests.fuzz.options import option_case
 from tests.fuzz.specs import spec_case
 
-GENERATORS: dict[str, Callable[[Random], Case]] = {"specs": spec_case, "options": option_case}
+GENERATORS: dict[str, Callable[[Random], Case]] = {"specs": spec_case, "options": option_case, "files": file_case}
 
 
 def cases(kind: str, *, seed: int, count: int) -> Iterator[Case]:

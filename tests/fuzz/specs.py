@@ -30,7 +30,7 @@ def _with_small_data(text: str) -> str:
 BASE_TEXTS = tuple(_with_small_data(file.read_text()) for file in sorted(CONFIGS.glob("*/*.yaml")))
 BASES: tuple[dict[str, Any], ...] = (*map(yaml.safe_load, BASE_TEXTS), PRETRAIN, CLASSIFY)
 _ROWS = "".join(f"{'good' if n % 3 else 'bad'} words of row {n},{'no' if n % 3 else 'yes'}\n" for n in range(60))
-WITH_DATA = 0.0
+WITH_DATA = 0.25
 DATA = {
     "rows.csv": ("text,label\n" + _ROWS).encode(),
     "corpus/one.txt": (_ROWS * 9).encode(),

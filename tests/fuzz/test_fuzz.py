@@ -9,10 +9,10 @@ import pytest
 from tests.fuzz.case import run_case
 from tests.fuzz.cases import cases
 
-CASES = {"specs": 7_300, "options": 2_700}
-"""By kind: 10,000, shared out so that each takes about as long."""
-LEAST_ANSWERED = 0.2
-"""Cases that are answered, so that more is met than the first check."""
+CASES = {"specs": 5_500, "options": 3_000, "files": 1_500}
+"""By kind, 10,000 in all: a minute and a half of one core."""
+LEAST_ANSWERED = {"specs": 0.15, "options": 0.2, "files": 0.07}
+"""Share of cases that are answered, so that more is met than the first check."""
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_every_case_is_answered_or_refused_in_words(kind: str, tmp_path: Path, m
     results = [run_case(case, tmp_path / "case") for case in cases(kind, seed=11, count=CASES[kind])]
     findings = [result.finding for result in results if result.finding is not None]
     assert not findings, "\n\n".join(map(str, findings[:5]))
-    assert sum(result.answered for result in results) >= LEAST_ANSWERED * len(results)
+    assert sum(result.answered for result in results) >= LEAST_ANSWERED[kind] * len(results)
 
 
 def test_the_limits_of_a_case_find_what_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
