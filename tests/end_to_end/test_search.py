@@ -268,6 +268,31 @@ def test_a_search_that_is_stopped_goes_on_with_what_had_not_ended(folder: Path) 
     assert all(steps(trial) == list(range(1, 9)) for trial in children(result).values())
 
 
+def test_a_search_stopped_at_a_rung_goes_on_to_decide_as_if_it_had_not_been(pruned: RunResult, folder: Path) -> None:
+    watcher = Watcher(stop=threading.Event())
+
+    def hear(line: str) -> None:
+        if line.startswith("trial 01 step 2"):
+            watcher.stop.set()
+
+    asha = {"scheduler": "asha", "grace_steps": 2, "reduction_factor": 2, "max_concurrent": 1}
+    spec = search(folder, "asha-stopped", GRID, search=asha)
+    with pytest.raises(Interrupted):
+        launch(spec, Listener(watcher=watcher, say=hear))
+    result = launch(spec, runs.listener())
+    assert stop_reasons(result) == stop_reasons(pruned)
+    assert result.best is not None
+    assert pruned.best is not None
+    assert result.best["trial"] == pruned.best["trial"]
+    assert at_rungs(result) == at_rungs(pruned)
+
+
+def at_rungs(result: RunResult) -> dict[str, Any]:
+    """What each trial had at each rung, and what was decided."""
+    found: dict[str, Any] = json.loads((Path(result.run_folder) / "rungs.json").read_text())
+    return found
+
+
 def test_a_driver_killed_between_a_trials_end_and_its_closing_leaves_no_run_open(folder: Path) -> None:
     spec = search(folder, "half-closed", {"training.seed": {"grid": [0, 1]}}, training__steps=2)
     first = launch(spec, runs.listener())
