@@ -341,6 +341,8 @@ def test_example_limits_keep_the_classes_in_proportion(tmp_path: Path) -> None:
     data = run(spec, tmp_path / "cache")
     assert labels(data, "train") == {"a": 30, "b": 10}
     assert labels(data, "validation") == {"a": 6, "b": 2}
+    assert data.held_out.sentence().startswith("held out: 8 rows, "), "and no share that the limits have undone"
+    assert "(16.67%), fingerprint" in data.held_out.sentence()
     with pytest.raises(DataError, match=r"data\.max_train_examples leaves some class"):
         run(classify(file, data__max_train_examples=1), tmp_path / "cache")
 

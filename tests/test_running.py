@@ -149,7 +149,7 @@ DATA_MISTAKES: dict[str, tuple[Build, tuple[str, ...]]] = {
     ),
     "no such label column": (
         lambda folder: classify(folder, data__label_column="lable"),
-        ("has no column 'lable'", "data.label_column=lable", "allowed: text, label", "did you mean data.label_column=label?"),
+        ("has no column 'lable'", "data.label_column=lable", "allowed: text, label", "mean data.label_column=label?"),
     ),
     "one class only": (
         lambda folder: classify(folder, data__train=rows(folder, labels="a")),

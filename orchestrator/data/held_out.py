@@ -29,7 +29,7 @@ class HeldOut:
     share: float
     """Of all examples in use: in bytes for documents, in rows for rows."""
     asked: float | None
-    """`data.validation_fraction`, or None where the held-out data was given."""
+    """`data.validation_fraction`; None where the held-out data was given, or limits keep another share."""
     fingerprint: str
     """16 hex digits over their texts and labels in any order: equal for equal text, wherever it lies, whatever
     tokenizer reads it."""

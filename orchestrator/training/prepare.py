@@ -112,8 +112,10 @@ class _Inputs:
 
     @property
     def asked(self) -> float | None:
-        """The share to hold out, or None where the held-out data is given."""
-        return None if self.validation else self.spec.data.validation_fraction
+        """The share to hold out; None where the held-out data is given, or limits keep another share."""
+        data = self.spec.data
+        given = self.validation or data.max_train_examples or data.max_validation_examples
+        return None if given else data.validation_fraction
 
     @property
     def columns(self) -> dict[str, str]:
@@ -139,7 +141,7 @@ class Unprepared:
     split: tuple[Chosen, Chosen] | SplitRows
     """Documents to train on and held out, or labelled rows."""
     asked: float | None
-    """The share to hold out, or None where the held-out data is given."""
+    """The share to hold out; None where the held-out data is given, or limits keep another share."""
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
 
