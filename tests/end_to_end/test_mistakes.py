@@ -8,6 +8,7 @@ import pty
 import re
 import resource
 import select
+import shutil
 import signal
 import socket
 import sqlite3
@@ -382,3 +383,47 @@ def test_on_a_full_disk_the_last_checkpoint_stays_good_and_the_run_goes_on_once_
         assert [status for _, status in mlflow_runs(place)] == ["FINISHED"]
     finally:
         disk.close()
+
+
+# -- the state folder ----------------------------------------------------------------------------------------------
+
+
+REBUILT = (
+    *("result.json", "identity.json", "mlflow.json", "handle.json", "confirmed.json", "shipped.json"),
+    *("meta.json", "sizes.json", "train.bin"),
+)
+"""Files of a home that can be made anew."""
+
+
+def tear(home: Path, *names: str) -> None:
+    files = [path for name in names for path in home.rglob(name) if "model" not in path.parts]
+    assert {path.name for path in files} == set(names)
+    for file in files:
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def test_torn_files_of_a_run_are_made_anew_or_called_damaged(place: Place) -> None:
+    spec = str(place.write())
+    first = place.run("run", spec, "--json").answer
+    tear(place.home, *REBUILT)
+    again = place.run("run", spec, "--json")
+    assert_clean(again, code=0)
+    assert again.answer["metrics"]["eval/loss"] == first["metrics"]["eval/loss"]
+    assert [status for _, status in mlflow_runs(place)] == ["FINISHED"]
+
+    tear(place.home, "result.json", "kept.json")
+    damaged = place.run("run", spec)
+    assert_clean(damaged, code=1)
+    assert "what the run knows of its attempts is damaged" in damaged.err
+    assert "start over with --fresh" in damaged.err
+    assert place.run("run", spec, "--fresh", "--json").answer["status"] == "finished"
+
+
+def test_a_home_that_is_deleted_in_mid_run_ends_in_a_message(place: Place) -> None:
+    with place.start("run", str(place.write(**LONG))) as running:
+        wait_for_checkpoint(place, running, above=0)
+        shutil.rmtree(place.home)
+        done = running.finish(120)
+    assert_clean(done, code=1)
+    assert "the folder of the run is gone" in done.err
+    assert place.left_over() == []
