@@ -263,6 +263,10 @@ def test_orange_headers_are_recognised_left_out_and_said(tmp_path: Path) -> None
     assert "Orange's types and roles" in note
     several = "Author\tContent\tAt\ndiscrete\tstring\ttime\nclass\tmeta include=True title=True\t\na\twords\t\n"
     assert fields(write(tmp_path / "roles.tab", several), ["Author"], usual="\t") == [["a"]]
+    no_roles = "Text\tKind\tAt\n\td\tt\n\t\t\nwords\ta\t\n"
+    assert fields(write(tmp_path / "none.tab", no_roles), ["Kind"], usual="\t") == [["a"]]
+    no_types = "Text\tKind\ngrades\td\n\t\n"
+    assert len(fields(write(tmp_path / "data.tab", no_types), ["Kind"], usual="\t")) == 2
     plain = write(tmp_path / "plain.tab", "Text\tCategory\nstring theory\tdiscrete maths\nmeta\tclassics\n")
     assert len(fields(plain, ["Text"], usual="\t")) == 2
 

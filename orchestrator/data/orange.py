@@ -13,10 +13,10 @@ _ROLE = re.compile(r"c|m|i|w|class|meta|ignore|weight|multiclass|-dc|\w+=.*", re
 def has_orange_headers(types: Sequence[str], roles: Sequence[str]) -> bool:
     """Whether a table's first two rows behind the names are no data but the type and the role of each column.
 
-    A discrete column may have its values in place of its type, so one type by name is enough.
+    A discrete column may have its values in place of its type, so one type by name is enough; where no column has a
+    role, all types have to be names, and of at least two columns.
     """
-    return (
-        any(role.strip() for role in roles)
-        and all(_ROLE.fullmatch(word) for role in roles for word in role.split())
-        and any(_TYPE.fullmatch(kind.strip()) for kind in types)
-    )
+    named = [kind for kind in types if _TYPE.fullmatch(kind.strip())]
+    if not any(role.strip() for role in roles):
+        return len(named) > 1 and len(named) == sum(bool(kind.strip()) for kind in types)
+    return bool(named) and all(_ROLE.fullmatch(word) for role in roles for word in role.split())
