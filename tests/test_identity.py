@@ -15,8 +15,10 @@ from orchestrator import locations
 from orchestrator.scheduling.identity import identity_of
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
+from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.training.prepare import PreparedData, encode_here, prepare
 from tests import specs
+from tests.mlflow_runs import closed, new_store, opened
 from tests.test_contents import replace_keeping_time, replace_last_byte_keeping_time
 from tests.test_running import base_model
 
@@ -185,3 +187,20 @@ def test_a_search_is_another_one_when_an_input_of_one_of_its_trials_changes(tmp_
     assert identity(over(here, copy)) == first != identity(over(here))
     other_weights(there)
     assert identity(over(here, there)) != first
+
+
+@pytest.mark.slow
+def test_a_finished_run_as_base_is_known_by_the_model_it_has_left(tmp_path: Path) -> None:
+    here, there = place(tmp_path / "here"), place(tmp_path / "there")
+    uri = new_store(tmp_path)
+
+    def based_on(folder: Path, name: str) -> RunSpec:
+        tags = {"orchestrator.model_path": str(folder / "base")}
+        run_id = closed(opened(uri, tmp_path / name), tags=tags)
+        return with_base_found(classify(here, model__base=f"runs:/{run_id}", tracking__uri=uri))
+
+    one, same = based_on(here, "one"), based_on(there, "same")
+    first = identity(one)
+    assert identity(same) == first
+    other_weights(there)
+    assert identity(same) != first == identity(one)
