@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator.errors import ModelError
+from orchestrator.planning.architectures import KNOWN
+from orchestrator.planning.model_shape import DECODERS
 from orchestrator.training import models
 from orchestrator.training.job import TrainingJob
 from tests import training_runs
 from tests.test_export import write
-from tests.training_runs import classify, rows
+from tests.training_runs import classify, continued, rows
 
 pytestmark = pytest.mark.slow
 
@@ -138,3 +140,42 @@ def test_a_tokenizer_beyond_the_embedding_is_refused_before_anything_is_encoded(
     tokenizer.save_pretrained(base)
     with pytest.raises(ModelError, match="more entries than the base model's embedding"):
         classify(tmp_path / "run", model__base=str(base), data__train=str(rows()))
+
+
+GROUPED: dict[str, Any] = {"num_key_value_heads": 1}
+WIDE: dict[str, Any] = {**GROUPED, "head_dim": 16}
+TINY: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen3", "smollm3", "phi3"), GROUPED),
+    "qwen2": {**GROUPED, "vocab_size": 80},  # whose tokenizer has an end of text of its own
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), WIDE),
+    "gpt2": {},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    **{kind: {} for kind in ("bert", "roberta", "camembert", "xlm-roberta")},
+    "distilbert": {"hidden_dim": 64},
+    **{kind: {"embedding_size": 16} for kind in ("albert", "electra")},
+    "deberta-v2": POOLERS["deberta-v2"][1],
+    "modernbert": {"cls_token_id": 2, "sep_token_id": 3},
+}
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_every_known_architecture_is_trained_as_planned_by_every_method(tmp_path: Path, kind: str) -> None:
+    task, name = ("causal-lm", "CausalLM") if kind in DECODERS else ("masked-lm", "MaskedLM")
+    base = saved(tmp_path / "base", kind, f"AutoModelFor{name}", bos_token_id=2, eos_token_id=3, **TINY[kind])
+    for method in ("full", "lora", "head"):
+        jobs = [classify(tmp_path / f"rows-{method}", model__base=str(base), method=method)]
+        if method != "head":
+            jobs.append(
+                continued(tmp_path / method, base, method=method, task=task, data__train=str(training_runs.rows()))
+            )
+        for job in jobs:
+            model, _ = built(job)
+            counted = [p.numel() for p in model.parameters() if p.requires_grad]
+            assert sum(counted) == job.plan.trainable_parameters, (job.spec.task, method)
+            if method == "full":
+                assert sum(p.numel() for p in model.parameters()) == job.plan.parameters
+
+
+def test_tiny_models_are_of_every_known_architecture() -> None:
+    assert set(TINY) == KNOWN

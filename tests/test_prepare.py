@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from orchestrator.errors import DataError, ModelError, StorageError
+from orchestrator.errors import DataError, Interrupted, ModelError, StorageError
 from orchestrator.spec import RunSpec
 from orchestrator.training import prepare as module
 from orchestrator.training.batches import open_split
@@ -587,6 +587,38 @@ def test_ray_takes_texts_only_as_fast_as_it_encodes(ray_cluster: None) -> None:
     assert [next(results) for _ in range(5)] == ["0", "1", "2", "3", "4"]
     assert taken <= 5 + 2 * ray.cluster_resources()["CPU"]
     results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_wish_to_stop_ends_ray_tasks_in_their_midst(tmp_path: Path, ray_cluster: None) -> None:
+    import time
+
+    from orchestrator.scheduling.tokenize import encode_on_ray
+
+    chunks = [Chunk(texts=(str(number),), ends=(True,)) for number in range(8)]
+
+    def stop_once_begun() -> None:
+        if any(tmp_path.iterdir()):
+            raise Interrupted("stopped")
+
+    def endless(chunk: Chunk) -> None:
+        (tmp_path / chunk.texts[0]).touch()
+        time.sleep(500)
+
+    with pytest.raises(Interrupted):
+        list(encode_on_ray(endless, chunks, pause=stop_once_begun))
+    # Every CPU is free again, which the tasks would hold for minutes.
+    assert list(encode_on_ray(lambda chunk: chunk.texts[0], chunks)) == [str(number) for number in range(8)]
+
+
+def test_a_wish_to_stop_ends_the_training_of_a_tokenizer_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise Interrupted("stopped")
+
+    spec = pretrain(specs.write_corpus(tmp_path / "corpus"))
+    with pytest.raises(Interrupted):
+        prepare(spec, cache=tmp_path / "cache", encode=encode_here, pause=stop)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.slow

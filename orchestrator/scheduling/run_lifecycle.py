@@ -3,6 +3,7 @@ run, and how they end. Nothing here trains."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
     """Data from the cache or tokenised on the cluster, and the plan that has met it."""
     listener.say("preparing data")
     cache = locations.home() / "cache" / "data"
-    data = prepare(spec, cache=cache, encode=_until_stopped(listener))
+    data = prepare(spec, cache=cache, encode=_until_stopped(listener), pause=functools.partial(check_stop, listener))
     say_held_out(data, listener)
     plan = plan_to_run(spec, cluster, counts=data.counts)
     for line in training_length(spec, data.counts).reasons:
@@ -126,12 +127,10 @@ def say_held_out(data: PreparedData, listener: Listener) -> None:
 
 
 def _until_stopped(listener: Listener) -> EncodeMany:
-    """`encode_on_ray` that a wish to stop ends between two chunks."""
+    """`encode_on_ray` that a wish to stop ends within a second."""
 
     def encode(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
-        for encoded in encode_on_ray(function, chunks):
-            check_stop(listener)
-            yield encoded
+        return encode_on_ray(function, chunks, pause=functools.partial(check_stop, listener))
 
     return encode
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import ray
 
 from orchestrator.errors import CapacityError, TransientError
+from orchestrator.training.patience import LOOK_S, go_on
 from orchestrator.training.tokenization import Chunk
 
 T = TypeVar("T")
@@ -24,9 +25,12 @@ def _encode(function: Callable[[Chunk], Any], chunk: Chunk) -> Any:
     return function(chunk)
 
 
-def encode_on_ray(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
+def encode_on_ray(
+    function: Callable[[Chunk], T], chunks: Iterable[Chunk], *, pause: Callable[[], None] = go_on
+) -> Iterator[T]:
     """Results of a pure function on chunks, in their order, from tasks of one CPU each. Ray must be running.
 
+    `pause` is called between two and while one is waited for, and what it raises ends the tasks, in their midst too.
     Raises CapacityError when the cluster has no CPU, TransientError when Ray gave up on a task, and whatever
     `function` raises.
     """
@@ -39,16 +43,20 @@ def encode_on_ray(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> It
     try:
         for chunk in chunks:
             if len(pending) >= _IN_FLIGHT_PER_CPU * cpus:
-                yield _result(pending.popleft())
+                yield _result(pending, pause)
             pending.append(encode.remote(shared, chunk))
         while pending:
-            yield _result(pending.popleft())
+            yield _result(pending, pause)
     finally:
         for task in pending:
-            ray.cancel(task, force=False)
+            ray.cancel(task, force=True)  # else a long one would be computed to its end
 
 
-def _result(task: ray.ObjectRef) -> Any:
+def _result(pending: deque[ray.ObjectRef], pause: Callable[[], None]) -> Any:
+    pause()
+    while not ray.wait(list(pending)[:1], timeout=LOOK_S)[0]:
+        pause()
+    task = pending.popleft()
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:

@@ -27,6 +27,7 @@ from orchestrator.training import base_tokenizer, batches, kept_tokenizers, toke
 from orchestrator.training.covered import DocumentEncoding, covered_bytes
 from orchestrator.training.encoders import around, document_encoder, mask_ids, row_encoder, tokenizer_of
 from orchestrator.training.first_look import preview
+from orchestrator.training.patience import go_on, patiently
 from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 from orchestrator.training.whole_folder import is_whole, whole_folder
@@ -177,10 +178,13 @@ def find_data(
     )
 
 
-def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None = None) -> PreparedData:
+def prepare(
+    spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None = None, pause: Callable[[], None] = go_on
+) -> PreparedData:
     """The spec's data, split, encoded and on disk below `cache`; a second call finds it there.
 
-    `base` says where `model.base` lies when the caller fetched it (a finished run's model).
+    `base` says where `model.base` lies when the caller fetched it (a finished run's model). `pause` is called while a
+    tokenizer is trained, and ends that by what it raises.
     Raises DataError for data that does not hold what the spec says, ModelError for an unusable tokenizer,
     StorageError when `cache` cannot be written.
     """
@@ -190,7 +194,7 @@ def prepare(spec: RunSpec, *, cache: Path, encode: EncodeMany, base: str | None 
     if is_whole(folder):
         return _load(folder, inputs, cached=True)
     with whole_folder(folder) as partial:
-        _write(inputs, partial, encode)
+        _write(inputs, partial, encode, pause)
         if _fingerprint(inputs) != fingerprint:
             raise DataError("the data has changed while it was read", do="run the same command again once it is whole")
     return _load(folder, inputs, cached=False)
@@ -245,10 +249,10 @@ def _fingerprint(inputs: _Inputs) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write(inputs: _Inputs, folder: Path, encode: EncodeMany) -> None:
+def _write(inputs: _Inputs, folder: Path, encode: EncodeMany, pause: Callable[[], None]) -> None:
     """All files of the prepared folder."""
     if inputs.spec.models_language:
-        tokenizer, found = _write_documents(inputs, folder, encode)
+        tokenizer, found = _write_documents(inputs, folder, encode, pause)
     else:
         assert inputs.tokenizer is not None, "classification fine-tunes a base model, which has a tokenizer"
         tokenizer, found = inputs.tokenizer, _write_rows(inputs, inputs.tokenizer, folder, encode)
@@ -297,11 +301,13 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
     )
 
 
-def _write_documents(inputs: _Inputs, folder: Path, encode: EncodeMany) -> tuple[TextTokenizer, dict[str, Any]]:
+def _write_documents(
+    inputs: _Inputs, folder: Path, encode: EncodeMany, pause: Callable[[], None]
+) -> tuple[TextTokenizer, dict[str, Any]]:
     spec = inputs.spec
     train, validation = split_documents(spec, inputs.train, inputs.validation)
     _compare(inputs, train)
-    tokenizer = inputs.tokenizer or tokenizer_of(spec, train)
+    tokenizer = inputs.tokenizer or patiently(lambda: tokenizer_of(spec, train), pause)
     function = document_encoder(spec, tokenizer)
     count_samples = batches.masked_samples if spec.task == "masked-lm" else batches.packed_samples
     found: dict[str, Any] = {"label_names": None}
