@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from safetensors.torch import load_file
 from orchestrator.errors import ModelError
 from orchestrator.planning.architectures import KNOWN
 from orchestrator.planning.model_shape import DECODERS
+from orchestrator.planning.plan import make_plan
+from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.training import models
 from orchestrator.training.job import TrainingJob
 from tests import training_runs
+from tests.mlflow_runs import closed, new_store, opened
+from tests.specs import CLASSIFY, PRETRAIN, spec
 from tests.test_export import write
 from tests.training_runs import classify, continued, rows
 
@@ -179,3 +184,57 @@ def test_every_known_architecture_is_trained_as_planned_by_every_method(tmp_path
 
 def test_tiny_models_are_of_every_known_architecture() -> None:
     assert set(TINY) == KNOWN
+
+
+# -- the remedies of refusals ------------------------------------------------------------------------------------------
+
+
+def remedied(error: ModelError, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does what the error says, in a folder: the command between `python -c "` and the quote that ends it."""
+    (code,) = re.findall(r'python -c "([^"]*)"', str(error.do))
+    monkeypatch.chdir(folder)
+    exec(code, {})
+
+
+def test_the_text_part_of_a_model_of_text_and_pictures_is_saved_and_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {**SIZES, **WIDE, "model_type": "gemma3_text", "max_position_embeddings": 64, "vocab_size": 74}
+    seen = {**SIZES, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    nested = {"text_config": text, "vision_config": seen, "mm_tokens_per_image": 4, "eos_token_id": 3}
+    base = saved(tmp_path / "base", "gemma3", "AutoModelForImageTextToText", **nested)
+    given = {"kind": "finetune", "model": {"base": str(base)}, "data__train": str(training_runs.rows())}
+    with pytest.raises(ModelError, match="more than text") as refused:
+        make_plan(spec(PRETRAIN, **given), training_runs.CLUSTER)
+    remedied(refused.value, tmp_path, monkeypatch)
+    model, _ = built(classify(tmp_path / "run", model__base=str(tmp_path / "text")))
+    before, after = load_file(base / "model.safetensors"), model.state_dict()
+    name = "layers.1.mlp.up_proj.weight"
+    (stored,) = [weight for key, weight in before.items() if key.endswith(name) and "language_model" in key]
+    assert torch.equal(stored, after[f"model.{name}"])
+
+
+def test_an_embedding_is_enlarged_for_a_pad_token_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    base = saved(tmp_path / "base", "bert", "AutoModel")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "<a pad token>"})
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ModelError, match="beyond it: pad 74") as refused:
+        classify(tmp_path / "run", model__base=str(base))
+    remedied(refused.value, tmp_path, monkeypatch)
+    model, _ = built(classify(tmp_path / "run", model__base=str(tmp_path / "larger")))
+    assert model.get_input_embeddings().weight.shape == (75, 32)
+
+
+def test_a_run_as_base_gets_a_new_head_for_other_classes(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "bert", CLASSIFIER, num_labels=5)
+    uri = new_store(tmp_path)
+    finished = closed(opened(uri, tmp_path / "run"), tags={"orchestrator.model_path": str(model)})
+    named = {"model__base": f"runs:/{finished}", "data__train": str(training_runs.rows()), "tracking__uri": uri}
+    found = with_base_found(spec(CLASSIFY, **named))
+    job = classify(tmp_path / "next", model__base=str(found.model.base))
+    weights, said = built(job)
+    assert weights.state_dict()["classifier.weight"].shape == (2, 32)
+    assert said == [reason for reason in job.plan.reasons if "a new head is drawn" in reason]

@@ -69,15 +69,17 @@ def refuse_gguf(path: Path) -> None:
     gguf = [path] if path.is_file() else sorted(path.glob("*.gguf"))
     if not gguf or gguf[0].suffix.lower() != ".gguf" or any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
         return
-    folder, name = gguf[0].parent, gguf[0].name
-    load = f"from_pretrained({str(folder)!r}, gguf_file={name!r}).save_pretrained('converted')"
+    source = f"{str(gguf[0].parent)!r}, gguf_file={gguf[0].name!r}"
     raise ModelError(
         "the base model is a GGUF file, whose weights are rounded for inference and cannot be trained as they are",
         got=gguf[0],
         allowed="a Hugging Face folder with model.safetensors",
+        # What transformers 5.23 makes of the file calls itself quantised and cannot be saved; a model like it can.
         do="take the model that the file was made from, or convert it: pip install gguf, then python -c "
-        f'"import transformers as t; t.AutoModelForCausalLM.{load}; t.AutoTokenizer.{load}" '
-        "and model.base=converted",
+        f"\"import transformers as t; m = t.AutoModelForCausalLM.from_pretrained({source}, dtype='float32'); "
+        "m.config.__dict__.pop('quantization_config', None); c = t.AutoModelForCausalLM.from_config(m.config); "
+        "c.load_state_dict(m.state_dict()); c.save_pretrained('converted'); "
+        f"t.AutoTokenizer.from_pretrained({source}).save_pretrained('converted')\" and model.base=converted",
     )
 
 
