@@ -153,7 +153,7 @@ TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llama", "mistral", "qwen3", "smollm3", "phi3"), GROUPED),
     "qwen2": {**GROUPED, "vocab_size": 80},  # whose tokenizer has an end of text of its own
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), WIDE),
-    "gpt2": {},
+    "gpt2": {"n_inner": 64},
     "gpt_neox": {},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     **{kind: {} for kind in ("bert", "roberta", "camembert", "xlm-roberta")},
