@@ -92,6 +92,13 @@ def test_zero_2_cuts_the_row_of_a_group_and_zero_3_each_parameter() -> None:
     assert [s.count for s in parts.spans["a"]] == [2, 1], "the last part is padded"
 
 
+def test_unused_elements_behind_a_parameter_move_those_that_follow_it() -> None:
+    """As DeepSpeed writes them where parameters are aligned: a row of aaa-bbbb--c, cut every six elements."""
+    row = rows_layout([{"a": 3, "b": 4, "c": 1}], sizes=[6], paddings=[[1, 2, 0]])
+    assert [(s.rank, s.offset, s.first, s.count) for s in row.spans["b"]] == [(0, 4, 0, 2), (1, 0, 2, 2)]
+    assert [(s.rank, s.offset, s.first, s.count) for s in row.spans["c"]] == [(1, 4, 0, 1)]
+
+
 # -- engines: processes, each forked from one that has imported everything ------------------------------------------
 
 CLUSTER = ClusterShape(nodes=(NodeShape(cpus=3, gpus=0, memory_gib=16.0),), device_name="cpu")

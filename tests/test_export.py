@@ -105,6 +105,60 @@ def test_a_generation_config_that_transformers_will_not_write_again_is_kept_as_i
     assert {name: found[name] for name in own if name != "do_sample"} == {"temperature": 0.6, "top_p": 0.9}
 
 
+def base_of(folder: Path, architecture: str, **config: Any) -> Path:
+    """An exported new model of an architecture, with a tokenizer of its own."""
+    folder.mkdir()
+    values = {"model_type": architecture, **ARCHITECTURES[architecture], **config}
+    (folder / "config.json").write_text(json.dumps(values))
+    job = pretrain(folder / "run", model={"config": str(folder), "vocab_size": 512})
+    assert write(job, models.build_model(job.spec, job.plan, job.data)) is None
+    return job.model_folder
+
+
+def adapted(job: TrainingJob) -> torch.nn.Module:
+    """The model of a run, its adapters not as they begin but as large as its weights."""
+    model = models.build_model(job.spec, job.plan, job.data)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["gemma3_text", "smollm3", "gpt2"])
+def test_adapters_beside_tied_embeddings_are_merged_right_and_adapters_on_them_refused(
+    tmp_path: Path, architecture: str
+) -> None:
+    base = base_of(tmp_path / "base", architecture, tie_word_embeddings=True)
+    usual = ["c_attn", "c_fc"] if architecture == "gpt2" else ["q_proj", "down_proj"]
+    job = continued(tmp_path / "run", base, method="lora", lora={"targets": usual})
+    assert write(job, adapted(job)) is None
+    for target in ["wte", "lm_head"] if architecture == "gpt2" else ["embed_tokens", "lm_head"]:
+        with pytest.raises(ModelError, match="tied layers") as planned:
+            continued(tmp_path / "tied", base, method="lora", lora={"targets": [target]})
+        asked = job.spec.model_copy(update={"lora": job.spec.lora.model_copy(update={"targets": (target,)})})
+        with pytest.raises(ModelError, match="tied layers") as run:
+            models.build_model(asked, job.plan, job.data)
+        assert str(run.value) == str(planned.value)
+
+
+def test_a_classifier_with_adapters_on_the_token_table_of_a_tied_base_is_exported_right(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", "smollm3", tie_word_embeddings=True)
+    job = classify(tmp_path / "run", model__base=str(base), method="lora", lora={"targets": ["q_proj"]})
+    lora = job.spec.lora.model_copy(update={"targets": ("embed_tokens", "q_proj")})
+    job = replace(job, spec=job.spec.model_copy(update={"lora": lora}))
+    assert write(job, adapted(job)) is None
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_adapters_on_untied_embeddings_are_merged_right(tmp_path: Path, target: str) -> None:
+    base = base_of(tmp_path / "base", "granite", tie_word_embeddings=False)
+    job = continued(tmp_path / "run", base, method="lora", lora={"targets": ["q_proj"]})
+    lora = job.spec.lora.model_copy(update={"targets": (target,)})
+    job = replace(job, spec=job.spec.model_copy(update={"lora": lora}))
+    assert write(job, adapted(job)) is None
+
+
 # -- every token trains ----------------------------------------------------------------------------------------------
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 512}

@@ -16,6 +16,9 @@ LENGTHS = st.integers(3, 80)
 RATES = st.floats(0.01, 0.99)
 
 
+HELD_OUT_KEYS = [551380577909346562, 18049863545680167486, 12907458271065985714]
+
+
 def samples(count: int = 64, *, length: int = 32, seed: int = 0, rate: float = 0.15) -> MaskedSamples:
     """Blocks of ordinary tokens and now and then the end of a document."""
     tokens = np.random.default_rng(0).integers(5, VOCABULARY.size, size=count * (length - 2)).astype(np.uint16)
@@ -112,6 +115,16 @@ def test_epochs_seeds_and_samples_have_masks_of_their_own() -> None:
 def test_held_out_masks_are_the_same_in_every_run() -> None:
     first, second = samples(seed=0).batch(np.arange(64)), samples(seed=9).batch(np.arange(64))
     assert same(first, second)
+
+
+def test_held_out_masks_are_drawn_from_a_stream_of_their_own() -> None:
+    """The one that every run was judged by: with another, losses of two runs could not be compared."""
+    numbers = np.arange(64)
+    held_out = Masking(seed=3).keys(numbers, None)
+    assert held_out[:3].tolist() == HELD_OUT_KEYS
+    for seed in range(20):
+        for epoch in range(3):
+            assert not set(Masking(seed=seed).keys(numbers, np.full(64, epoch)).tolist()) & set(held_out.tolist())
 
 
 def test_blocks_lie_between_special_tokens_and_hold_the_whole_stream() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import ModelError
@@ -46,6 +46,13 @@ _MASKED_LM_HEADS = ("cls.", "lm_head.", "vocab_transform.", "predictions.", "gen
 """How the names of a masked-LM head's weights begin: those above, ALBERT, ELECTRA and ModernBERT."""
 
 
+TOKEN_MODULES = (
+    *("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "lm_head", "embed_out", "decoder"),
+    *("vocab_projector", "generator_lm_head"),
+)
+"""What architectures call the token table and the output layer, which in a tied model are one weight."""
+
+
 def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
     """How many weights the method trains: all, the head (see `HEAD_MODULES`), or LoRA's adapters and the head or
     `MASKED_LM_TRANSFORMS`.
@@ -63,6 +70,8 @@ def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
             allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
             do="set lora.targets to the names of the attention's projections",
         )
+    if shape.tied and spec.task != "text-classification":  # a classifier has no output layer to be tied
+        refuse_tied_targets(targets, TOKEN_MODULES)
     whole = shape.head_parameters
     if spec.task == "masked-lm":
         transforms = MASKED_LM_TRANSFORMS.get(shape.model_type, ())
@@ -85,7 +94,7 @@ def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: in
     if not modules:  # an architecture we do not know by name: its projections are about hidden x hidden
         return len(targets) * shape.layers * rank * 2 * shape.hidden
     for target in targets:
-        if not any(_matches(name, target) for name in modules):
+        if not any(matches(name, target) for name in modules):
             names = sorted({name.rpartition(".")[2] for name in modules})
             near = difflib.get_close_matches(target, names, n=1)
             raise ModelError(
@@ -94,11 +103,27 @@ def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: in
                 allowed=", ".join(names),
                 do=f"did you mean {near[0]}?" if near else None,
             )
-    matched = [size for name, size in modules.items() if any(_matches(name, target) for target in targets)]
+    matched = [size for name, size in modules.items() if any(matches(name, target) for target in targets)]
     return sum(rank * (inputs + outputs) for inputs, outputs in matched)
 
 
-def _matches(name: str, target: str) -> bool:
+def refuse_tied_targets(targets: Sequence[str], tied: Sequence[str]) -> None:
+    """Raises ModelError when an adapter is wanted on a module whose weight is another's too.
+
+    Both would train with one of them adapted and be merged into both: the finished model would compute something else.
+    """
+    wrong = [target for target in targets if any(matches(name, target) or matches(target, name) for name in tied)]
+    if wrong:
+        rest = [target for target in targets if target not in wrong]
+        raise ModelError(
+            "an adapter on one of two tied layers cannot be merged: token table and output layer are one weight",
+            got=f"lora.targets: {', '.join(targets)}",
+            allowed="projections of attention and MLP",
+            do=f"set lora.targets=[{', '.join(rest)}]" if rest else "leave lora.targets out, or use method: full",
+        )
+
+
+def matches(name: str, target: str) -> bool:
     """peft's rule for a list of names: the whole name, or its end after a dot."""
     return name == target or name.endswith(f".{target}")
 

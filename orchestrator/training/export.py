@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
         model = add_lora(model, spec)
     model.load_state_dict(state, strict=True)
     if spec.method == "lora":
-        model = model.merge_and_unload()
+        with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+            model = model.merge_and_unload()
     model = model.to(DTYPES[plan.precision])
     model.save_pretrained(folder)
     if spec.task == "causal-lm" and spec.model.base is not None and spec.method != "scratch":

@@ -24,7 +24,7 @@ from orchestrator.planning.architectures import HEAD_MODULES
 from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head, lacking
 from orchestrator.planning.model_shape import model_config, model_shape
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS, refuse_tied_targets
 from orchestrator.spec import RunSpec, Task
 from orchestrator.training.prepare import PreparedData
 
@@ -334,6 +334,7 @@ def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
             allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
             do="name the modules in lora.targets",
         )
+    refuse_tied_targets(targets, _tied_modules(model))
     whole = {
         "causal-lm": None,
         "masked-lm": MASKED_LM_TRANSFORMS.get(model_type),
@@ -358,6 +359,14 @@ def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
             "lora.targets names no module of this model", got=", ".join(targets), allowed=", ".join(leaves)
         ) from error
     return adapted
+
+
+def _tied_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    """Full names of token table and output layer where both have one weight."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return ()
+    return tuple(name for name, module in model.named_modules() if any(module is end for end in ends))
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
