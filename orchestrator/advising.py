@@ -206,8 +206,10 @@ def _refuse_encoder(base: Base | None, layout: Layout, path: str) -> None:
             f"{path} holds {layout.title}, and an encoder writes no answers",
             got=f"--base-model {base.name}, and the columns {', '.join(layout.fields)}",
             allowed="a causal language model as the base",
-            do=f"give another --base-model, or --text-column {layout.fields[0]} --task masked-lm for the raw text of "
-            "that column alone",
+            do="give another --base-model"
+            + (
+                "" if layout.plain is None else f", or --text-column {layout.plain} --task masked-lm for its text alone"
+            ),
         )
 
 

@@ -270,7 +270,9 @@ def test_instructions_are_taken_whole_where_that_is_asked_for(row: dict[str, obj
 def test_instructions_are_refused_as_what_they_are_where_nothing_trains_them(row: dict[str, object]) -> None:
     with pytest.raises(DataError, match="which no task reads yet") as caught:
         choose_columns(table(row), task="causal-lm", asking=FIELDS)
-    assert f"data.text_column={next(iter(row))}" in str(caught.value.do)
+    assert "into one column `text`" in str(caught.value.do)
+    named = f"data.text_column={next(iter(row))}" in str(caught.value.do)
+    assert named == isinstance(next(iter(row.values())), str), "a list is no raw text"
 
 
 def test_a_column_that_was_named_is_raw_text_whatever_the_table_is() -> None:

@@ -129,3 +129,12 @@ def test_what_cannot_be_written_is_refused_with_a_remedy(
     with pytest.raises(SpecError, match=problem) as refusal:
         spec_for(question, source)
     assert refusal.value.do
+
+
+def test_a_pilot_on_rare_classes_is_ranked_by_macro_f1() -> None:
+    for share, metric in ((0.5, None), (0.99, "eval/macro_f1")):
+        question = replace(labelled(4000, base=NAMED), commonest=share)
+        advice = replace(advise(question), rivals=("features", "full"))
+        spec = RunSpec.model_validate(first_spec(advice, question, SOURCE, name="mine"))
+        assert spec.search is not None
+        assert spec.search.metric == metric

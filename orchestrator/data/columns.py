@@ -360,11 +360,13 @@ def _absent(preview: Preview, name: str, option: Callable[[str], str]) -> DataEr
 
 def _no_task(preview: Preview, layout: Layout, asking: Asking) -> DataError:
     """What a table is, and what can be done with it today."""
-    column = layout.fields[0]
-    raw = f"train the raw text of one column alone with {asking.of_text(column)} and {asking.task.format('causal-lm')}"
+    column, raw = layout.plain or layout.fields[0], ""
+    if layout.plain is not None:
+        raw = f", or train the raw text of one column alone with {asking.of_text(column)} and "
+        raw += asking.task.format("causal-lm")
     remedy = {
-        "answers": f"write prompt and answer into one column `text` for {asking.task.format('causal-lm')}, or {raw}",
-        "preferences": f"write prompt and chosen answer into one column `text`, or {raw}",
+        "answers": f"write prompt and answer into one column `text` for {asking.task.format('causal-lm')}{raw}",
+        "preferences": f"write prompt and chosen answer into one column `text`{raw}",
         "pairs": f"write both texts into one column `text` beside the class, or name one of them: "
         f"{asking.of_text(column)}",
         "tags": "a class for every token is not trained yet; a class for the whole row needs a column `text`",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Purpose = Literal["answers", "preferences", "pairs", "tags"]
@@ -46,6 +46,8 @@ class Layout:
     purpose: Purpose
     fields: tuple[str, ...]
     """Columns that hold its text, in reading order."""
+    plain: str | None = None
+    """The first of them that holds strings, whose raw text alone could be trained on."""
 
     def __str__(self) -> str:
         return f"{self.title}: {', '.join(self.fields)}"
@@ -57,6 +59,14 @@ class Layout:
 
 def recognise(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Layout | None:
     """The layout of a table by the names of its columns and its first rows, or None."""
+    found = _recognised(names, rows)
+    if found is None:
+        return None
+    plain = (name for name in found.fields if any(isinstance(row.get(name), str) for row in rows))
+    return replace(found, plain=next(plain, None))
+
+
+def _recognised(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Layout | None:
     by_name = {name.strip().lower(): name for name in reversed(names)}
 
     def found(*wanted: str) -> tuple[str, ...]:

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterator
 
 from orchestrator.policy.dataset import DatasetFacts
+from orchestrator.policy.question import UNEQUAL
 from orchestrator.policy.row_lengths import Seen
 from orchestrator.quantities import human_count
 
 WORTH_A_WORD = 0.001
 """Share of rows or texts below which nothing is said of them."""
-UNEQUAL = 3.0
-"""Rows of the largest class over those of the smallest from which accuracy is said to hide the rarer ones, where the
-constant answer is also right in more than half of the rows. A guess."""
 FEW_HELD_OUT = 10
 """Rows of a class in the held-out part below which what is measured of it is mostly chance: one row is 10 % of them."""
 HELD_OUT = 0.05

@@ -64,8 +64,7 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
         raise SpecError(
             f"{source.path} holds {source.layout.title}, which `run` cannot train as such yet",
             got=f"the columns {', '.join(source.layout.fields)}",
-            do="write prompt and answer into one column `text` for task causal-lm and advise on that file, or name one "
-            "column with --text-column for its raw text alone",
+            do="write prompt and answer into one column `text` for task causal-lm, and advise on that file",
         )
     wanted = _trainable(advice, question)
     if not wanted:
@@ -161,6 +160,8 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
     if len(methods) > 1:
         grid = {method: _tried(method, question, limit) for method in methods}
         spec["search"] = {"space": {"method": {"grid": grid}}, "scheduler": "none"}
+        if question.accuracy_hides:
+            spec["search"]["metric"] = "eval/macro_f1"
     return spec
 
 

@@ -37,6 +37,9 @@ ASSUMED_BASE = {
 """Parameters and training tokens of a usual public base when none is named: Llama-3-8B (its model card), RoBERTa-base
 (160 GB of text, about 30B words; Liu 2019), ViT-B/16 on ImageNet-21k (14M images of 197 patches)."""
 
+UNEQUAL = 3.0
+"""Rows of the largest class over those of the smaller ones from which accuracy is said to hide these. A guess."""
+
 ASSUMED_DEVICE = "H100-80GB"
 """Priced on when no device is named: what most clouds rent out for training in 2026."""
 
@@ -127,6 +130,14 @@ class Question:
         if self.commonest is None or self.classes < 2:
             return float(self.examples)
         return self.examples * (1 - self.commonest) / (1 - 1 / self.classes)
+
+    @property
+    def accuracy_hides(self) -> bool:
+        """Whether accuracy says little of the rarer classes: the largest has most of the rows, several times as many as
+        others have on average."""
+        if self.commonest is None or self.classes < 2:
+            return False
+        return self.commonest > 0.5 and self.commonest * (self.classes - 1) >= UNEQUAL * (1 - self.commonest)
 
     def resized(self, factor: float) -> Question:
         """The same question with `factor` times the data."""
