@@ -44,7 +44,7 @@ def test_a_plan_knows_the_data_it_was_made_for(tmp_path: Path) -> None:
     assert data["train_tokens"]["low"] == data["train_tokens"]["high"], "so little is counted"
     assert (answer["steps"], answer["data_not_looked_at"]) == (38, None)
     assert answer["usd"]["mid"] > 0
-    assert {"train/loss", "eval/accuracy", "cost/usd"} <= set(answer["metrics"])
+    assert {"train/loss", "eval/accuracy", "eval/macro_f1", "cost/usd"} <= set(answer["metrics"])
     assert answer["search"] is None
 
 
@@ -81,6 +81,12 @@ def test_a_search_is_planned_over_all_its_trials(tmp_path: Path) -> None:
     assert cut["steps"] == round(2 * (4 + 8 / 3) + 4 * (4 + 8 / 3 + 24 / 9))
     assert 0 < cut["gpu_hours"]["mid"] < whole["gpu_hours"]["mid"]
     assert plan(file, "search.scheduler=none")["search"]["halving"] is None
+
+
+def test_a_search_may_be_ranked_by_any_metric_that_its_task_has_at_an_evaluation(tmp_path: Path) -> None:
+    space = {"space": {"training.learning_rate": {"grid": [1e-3, 3e-3]}}, "scheduler": "none"}
+    file = written(tmp_path, CLASSIFY, **LIGHT, search=space | {"metric": "eval/macro_f1"})
+    assert plan(file)["search"]["trials"] == 2
 
 
 def test_trials_that_read_other_data_are_planned_with_it(tmp_path: Path) -> None:

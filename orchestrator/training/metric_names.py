@@ -16,7 +16,7 @@ EVERY_STEP = (
 AT_EVALUATIONS: dict[Task, tuple[str, ...]] = {
     "causal-lm": ("eval/loss", "eval/perplexity", BITS_PER_BYTE),
     "masked-lm": ("eval/loss", "eval/perplexity"),
-    "text-classification": ("eval/loss", "eval/accuracy"),
+    "text-classification": ("eval/loss", "eval/accuracy", "eval/macro_f1"),
 }
 AT_THE_END = (
     *("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib"),
