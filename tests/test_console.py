@@ -165,3 +165,10 @@ def test_macro_f1_is_shown_where_it_says_other_than_the_accuracy() -> None:
     both = {"eval/accuracy": 0.99, "eval/macro_f1": 0.5}
     assert console.telling(both) == both
     assert console.telling({"eval/loss": 1.0}) == {"eval/loss": 1.0}
+
+
+def test_a_name_that_no_file_can_have_is_a_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, console.reporting_failures(as_json=False):
+        Path("x" * 5000).read_text()
+    assert end.value.code == 2
+    assert "no file can have so long a name" in capsys.readouterr().err

@@ -153,3 +153,16 @@ def test_another_zero_stage_is_taken_and_what_the_run_offloaded_under_the_old_on
     settled = settle(spec(PRETRAIN, deepspeed={"zero_stage": 2}), offloading)
     assert (settled.deepspeed.zero_stage, settled.deepspeed.offload) == (2, "auto")
     assert settled.training.micro_batch == 4
+
+
+def test_a_range_of_a_million_workers_is_judged_by_its_divisors() -> None:
+    batch = 720_720
+    given = spec(PRETRAIN, training__global_batch=batch, resources={"workers": [2, 10**6]})
+    sizes = given.training.workers_between(2, 10**6)
+    assert sizes[0] == 2
+    assert sizes[-1] == batch
+    assert len(sizes) == 239
+    kept = Kept(
+        zero_stage=2, offload="none", precision="fp32", micro_batch=7, activation_checkpointing=False, gpus_per_worker=0
+    )
+    assert settle(given, kept).training.micro_batch == 7

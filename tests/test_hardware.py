@@ -234,3 +234,13 @@ def test_a_limit_on_the_address_space_is_told_and_one_too_small_for_ray_refused(
     command = [sys.executable, "-c", ASK_UNDER_A_LIMIT, str(gib)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == answer
+
+
+def test_a_cluster_beyond_all_use_is_refused_at_once() -> None:
+    with pytest.raises(SpecError, match="no cluster is that large"):
+        requested_cluster("H100", 10**12, 10**9)
+
+
+def test_a_name_of_any_length_is_compared_at_once() -> None:
+    with pytest.raises(SpecError, match="no such device"):
+        find_device("h" * 10**6)

@@ -364,3 +364,33 @@ def test_lora_count_equals_that_of_peft(config: dict[str, Any], task: Task) -> N
     expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = model_shape(config, task=task, num_labels=3)
     assert trainable_parameters(spec("lora", task, lora={"rank": 4}), shape) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"n_layer": "x"},
+        {"n_layer": True},
+        {"n_layer": 2.5},
+        {"n_layer": 0},
+        {"n_embd": 10**12, "n_head": 1},
+        {"n_positions": "x"},
+        {"n_inner": "x"},
+        {"activation_function": 3},
+        {"tie_word_embeddings": "no"},
+        {"resid_pdrop": 5},
+        {"layer_norm_epsilon": "x"},
+    ],
+)
+def test_an_override_of_another_kind_or_beyond_use_is_refused_by_name(overrides: dict[str, Any]) -> None:
+    with pytest.raises(ModelError) as caught:
+        model_shape(model_config(ModelSpec(config="gpt2", overrides=overrides)), task="causal-lm")
+    assert str(next(iter(overrides))) in str(caught.value) or "activation function" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"num_key_value_heads": "x"}, {"head_dim": -1}, {"vocab_size": "x"}, {"hidden_act": 3}]
+)
+def test_a_configuration_that_holds_no_sizes_is_refused(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ModelError):
+        model_shape({**FAMILY_DEFAULTS["llama"], **sizes}, task="causal-lm")

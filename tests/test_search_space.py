@@ -65,3 +65,30 @@ def test_every_trial_is_checked_before_any_is_started() -> None:
 def test_a_space_that_cannot_be_read_is_refused(space: dict, says: str) -> None:
     with pytest.raises(SpecError, match=says):
         trials(spec(CLASSIFY, search=search(space)))
+
+
+def test_a_search_of_too_many_trials_is_refused_before_they_are_made() -> None:
+    wide = {
+        f"training.{name}": {"grid": list(range(1, 300))} for name in ("seed", "eval_every_steps", "steps", "x", "y")
+    }
+    for search in ({"space": wide}, {"space": {"training.seed": {"int_uniform": [0, 9]}}, "samples": 10**6}):
+        with pytest.raises(SpecError, match="more than 1,000 trials") as caught:
+            trials(spec(CLASSIFY, search={**search, "scheduler": "none"}))
+        assert "lower search.samples" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        {"uniform": [float("-inf"), 1.0]},
+        {"uniform": [0, float("nan")]},
+        {"int_uniform": [0, 10**400]},
+        {"uniform": [False, True]},
+        {"grid": {"full": 3}},
+        {"grid": {"full": {1: {"grid": [1]}}}},
+        {"choice": []},
+    ],
+)
+def test_what_cannot_be_drawn_from_is_refused(distribution: dict) -> None:
+    with pytest.raises(SpecError, match=r"search\.space\.training\.learning_rate"):
+        trials(spec(CLASSIFY, search={"space": {"training.learning_rate": distribution}, "scheduler": "none"}))
