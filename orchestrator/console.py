@@ -112,7 +112,7 @@ def print_table(*tables: Any) -> None:
     """Rich renderables on standard output."""
     from rich.console import Console
 
-    console = Console(width=width(), highlight=False)
+    console = Console(width=width(), highlight=False, markup=False)  # [/] may stand in any name
     for table in tables:
         console.print(_Shown(table))
 

@@ -172,3 +172,12 @@ def test_a_name_that_no_file_can_have_is_a_mistake_of_the_user(capsys: pytest.Ca
         Path("x" * 5000).read_text()
     assert end.value.code == 2
     assert "no file can have so long a name" in capsys.readouterr().err
+
+
+def test_a_name_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_row("[/] [bold]x[/red]")
+    console.print_table(table)
+    assert "[/] [bold]x[/red]" in capsys.readouterr().out

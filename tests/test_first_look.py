@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from orchestrator.data.sources import find_sources
+from orchestrator.errors import DataError
 from orchestrator.training.first_look import FIRST_ROWS, preview
 
 ROWS = [{"text": f"some words, {number}", "label": "ab"[number >= 3000]} for number in range(4000)]
@@ -52,3 +53,11 @@ def test_what_cannot_be_read_further_on_is_left_to_those_who_read_it_all(tmp_pat
         stream.write(b"no json\n" * 9000)
     (source,) = find_sources(str(file))
     assert len(preview(source).rows) >= FIRST_ROWS
+
+
+@pytest.mark.parametrize("content", ["{}", "[{}, {}]", "{}\n{}\n"])
+def test_rows_without_a_column_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "data.json").write_text(content)
+    (source,) = find_sources(str(tmp_path / "data.json"))
+    with pytest.raises(DataError, match="holds no columns"):
+        preview(source)

@@ -373,6 +373,7 @@ def test_lora_count_equals_that_of_peft(config: dict[str, Any], task: Task) -> N
         {"n_layer": True},
         {"n_layer": 2.5},
         {"n_layer": 0},
+        {"n_layer": 10**6},
         {"n_embd": 10**12, "n_head": 1},
         {"n_positions": "x"},
         {"n_inner": "x"},

@@ -194,8 +194,15 @@ def _matches(folder: str, parts: tuple[str, ...], excluded: re.Pattern[str]) -> 
         elif fnmatch.fnmatchcase(entry.name, head):
             if rest:
                 yield from _matches(entry.path, rest, excluded)
-            elif entry.is_file():
+            elif _is_file(entry):
                 yield entry.path
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:  # a link to where this user may not look
+        raise unreadable(Path(entry.path), error) from error
 
 
 def _names_hub(location: str, path: Path) -> bool:

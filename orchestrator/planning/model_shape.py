@@ -79,6 +79,8 @@ _UNUSED_POSITIONS = {"roberta": 2}
 MOST_SIZE = 10**9
 """Of any size of a model: a thousand times the widest published; what is above is a slip."""
 # What transformers assumes when a config.json leaves it out; else: as many as heads, and the hidden size over them.
+MOST_LAYERS = 10_000
+"""Ten times the deepest transformer published (DeepNet, 2022)."""
 _DEFAULT_KV_HEADS = {"mistral": 8}
 _DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
 _LOOKED_UP = (
@@ -284,7 +286,8 @@ def _size(config: dict[str, Any], size: str) -> int:
 def _given_size(config: dict[str, Any], name: str) -> int | None:
     """A size of a configuration, None where it is left out; raises ModelError when it is no size."""
     value = config.get(name)
-    if value is None or (type(value) is int and 1 <= value <= MOST_SIZE):
+    most = MOST_LAYERS if name in _SYNONYMS["layers"] else MOST_SIZE
+    if value is None or (type(value) is int and 1 <= value <= most):
         return value
     raise _no_size(config, name)
 
@@ -293,7 +296,7 @@ def _no_size(config: dict[str, Any], name: str) -> ModelError:
     return ModelError(
         f"the model's configuration has no usable {name}",
         got=f"{config.get(name)!r:.100} for model_type {config.get('model_type')}",
-        allowed=f"a positive whole number up to {MOST_SIZE:.0e}",
+        allowed=f"a positive whole number up to {MOST_LAYERS if name in _SYNONYMS['layers'] else MOST_SIZE:.0e}",
         do=f"correct {name}",
     )
 

@@ -43,6 +43,9 @@ def preview(source: Source) -> Preview:
         place = source.files[0] if source.files else source.location
         raise DataError(f"{place} holds no rows", got="a header at most", do="check the file")
     names = tuple(dict.fromkeys(name for row in rows for name in row)) if source.reader == "json" else table.names()
+    if not names:
+        place = source.files[0] if source.files else source.location
+        raise DataError(f"{place} holds no columns", got=f"{len(rows)} empty rows", do="check the file")
     if len(rows) == FIRST_ROWS:
         seen_bytes = sum(len(repr(row).encode(errors="replace")) for row in rows)
         rows += tuple({name: row.get(name) for name in names} for row in _later(table, names, seen_bytes))
