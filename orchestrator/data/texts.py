@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.arrow_memory import memory
 from orchestrator.data.tables import Table
 
 _MAY_BE_SPACE = np.zeros(256, dtype=bool)
@@ -18,7 +19,7 @@ _MAY_BE_SPACE[
 
 def is_blank(texts: Any) -> np.ndarray:
     """For each string of a pyarrow array without nulls, whether it is empty or white space alone."""
-    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    offsets = _offsets(texts)
     data = texts.buffers()[2]
     empty = offsets[1:] == offsets[:-1]
     if data is None or empty.all():
@@ -28,6 +29,28 @@ def is_blank(texts: Any) -> np.ndarray:
     for index in np.flatnonzero(~empty & _MAY_BE_SPACE[first]):  # few: most texts begin with a letter
         blank[index] = texts[int(index)].as_py().isspace()
     return np.asarray(blank)
+
+
+def byte_lengths(texts: Any) -> np.ndarray:
+    """UTF-8 bytes of each string of a pyarrow array, int64."""
+    return np.diff(_offsets(texts)).astype(np.int64)
+
+
+def coded(values: Any) -> tuple[Any, np.ndarray]:
+    """(the distinct strings of a pyarrow array without nulls, the number of each value among them)."""
+    import pyarrow.compute as pc
+
+    found = pc.dictionary_encode(values, memory_pool=memory())
+    indices = found.indices
+    numbers = np.frombuffer(indices.buffers()[1], dtype=np.int32)
+    return found.dictionary, numbers[indices.offset : indices.offset + len(indices)]
+
+
+def _offsets(texts: Any) -> np.ndarray:
+    # `to_numpy` would import pandas: half a second and 40 MB.
+    if not len(texts):
+        return np.zeros(1, dtype=np.int32)
+    return np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
 
 
 def chosen_texts(table: Table, column: str, chosen: np.ndarray | None) -> Iterator[str]:

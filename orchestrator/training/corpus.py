@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.data.raw_bytes import check_utf8, is_binary, read_text
 from orchestrator.data.sources import Source
 from orchestrator.data.tables import Table
-from orchestrator.data.texts import chosen_texts, is_blank
+from orchestrator.data.texts import byte_lengths, chosen_texts, is_blank
 from orchestrator.errors import DataError
 
 _SMALL = 1_000_000  # Bytes of a document that may be all white space; a larger one is taken to hold text.
@@ -44,14 +44,11 @@ class _TextColumn:
     """Documents that are rows of a table; blank ones have the size 0. Every reading goes over the files anew."""
 
     def __init__(self, source: Source, text_column: str) -> None:
-        import pyarrow.compute as pc
-
         self._table, self._column, self._location = Table(source), text_column, source.location
         sizes: list[np.ndarray] = []
         for batch in self._table.batches([text_column], fields=["text_column"]):
             texts = batch.columns[0]
-            found = pc.binary_length(texts).to_numpy(zero_copy_only=False)
-            sizes.append(np.where(is_blank(texts), 0, found).astype(np.int64))
+            sizes.append(np.where(is_blank(texts), 0, byte_lengths(texts)))
         self.sizes = np.concatenate([np.empty(0, dtype=np.int64), *sizes])
 
     def read(self, chosen: np.ndarray) -> Iterator[str]:

@@ -15,6 +15,8 @@ NEAR_BYTES = 64
 little needs no cut. Half a line of 120 characters (a guess), and below one block of the shortest usual length."""
 _ROUNDS = 64
 """Passes over the documents that still fit. The room halves about every second one; after that a cut fills it."""
+_PIECE_ROWS = 1 << 16
+"""Rows that are sorted at once: some hundred kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +83,46 @@ def draw_stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     Of a class with two rows or more one stays undrawn where `count` allows, so that both sides know every class.
     scikit-learn's split promises neither, and refuses counts that leave fewer rows than classes (999 of 1,000).
     """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    sizes = class_sizes(labels, int(labels.max()) + 1)
+    by_class = _shuffled_by_class(labels, np.cumsum(sizes) - sizes, seed)
+    sizes = sizes[sizes > 0]
+    first = np.cumsum(sizes) - sizes
     last = (first + sizes - 1)[sizes > 1]
     assert len(first) <= count <= len(labels), "the caller checks that every class can be drawn"
-    free = np.delete(by_class, np.concatenate([first, last]))
+    kept = np.sort(np.concatenate([first, last]))
+    free = len(labels) - len(kept)
     more = count - len(first)
     # Evenly spaced places in rows sorted by class: each class gets its share, give or take one.
-    taken = min(more, len(free))
-    spread = free[(2 * np.arange(taken) + 1) * len(free) // max(1, 2 * taken)]
+    taken = min(more, free)
+    places = (2 * np.arange(taken) + 1) * free // max(1, 2 * taken)
+    places += np.searchsorted(kept - np.arange(len(kept)), places, side="right")  # counted without those that are kept
     rest = by_class[last][: more - taken]
-    return np.sort(np.concatenate([by_class[first], spread, rest]))
+    return np.sort(np.concatenate([by_class[first], by_class[places], rest])).astype(np.int64)
+
+
+def class_sizes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Rows of each class. In pieces: `np.bincount` makes a copy with 8 bytes a row first."""
+    sizes = np.zeros(classes, dtype=np.int64)
+    for start in range(0, len(labels), _PIECE_ROWS):
+        sizes += np.bincount(labels[start : start + _PIECE_ROWS], minlength=classes)
+    return sizes
+
+
+def _shuffled_by_class(labels: np.ndarray, begins: np.ndarray, seed: int) -> np.ndarray:
+    """Row numbers in a random order, those of each class together; `begins` says where each class's begin.
+
+    A counting sort in pieces: a stable argsort of a large table takes four times the memory, and twice the time.
+    """
+    kind = np.int32 if len(labels) < 1 << 31 else np.int64
+    shuffled = np.arange(len(labels), dtype=kind)
+    np.random.default_rng(seed).shuffle(shuffled)
+    sorted_rows, free = np.empty_like(shuffled), begins.copy()
+    for start in range(0, len(shuffled), _PIECE_ROWS):
+        piece = shuffled[start : start + _PIECE_ROWS]
+        classes = labels[piece]
+        order = np.argsort(classes, kind="stable")
+        found, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
+        within = np.arange(len(piece)) - np.repeat(first, counts)
+        sorted_rows[np.repeat(free[found], counts) + within] = piece[order]
+        free[found] += counts
+    return sorted_rows

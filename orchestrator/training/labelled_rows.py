@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ from orchestrator.data.incomplete import Gaps
 from orchestrator.data.labels import refuse_fractions, similar_labels
 from orchestrator.data.sources import Source
 from orchestrator.data.tables import Batch, Table
-from orchestrator.data.texts import chosen_texts, is_blank
+from orchestrator.data.texts import chosen_texts, coded, is_blank
 from orchestrator.errors import DataError
 from orchestrator.spec_data import IncompleteRows
+from orchestrator.training.drawing import class_sizes
 
 _FIELDS = ("text_column", "label_column")
 
@@ -94,19 +96,19 @@ def read_rows(
     notes: list[str] = []
     for table in tables:
         gaps = Gaps(table.source.location, text_column, label_column)
-        found = [
-            _labels(batch, number_of, gaps) for batch in table.batches([text_column, label_column], fields=_FIELDS)
-        ]
+        found = array("i")  # grows without a copy, where many small arrays would stay in memory beside their sum
+        for batch in table.batches([text_column, label_column], fields=_FIELDS):
+            found.frombytes(_labels(batch, number_of, gaps).tobytes())
         if gaps.incomplete and incomplete == "refuse":
             raise gaps.refusal()
-        every = np.concatenate(found) if found else np.empty(0, dtype=np.int32)
+        every = np.frombuffer(found, dtype=np.int32) if found else np.empty(0, dtype=np.int32)
         complete = np.flatnonzero(every >= 0) if gaps.incomplete else None
         numbers.append(len(every) if complete is None else complete)
         labels.append(every if complete is None else every[complete])
         notes += [*table.notes, *gaps.notes()]
     every = labels[0] if len(labels) == 1 else np.concatenate(labels)
     names = np.array([*number_of, ""], dtype=object)[:-1]
-    sizes = np.bincount(every, minlength=len(names))
+    sizes = class_sizes(every, len(names))
     if not sizes.all():  # a class of incomplete rows alone
         every = (np.cumsum(sizes > 0) - 1)[every].astype(np.int32)
         names, sizes = names[sizes > 0], sizes[sizes > 0]
@@ -124,14 +126,13 @@ def read_rows(
 def _labels(batch: Batch, number_of: dict[str, int], gaps: Gaps) -> np.ndarray:
     """The number of each row's class, -1 where text or label is missing; names that are new get the next number."""
     texts, labels = batch.columns
-    coded = labels.dictionary_encode()
-    names = coded.dictionary
+    names, numbers = coded(labels)
     missing = is_blank(names)
     known = [
         -1 if blank else number_of.setdefault(name, len(number_of))
         for name, blank in zip(names.to_pylist(), missing, strict=True)
     ]
-    found: np.ndarray = np.array(known, dtype=np.int32)[coded.indices.to_numpy()]
+    found: np.ndarray = np.array(known, dtype=np.int32)[numbers]
     no_text = is_blank(texts)
     gaps.count(no_text, found < 0)
     found[no_text] = -1
