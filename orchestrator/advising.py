@@ -32,6 +32,7 @@ class Options:
     dataset: str | None
     text_column: str | None
     label_column: str | None
+    delimiter: str | None
     examples: str | None
     tokens: str | None
     task: str | None
@@ -160,6 +161,7 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
         None if options.base_model is None else found_base(options.base_model),
         text_column=options.text_column,
         label_column=options.label_column,
+        delimiter=_delimiter(options.delimiter),
         task=given.task,
     )
     facts, distance = measurement.facts, measurement.distance
@@ -194,10 +196,22 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
         path=path,
         text_column=facts.columns.text,
         label_column=facts.columns.label,
+        delimiter=options.delimiter,
         incomplete=facts.is_classified and facts.labelled_share < 1,
         layout=layout,
     )
     return replace(filled, measured=tuple(notes)), source
+
+
+def _delimiter(given: str | None) -> str | None:
+    if given is None:
+        return None
+    from orchestrator.spec_data import as_delimiter
+
+    try:
+        return as_delimiter(given)
+    except ValueError as error:
+        raise SpecError(f"--delimiter {error}", got=repr(given)) from error
 
 
 def _refuse_encoder(base: Base | None, layout: Layout, path: str) -> None:

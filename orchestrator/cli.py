@@ -120,6 +120,9 @@ def advise(
     history: Annotated[str | None, typer.Option(metavar="MLFLOW_URI", help="Learn from the runs of a store.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the dataset that holds the text.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the class.")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Of csv and tsv files: comma, semicolon, tab, bar or a character; else found.")
+    ] = None,
     write_spec: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the spec that `run` takes.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write one page with pictures.")] = None,
     as_json: AsJson = False,

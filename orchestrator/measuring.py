@@ -35,6 +35,7 @@ def measure_dataset(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    delimiter: str | None = None,
     task: Task | None = None,
     count: CountTokens | None = None,
     sample_bytes: int = SAMPLE_BYTES,
@@ -45,7 +46,9 @@ def measure_dataset(
     `count` is a tokenizer; without one a proxy counts, on `sample_bytes` of text. Raises DataError when the dataset is
     missing, empty or malformed, or its columns cannot be told.
     """
-    reading = read_dataset(path, text_column=text_column, label_column=label_column, task=task, seed=seed)
+    reading = read_dataset(
+        path, text_column=text_column, label_column=label_column, delimiter=delimiter, task=task, seed=seed
+    )
     return describe(reading, count=count, sample_bytes=sample_bytes, seed=seed)
 
 
@@ -55,6 +58,7 @@ def measure_against(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    delimiter: str | None = None,
     task: Task | None = None,
     seed: int = 0,
 ) -> Measurement:
@@ -64,14 +68,22 @@ def measure_against(
     """
     from orchestrator.training.distance import measure_distance
 
-    reading = read_dataset(path, text_column=text_column, label_column=label_column, task=task, seed=seed)
+    reading = read_dataset(
+        path, text_column=text_column, label_column=label_column, delimiter=delimiter, task=task, seed=seed
+    )
     facts = describe(reading, count=None if base is None else tokenizer_at_hand(base), seed=seed)
     texts = [text for block in reading.blocks for text in block.texts]
     return Measurement(facts=facts, distance=measure_distance(texts, base, seed=seed))
 
 
 def read_dataset(
-    path: str, *, text_column: str | None, label_column: str | None, task: Task | None, seed: int
+    path: str,
+    *,
+    text_column: str | None,
+    label_column: str | None,
+    task: Task | None,
+    seed: int,
+    delimiter: str | None = None,
 ) -> Reading:
     """What there is at a location, read whole or in part."""
     from orchestrator.data.sources import find_sources
@@ -79,7 +91,7 @@ def read_dataset(
     from orchestrator.training.first_look import preview
 
     try:
-        sources = find_sources(path)
+        sources = find_sources(path, delimiter=delimiter)
     except DataError as error:
         if error.do is None or "data." not in error.do:
             raise

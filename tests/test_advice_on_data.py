@@ -62,6 +62,16 @@ def test_a_table_of_unusual_names_is_a_classification(tmp_path: Path) -> None:
     assert all(one["score"] for one in answer["candidates"] if one["feasible"])
 
 
+def test_a_delimiter_can_be_named_and_stands_in_the_spec(tmp_path: Path) -> None:
+    lines = [f"{text(number % 2 == 1)}|;{number % 2}\n" for number in range(300)]
+    file = tmp_path / "two.csv"
+    file.write_text("text|;label\n" + "".join(lines))
+    assert "delimiter of" in refused(file)
+    assert "should be comma, semicolon, tab, bar" in refused(file, "--delimiter", "two")
+    advised(file, "--delimiter", "bar", "--label-column", ";label", "--write-spec", str(tmp_path / "spec.yaml"))
+    assert load_spec(tmp_path / "spec.yaml").data.delimiter == "|"
+
+
 def test_other_columns_are_listed_and_another_can_be_chosen(tmp_path: Path) -> None:
     rows = [(number, text(number % 2 == 1), number % 2) for number in range(300)]
     file = write_csv(tmp_path / "mails.csv", ("id", "raw_mail", "is_spam"), rows)

@@ -47,6 +47,8 @@ class Source:
     path: str
     text_column: str | None
     label_column: str | None
+    delimiter: str | None = None
+    """What separates fields, where someone has said so."""
     incomplete: bool = False
     """Whether rows miss a text or a class, which a training then leaves out."""
     layout: Layout | None = None
@@ -139,6 +141,8 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
         data["text_column"] = source.text_column
     if source.label_column:
         data["label_column"] = source.label_column
+    if source.delimiter:
+        data["delimiter"] = source.delimiter
     if source.incomplete:
         data["incomplete_rows"] = "leave-out"
     if pilot and limit < question.examples:
@@ -197,6 +201,8 @@ def _raw(question: Question, source: Source, chosen: Candidate, *, pilot: bool) 
         wanted = min(question.unlabeled_tokens * chosen.share, SCARCE_EPOCHS * question.tokens)
     tokens = min(PILOT_TOKENS, wanted) if pilot else wanted
     data: dict[str, Any] = {"train": source.path, "sequence_length": length}
+    if source.delimiter:
+        data["delimiter"] = source.delimiter
     if source.text_column:
         data["text_column"] = source.text_column
     spec: dict[str, Any] = {"kind": "finetune", "task": _language_task(question), "data": data}
