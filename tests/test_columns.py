@@ -54,7 +54,7 @@ def test_fractions_and_lists_are_no_classes(value: object) -> None:
     assert choose_columns(table({"text": REVIEW, "label": value})).label is None
 
 
-@pytest.mark.parametrize("value", [1, True, "positive", 3.0, "3.0", None, "v1.5", "1.0"])
+@pytest.mark.parametrize("value", [1, True, "positive", 3.0, "3.0", None, "v1.5", "1.0", "1e3", "2E5", "3.e2"])
 def test_strings_whole_numbers_and_truth_values_are_classes(value: object) -> None:
     assert choose_columns(table({"text": REVIEW, "label": value})).label == "label"
 

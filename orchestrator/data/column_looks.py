@@ -32,7 +32,7 @@ _DATE = re.compile(
     re.IGNORECASE,
 )
 _YEAR = re.compile(r"(19|20)\d\d")
-_WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
+_WHOLE = re.compile(r"([+-]?\d+)(?:\.0*)?(?:e\+?(\d{1,2}))?", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf(inity)?", re.IGNORECASE)
 _IDENTIFIER = re.compile(r"\S*[\d/@\\]\S*|\S{25,}")
 
@@ -120,9 +120,10 @@ def _kind(texts: Sequence[str], counts: Counter[str]) -> Looked:
 
 
 def _kind_of_numbers(texts: Sequence[str], counts: Counter[str]) -> Looked:
-    if not all(_WHOLE.fullmatch(text) for text in counts):
+    whole = [_WHOLE.fullmatch(text) for text in counts]
+    numbers = {int(found[1][:40]) * 10 ** int(found[2] or 0) for found in whole if found is not None}
+    if None in whole:
         return "fractions"
-    numbers = {int(float(text)) if "." in text else int(text[:40]) for text in counts}
     if len(counts) > FEW_NUMBERS and all(_YEAR.fullmatch(text) for text in counts):
         return "dates"
     if ROWS_OF_A_CLASS * len(counts) > len(texts):
