@@ -321,8 +321,8 @@ def _parsed(
 def _by_csv(file: Path, dialect: Dialect, columns: Sequence[str], *, skip: int) -> Iterator[tuple[Any, ...]]:
     """Rows behind the first `skip`, by Python's csv module, of a file that holds a NUL.
 
-    pyarrow 25 looks for delimiters with an instruction for C strings (SSE 4.2, `_mm_cmpistrc`), which sees none in the
-    eight bytes behind a NUL: rows and fields would be joined, mostly without a word.
+    pyarrow 25.0.1 misses delimiters behind a NUL from a file's second block on: it reports rows of other widths than
+    the file has, which one block alone reads right.
     """
     import pyarrow as pa
 
