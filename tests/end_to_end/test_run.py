@@ -96,6 +96,7 @@ def test_nothing_of_a_run_is_left_in_the_cluster_or_of_ray_in_its_folder(finishe
     assert sorted(path.name for path in Path(finished.run_folder).iterdir()) == [
         "attempts",
         "checkpoints",
+        "identity.json",
         "mlflow.json",
         "model",
         "outbox",
