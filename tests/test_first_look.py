@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from orchestrator.data.columns import choose_columns
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
 from orchestrator.training.first_look import FIRST_ROWS, preview
+from orchestrator.training.sampling import read
 
 ROWS = [{"text": f"some words, {number}", "label": "ab"[number >= 3000]} for number in range(4000)]
 
@@ -61,3 +63,17 @@ def test_rows_without_a_column_are_refused(tmp_path: Path, content: str) -> None
     (source,) = find_sources(str(tmp_path / "data.json"))
     with pytest.raises(DataError, match="holds no columns"):
         preview(source)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("whole_bytes", [10**9, 1], ids=["read whole", "read in parts"])
+def test_a_file_that_lacks_a_column_of_the_first_one_is_named(tmp_path: Path, ending: str, whole_bytes: int) -> None:
+    write(tmp_path, ending, ROWS).rename(tmp_path / f"a.{ending}")
+    others = [{"body": row["text"], "queue": row["label"]} for row in ROWS]
+    write(tmp_path, ending, others).rename(tmp_path / f"b.{ending}")
+    (source,) = find_sources(str(tmp_path))
+    look = preview(source)
+    assert look.names == ("text", "label")
+    columns = choose_columns(look)
+    with pytest.raises(DataError, match=rf"b\.{ending} has no column 'text'"):
+        read([source], columns, whole_bytes=whole_bytes, seed=0)

@@ -117,12 +117,17 @@ class Table:
         if self.source.reader == "json":
             yield from self._json(file, columns, fields)
         elif self.source.reader == "parquet":
-            self._require(columns, fields, parquet.names(file), file)
+            self.require(file, columns, fields=fields)
             yield from parquet.read(file, columns)
         else:
-            dialect = self.dialect(file)
-            self._require(columns, fields, dialect.names, file)
-            yield from delimited.read(file, dialect, columns, check=file not in self._seen)
+            self.require(file, columns, fields=fields)
+            yield from delimited.read(file, self.dialect(file), columns, check=file not in self._seen)
+
+    def require(self, file: Path, columns: Sequence[str], *, fields: Sequence[str] = ()) -> None:
+        """Raises DataError when one of its files lacks one of these columns; of JSON only its rows tell."""
+        if self.source.reader != "json":
+            names = parquet.names(file) if self.source.reader == "parquet" else self.dialect(file).names
+            self._require(columns, fields, names, file)
 
     def dialect(self, file: Path) -> delimited.Dialect:
         """How one of its delimited files is written."""

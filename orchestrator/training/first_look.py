@@ -74,6 +74,7 @@ def _later(table: Table, names: tuple[str, ...], seen_bytes: int) -> Iterator[di
 
 
 def _rows_at(table: Table, file: Path, offset: int, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    table.require(file, names)
     if table.source.reader == "parquet":
         start = int(offset / max(1, file.stat().st_size) * parquet.group_at(file, 0)[2])
         if start >= FIRST_ROWS or file != table.source.files[0]:

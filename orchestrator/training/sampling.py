@@ -162,6 +162,8 @@ class _File:
     def __init__(self, *, path: Path, table: Table | None, columns: Columns) -> None:
         self.path, self._table, self._columns = path, table, columns
         self.reader = "text" if table is None else table.source.reader
+        if table is not None:
+            table.require(path, columns.used)
 
     def block(self, size: int) -> Block:
         """All of it."""
