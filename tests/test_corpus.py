@@ -93,23 +93,25 @@ def test_binary_file_named_itself_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "place", "remedy"),
+    ("encoding", "content", "place", "named"),
     [
-        ("latin-1", "byte 0xe9 at position 4", "iconv -f latin1 -t utf-8 old.txt > utf8-old.txt"),
-        ("cp1252", "byte 0x93 at position 6", "iconv -f cp1252 -t utf-8 old.txt > utf8-old.txt"),
-        ("utf-16", "UTF-16", "iconv -f utf-16 -t utf-8 old.txt > utf8-old.txt"),
+        ("latin-1", "café", "byte 0xe9 at position 4", "latin1"),
+        ("cp1252", "cafe “quoted”", "byte 0x93 at position 6", "cp1252"),
+        ("cp1252", "schön, für 5 €", "byte 0xf6 at position 4", "cp1252"),  # its first bad byte is Latin-1's too
+        ("utf-16", "café", "UTF-16", "utf-16"),
     ],
 )
 def test_text_in_another_encoding_is_refused_with_the_command_that_converts_it(
-    tmp_path: Path, encoding: str, place: str, remedy: str
+    tmp_path: Path, encoding: str, content: str, place: str, named: str
 ) -> None:
-    content = "cafe “quoted”" if encoding == "cp1252" else "café"
+    file = write(tmp_path / "an old.txt", content.encode(encoding))
     with pytest.raises(DataError, match=r"line 1 of .* is not UTF-8") as caught:
-        texts(write(tmp_path / "old.txt", content.encode(encoding)))
+        texts(file)
     assert place in str(caught.value.got)
-    assert remedy in str(caught.value.do)
-    subprocess.run(remedy, shell=True, check=True, cwd=tmp_path)
-    assert texts(tmp_path / "utf8-old.txt") == [content]
+    remedy = str(caught.value.do).partition(": ")[2]
+    assert remedy == f"iconv -f {named} -t utf-8 '{file}' > '{tmp_path}/utf8-an old.txt'"
+    subprocess.run(remedy, shell=True, check=True)
+    assert texts(tmp_path / "utf8-an old.txt") == [content]
 
 
 def test_byte_order_mark_is_no_part_of_a_document(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_bytes_that_are_no_utf8_are_refused_with_the_command_that_converts_them(
     with pytest.raises(DataError, match=r"line 3 of .* is not UTF-8") as caught:
         fields(file, [column])
     assert caught.value.got == "byte 0xfc at position 2 of the line"
-    assert "iconv -f latin1 -t utf-8 rows.csv > utf8-rows.csv" in str(caught.value.do)
+    assert f"iconv -f latin1 -t utf-8 {file} > {tmp_path}/utf8-rows.csv" in str(caught.value.do)
 
 
 def test_empty_file_is_refused_and_a_header_alone_has_no_rows(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
+import shlex
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from orchestrator.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 """Read at once: large against the cost of a call, small against the memory of a process."""
+_WINDOWS_ONLY = re.compile(rb"[\x80-\x9f]")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -80,23 +83,27 @@ class Utf8Check:
 def not_utf8(file: Path, line: int, position: int, byte: int) -> DataError:
     """The error for a byte that is no UTF-8, with the command that converts the file."""
     return _convert(
-        file, f"line {line} of {file}", f"byte 0x{byte:02x} at position {position} of the line", _likely(byte)
+        file, f"line {line} of {file}", f"byte 0x{byte:02x} at position {position} of the line", _likely(file)
     )
 
 
-def _likely(byte: int) -> str:
-    """Latin-1 has control characters from 0x80 to 0x9f, where Windows has quotes and dashes."""
-    return "cp1252" if 0x80 <= byte <= 0x9F else "latin1"
+def _likely(file: Path) -> str:
+    """The encoding of a file that is no UTF-8, by all its bytes: Latin-1 has control characters in 0x80 to 0x9f, where
+    Windows has quotes, dashes and the euro sign."""
+    with opened(file) as stream:
+        return "cp1252" if any(_WINDOWS_ONLY.search(chunk) for chunk in chunks(stream)) else "latin1"
 
 
 def _convert(file: Path, place: str, got: str, encoding: str) -> DataError:
     name = {"latin1": "Latin-1", "cp1252": "Windows-1252", "utf-16": "UTF-16"}[encoding]
-    packed = f"gunzip {file.name}, then " if file.suffix == ".gz" else ""
-    source = file.with_suffix("").name if packed else file.name
+    packed = f"gunzip {shlex.quote(str(file))}, then " if file.suffix == ".gz" else ""
+    source = file.with_suffix("") if packed else file
+    converted = source.with_name(f"utf8-{source.name}")
     return DataError(
         f"{place} is not UTF-8",
         got=got,
-        do=f"convert it: {packed}iconv -f {encoding} -t utf-8 {source} > utf8-{source}, if it is {name}",
+        do=f"convert it, if it is {name}: {packed}"
+        f"iconv -f {encoding} -t utf-8 {shlex.quote(str(source))} > {shlex.quote(str(converted))}",
     )
 
 
@@ -131,8 +138,9 @@ def piece_of_text(file: Path, piece: bytes, offset: int) -> str:
         return codecs.getincrementaldecoder("utf-8")().decode(piece[cut:]).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        encoding = _likely(byte)
-        raise _convert(file, f"{file}", f"byte 0x{byte:02x} at byte {offset + cut + error.start}", encoding) from error
+        raise _convert(
+            file, f"{file}", f"byte 0x{byte:02x} at byte {offset + cut + error.start}", _likely(file)
+        ) from error
 
 
 def is_binary(file: Path) -> bool:
