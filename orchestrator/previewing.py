@@ -106,7 +106,7 @@ def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
         except DataError as error:
             if not error.what.endswith(("does not exist", "matches no file")):
                 raise
-            return None, f"{error.what} on this machine, where `run` would refuse it"
+            return None, f"{error.what} on this machine, where `run` would refuse it ({error.got}; {error.do})"
         if any(source.reader == "hub" for source in sources):
             return None, f"{location} is on the hub: `run` downloads it, and the same plan then knows it"
     from orchestrator.training.data_look import look

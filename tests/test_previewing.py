@@ -56,6 +56,8 @@ def test_a_plan_for_data_that_lies_elsewhere_is_made_without_it_and_says_so(tmp_
     assert plan(file, "data.train=owner/name")["data"] is None, "and what lies on the hub is not downloaded"
     said = CliRunner().invoke(app, ["plan", str(file), "data.train=elsewhere.csv"]).stdout
     assert "not looked at: elsewhere.csv does not exist on this machine, where `run`" in " ".join(said.split())
+    (tmp_path / "reviews.csv").write_text("text,label\n")
+    assert "did you mean" in plan(file, f"data.train={tmp_path}/rewiews.csv")["data_not_looked_at"]
 
 
 def test_data_that_a_run_would_refuse_is_refused_by_its_plan(tmp_path: Path) -> None:
