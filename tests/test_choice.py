@@ -178,3 +178,19 @@ def test_fine_tuning_passes_over_its_labels_as_often_as_the_film_reviews_asked_f
     examples: int, epochs: float
 ) -> None:
     assert fine_tuning_epochs(examples) == pytest.approx(epochs, rel=0.01)
+
+
+@pytest.mark.parametrize(("usd", "said"), [(0.5, "and asks for less"), (1.5, "and is the simpler method")])
+def test_what_is_said_of_a_tie_is_true_of_its_figures(usd: float, said: str) -> None:
+    question = labelled(3000)
+    full, peft = (next(one for one in feasible(question) if one.strategy == name) for name in ("full", "peft"))
+    assert full.price is not None
+    assert peft.price is not None
+    assert peft.expectation is not None
+    better = replace(peft, price=replace(full.price, usd=Interval(low=1.0, mid=1.0, high=1.0)))
+    slightly_worse = replace(peft.expectation, badness=peft.expectation.badness + 0.001)
+    own = replace(full.price, usd=Interval(low=usd, mid=usd, high=usd))
+    tied = replace(full, price=own, expectation=slightly_worse)
+    chosen, why = choose([tied, better], question)
+    assert chosen is tied
+    assert why.endswith(said)

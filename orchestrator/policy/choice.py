@@ -44,7 +44,8 @@ def choose(feasible: Sequence[Candidate], question: Question) -> tuple[Candidate
         if _materially_cheaper(rival, chosen, question):
             return rival, f"as good as {chosen.strategy} as far as is known, and materially cheaper"
     if chosen is not best:
-        return chosen, f"as good as {best.strategy} as far as is known, and asks for less"
+        asks = "asks for less" if _asks_for_less(chosen, best) else "is the simpler method"
+        return chosen, f"as good as {best.strategy} as far as is known, and {asks}"
     plain = min(feasible, key=lambda one: one.expectation.badness if one.expectation else math.inf)
     if plain is not chosen:
         return chosen, f"the best once what the base forgets is counted; {plain.strategy} alone on the task"
@@ -88,6 +89,10 @@ def _tolerance(one: Candidate, question: Question) -> float:
 def _money(one: Candidate) -> float:
     assert one.price is not None
     return one.price.usd.mid if one.price.usd is not None else one.price.gpu_hours.mid
+
+
+def _asks_for_less(one: Candidate, other: Candidate) -> bool:
+    return all(own <= its for own, its in zip(_figures(one)[1:], _figures(other)[1:], strict=True))
 
 
 def _materially_cheaper(one: Candidate, other: Candidate, question: Question) -> bool:
