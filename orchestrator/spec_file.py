@@ -66,6 +66,19 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             do='quote what YAML would read as structure, such as name="[a]"',
         ) from error
     set_path(raw, path.strip(), value)
+    if value is None:
+        _clear(raw, path.strip().split("."))
+
+
+def _clear(raw: dict[str, Any], parts: list[str]) -> None:
+    """Leaves a field that takes no null to its default; one that nobody knows stays, to be refused by its name."""
+    block = _block_at(tuple(parts[:-1]))
+    field = None if block is None else block.model_fields.get(parts[-1])
+    if field is not None and type(None) not in typing.get_args(field.annotation):
+        where = raw
+        for part in parts[:-1]:
+            where = where[part]
+        del where[parts[-1]]
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -172,15 +185,17 @@ def _dotted(place: tuple[Any, ...]) -> str:
 
 
 def _fields_at(place: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the block at a location, in the order of the class."""
-    block: type[BaseModel] = RunSpec
+    """Names of the fields of the block at a location, in the order of the class; none where there is no block."""
+    block = _block_at(place)
+    return [] if block is None else list(block.model_fields)
+
+
+def _block_at(place: tuple[Any, ...]) -> type[BaseModel] | None:
+    block: type[BaseModel] | None = RunSpec
     for part in place:
-        field = block.model_fields.get(str(part))
-        inner = None if field is None else _block_type(field.annotation)
-        if inner is None:
-            return []
-        block = inner
-    return list(block.model_fields)
+        field = None if block is None else block.model_fields.get(str(part))
+        block = None if field is None else _block_type(field.annotation)
+    return block
 
 
 def _block_type(annotation: Any) -> type[BaseModel] | None:

@@ -283,3 +283,15 @@ def test_every_place_of_a_block_border_gives_the_same_rows(tmp_path: Path, monke
     for size in itertools.chain(range(30, 80), [1000]):
         monkeypatch.setattr(delimited, "BLOCK_BYTES", size)
         assert fields(tmp_path / "rows.csv", ["text", "label"]) == rows
+
+
+@pytest.mark.parametrize(("named", "said"), [(";", "semicolons do not separate"), ("\t", "tabs do not separate")])
+def test_a_named_delimiter_that_parts_nothing_where_another_does_is_refused(
+    tmp_path: Path, named: str, said: str
+) -> None:
+    file = write(tmp_path / "rows.csv", "message,is_spam\nbuy now,1\nhello there,0\n")
+    with pytest.raises(DataError, match=said) as caught:
+        delimited.inspect(file, usual=",", named=named)
+    assert "name commas" in str(caught.value.do)
+    one_column = write(tmp_path / "one.csv", "message\nbuy now\nhello there\n")
+    assert delimited.inspect(one_column, usual=",", named=named).names == ("message",)

@@ -632,3 +632,11 @@ def test_error_in_a_ray_task_arrives_as_itself(ray_cluster: None) -> None:
         list(encode_on_ray(fail, [Chunk(texts=("a",), ends=(True,))]))
     assert type(caught.value) is DataError
     assert caught.value.do == "something else"
+
+
+def test_a_new_tokenizer_that_is_smaller_than_asked_is_said(tmp_path: Path) -> None:
+    corpus = specs.write_corpus(tmp_path / "corpus")
+    asked = run(pretrain(corpus, model__vocab_size=5000), tmp_path / "cache")
+    assert asked.counts.vocab_size < 5000
+    assert f"has {asked.counts.vocab_size:,} entries of the 5,000 asked" in asked.notes[-1]
+    assert run(pretrain(corpus, model__vocab_size=270), tmp_path / "cache").notes == ()

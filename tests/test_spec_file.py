@@ -54,6 +54,17 @@ def test_overrides_set_clear_and_create_fields(tmp_path: Path) -> None:
     assert spec.resources.workers == 2
 
 
+def test_null_leaves_a_field_that_takes_none_to_its_default_and_refuses_an_unknown_one(tmp_path: Path) -> None:
+    file = write(tmp_path, raw(PRETRAIN, training__schedule="linear"))
+    spec = load_spec(file, ["training.schedule=null", "data.validation_fraction=null", "checkpoint.keep=null"])
+    assert (spec.training.schedule, spec.data.validation_fraction) == ("cosine", 0.05)
+    for unknown in ("training.schedul=null", "trainin.schedule=null"):
+        with pytest.raises(SpecError, match="unknown key"):
+            load_spec(file, [unknown])
+    with pytest.raises(SpecError, match="kind"):
+        load_spec(file, ["kind=null"])
+
+
 def test_a_range_and_words_that_yaml_reads_as_truth_pass_through_overrides(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, raw(PRETRAIN)), ["resources.workers=[2, 4]", "training.bad_steps.spikes=off"])
     assert spec.resources.workers == (2, 4)

@@ -77,7 +77,7 @@ def look_at(name: str, values: Sequence[object]) -> Look:
     """What a column looks like; `values` are those of the first rows, None where there is none."""
     filled = [value for value in values if value is not None and value != ""]
     nested = any(isinstance(value, list | tuple | Mapping | bytes) for value in filled)
-    texts = [] if nested else [str(value).strip() for value in filled]
+    texts = [] if nested else [_written(value).strip() for value in filled]
     counts = Counter(texts)
     size = max(1, len(texts))
     return Look(
@@ -89,6 +89,11 @@ def look_at(name: str, values: Sequence[object]) -> Look:
         words=sum(len(text.split()) for text in texts) / size,
         characters=sum(map(len, texts)) / size,
     )
+
+
+def _written(value: object) -> str:
+    """As readers give it: truth values as JSON writes them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _by_frequency(item: tuple[str, int]) -> tuple[int, str]:

@@ -86,9 +86,17 @@ def _head(file: Path, size: int) -> tuple[bytes, bool]:
 
 def _delimiter(file: Path, head: bytes, *, usual: str, named: str | None, cut: bool) -> tuple[str, list[str]]:
     """(delimiter, a note where it is not the usual one)."""
+    sample = head.decode("utf-8-sig", errors="replace")
     if named is not None:
+        found = find_delimiter(sample, usual=named, cut=cut)
+        if found.value != named:
+            raise DataError(
+                f"{NAMES.get(named, repr(named))} do not separate the fields of {file}",
+                got=f"the header {sample.splitlines()[0][:80]!r}; {found.reason}",
+                do=f"name {NAMES[found.value]}, or no delimiter",
+            )
         return named, []
-    found = find_delimiter(head.decode("utf-8-sig", errors="replace"), usual=usual, cut=cut)
+    found = find_delimiter(sample, usual=usual, cut=cut)
     if found.rivals:
         raise DataError(
             f"the delimiter of {file} cannot be told",

@@ -297,8 +297,14 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
         held_out=HeldOut.of(meta["held_out"]),
         columns=inputs.columns,
         cached=cached,
-        notes=inputs.notes,
+        notes=(*inputs.notes, *_fewer_entries(inputs, meta["vocab_size"])),
     )
+
+
+def _fewer_entries(inputs: _Inputs, learnt: int) -> Iterator[str]:
+    asked = inputs.spec.model.vocab_size
+    if inputs.tokenizer is None and learnt < asked:
+        yield f"the new tokenizer has {learnt:,} entries of the {asked:,} asked: the text holds no more that repeat"
 
 
 def _write_documents(
