@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import ModelError
@@ -103,3 +103,11 @@ def _without_long_words(text: str) -> Iterator[str]:
             yield text[start : part.end()]
             start = part.end()
     yield text[start:]
+
+
+def size_note(prepared: Mapping[str, Any], asked: int) -> tuple[str, ...]:
+    """A sentence where a corpus gave fewer entries than were `asked`; `prepared` holds the tokenizer's `vocab_size`."""
+    learnt = prepared["vocab_size"]
+    if learnt >= asked:
+        return ()
+    return (f"the new tokenizer has {learnt:,} entries of the {asked:,} asked: the text holds no more that repeat",)

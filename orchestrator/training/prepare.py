@@ -27,6 +27,7 @@ from orchestrator.training import base_tokenizer, batches, kept_tokenizers, toke
 from orchestrator.training.covered import DocumentEncoding, covered_bytes
 from orchestrator.training.encoders import around, document_encoder, mask_ids, row_encoder, tokenizer_of
 from orchestrator.training.first_look import preview
+from orchestrator.training.new_tokenizer import size_note
 from orchestrator.training.patience import go_on, patiently
 from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
@@ -297,14 +298,8 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
         held_out=HeldOut.of(meta["held_out"]),
         columns=inputs.columns,
         cached=cached,
-        notes=(*inputs.notes, *_fewer_entries(inputs, meta["vocab_size"])),
+        notes=inputs.notes if inputs.tokenizer else (*inputs.notes, *size_note(meta, inputs.spec.model.vocab_size)),
     )
-
-
-def _fewer_entries(inputs: _Inputs, learnt: int) -> Iterator[str]:
-    asked = inputs.spec.model.vocab_size
-    if inputs.tokenizer is None and learnt < asked:
-        yield f"the new tokenizer has {learnt:,} entries of the {asked:,} asked: the text holds no more that repeat"
 
 
 def _write_documents(
