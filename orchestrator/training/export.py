@@ -101,7 +101,8 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
     model.save_pretrained(folder)
     if spec.task == "causal-lm" and spec.model.base is not None and spec.method != "scratch":
         with contextlib.suppress(OSError):  # many bases have none
-            # Written past `save_pretrained`, which refuses what it has read itself: a temperature without do_sample.
+            # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
+            # of published models do: a temperature without do_sample.
             GenerationConfig.from_pretrained(resolve(spec.model.base)).to_json_file(folder / "generation_config.json")
     for file in data.tokenizer_folder.iterdir():
         shutil.copy2(file, folder / file.name)
