@@ -36,7 +36,7 @@ class Dialect:
 
     delimiter: str
     quoted: bool
-    """Whether a quote at a field's begin quotes."""
+    """Whether a quote at the start of a field quotes."""
     names: tuple[str, ...]
     """The columns, in the file's order."""
     header_rows: int

@@ -84,7 +84,7 @@ def refuse_no_classes(counts: Mapping[str, int], *, column: str, location: str, 
     what = "is no class column" if counts else "holds no class"
     raise DataError(
         f"column {column!r} of {location} {'holds one class only' if len(counts) == 1 else what}",
-        got=f"{len(counts)} distinct values in {sum(counts.values())} rows"
+        got=f"{len(counts)} distinct value{'s' * (len(counts) != 1)} in {sum(counts.values())} rows"
         + (f", such as {min(counts)!r}" if counts else ""),
         allowed=f"2 to {MAX_CLASSES} classes",
         do=f"name the column that holds the class with {asking.of_label()}, or set {asking.task.format('causal-lm')} "

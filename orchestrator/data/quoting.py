@@ -28,7 +28,7 @@ class QuoteScan:
         self._seen = 0
         self.in_place = True
         self.opens_fields = False
-        """Whether a quote stands at the begin of some field."""
+        """Whether a quote stands at the start of some field."""
 
     def feed(self, chunk: bytes) -> None:
         """The next bytes, without the byte order mark."""

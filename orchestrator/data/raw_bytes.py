@@ -57,7 +57,7 @@ class Utf8Check:
                 raise _convert(
                     self._file,
                     f"line 1 of {self._file}",
-                    f"bytes 0x{chunk[0]:02x} 0x{chunk[1]:02x} at its begin: UTF-16",
+                    f"bytes 0x{chunk[0]:02x} 0x{chunk[1]:02x} at its start: UTF-16",
                     "utf-16",
                 )
         try:

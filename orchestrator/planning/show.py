@@ -56,7 +56,8 @@ def plan_table(
         ("parameters", f"{human_count(plan.parameters)}, {human_count(plan.trainable_parameters)} of them trained"),
         (
             "batch",
-            f"{plan.global_batch} = {plan.workers} workers x {plan.micro_batch} micro-batch x {plan.accumulation}",
+            f"{plan.global_batch} = {plan.workers} {'worker' if plan.workers == 1 else 'workers'} x "
+            f"{plan.micro_batch} micro-batch x {plan.accumulation}",
         ),
         ("steps", _steps(plan)),
         ("ZeRO stage", f"{plan.zero_stage}" + (f", offload {plan.offload}" if plan.offload != "none" else "")),

@@ -183,7 +183,7 @@ def _against_tokens(
 def _status(status: str, stop_reason: str | None, steps: int | None) -> str:
     if stop_reason is None:
         return status.lower()
-    early = "stopped early" if stop_reason == "pruned" else f"stopped by {stop_reason}"
+    early = {"pruned": "stopped early", "interrupted": "interrupted"}.get(stop_reason, f"stopped by {stop_reason}")
     return early if steps is None else f"{early} at step {steps}"
 
 
