@@ -241,7 +241,8 @@ def _spoil_a_weight() -> None:
     # Engines of earlier trainings in this process may still be there; nothing becomes of theirs.
     for engine in [thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine)]:
         for weight in list(engine.module.parameters())[:1]:
-            weight.data.view(-1)[0] = float("nan")
+            if weight.numel():  # a ZeRO-3 engine's are in shards elsewhere
+                weight.data.view(-1)[0] = float("nan")
 
 
 # -- what they left --------------------------------------------------------------------------------------------------
