@@ -153,7 +153,7 @@ DATA_MISTAKES: dict[str, tuple[Build, tuple[str, ...]]] = {
     ),
     "one class only": (
         lambda folder: classify(folder, data__train=rows(folder, labels="a")),
-        ("holds one class only", "got: 1 distinct values", "allowed: 2 to", "do:"),
+        ("holds one class only", "got: 1 distinct value in", "allowed: 2 to", "do:"),
     ),
     "a class of one row": (
         lambda folder: classify(folder, data__train=rows(folder, labels="a" * 39 + "b")),

@@ -199,7 +199,8 @@ def storage_errors(place: Path | str, *, what: str = "the checkpoint", doing: st
         )
         if not full and not isinstance(error, OSError):
             raise
-        if isinstance(error, FileNotFoundError):
+        swept = ".writing" in str(getattr(error, "filename", "")) and Path(place).exists()  # by a newer attempt
+        if isinstance(error, FileNotFoundError) and not swept:
             raise StorageError(
                 "the folder of the run is gone",
                 got=f"{error.filename or place} is not there any more",

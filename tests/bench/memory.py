@@ -27,6 +27,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.spec import RunSpec
 from orchestrator.training.job import WORKER_ENVIRONMENT
+from tests.bases import write_base
 from tests.evidence.score_measured import MEASURED, Configuration, config_of, predict, spec_of
 
 STEPS = 3
@@ -114,7 +115,7 @@ def measure(configuration: Configuration) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        (base / "config.json").write_text(json.dumps(config_of(configuration)))
+        write_base(base, config_of(configuration))
         spec = spec_of(configuration, base)
         plan = make_plan(spec, local_cluster())
         peak_gib = train(spec, plan, configuration)
