@@ -164,3 +164,19 @@ def test_what_torch_saves_is_read_without_torch(tmp_path: Path, old: bool) -> No
     found = read_weights(str(tmp_path))
     assert found is not None
     assert found.shapes == SHAPES
+
+
+@pytest.mark.slow  # torch
+def test_what_torch_saves_without_checksums_is_read_too(tmp_path: Path) -> None:
+    from torch import save, zeros
+    from torch.serialization import get_crc32_options, set_crc32_options
+
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        save({name: zeros(shape) for name, shape in SHAPES.items()}, tmp_path / "pytorch_model.bin")
+    finally:
+        set_crc32_options(before)
+    found = read_weights(str(tmp_path))
+    assert found is not None
+    assert found.shapes == SHAPES

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,11 +69,20 @@ def read_pickle(file: Path) -> dict[str, Shape]:
     return {str(name): tensor.shape for name, tensor in held.items()}
 
 
+def _stored(stream: BinaryIO, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes, which torch never compresses, whatever its checksum: `torch.serialization.set_crc32_options`
+    may have left that out, and zipfile would refuse it."""
+    stream.seek(member.header_offset + 26)
+    name, extra = struct.unpack("<HH", stream.read(4))
+    stream.seek(name + extra, io.SEEK_CUR)
+    return stream.read(member.file_size)
+
+
 def _content(stream: BinaryIO) -> dict[Any, Any]:
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
             (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-            return _as_mapping(_value(io.BytesIO(archive.read(name))))
+            return _as_mapping(_value(io.BytesIO(_stored(stream, archive.getinfo(name)))))
     stream.seek(0)
     magic, *_ = [_value(stream) for _ in range(3)]  # then a version, and a description of the system
     if magic != _MAGIC_OF_OLD_FILES:
