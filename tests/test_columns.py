@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.columns import FIELDS, Columns, Preview, choose_columns, class_name
+from orchestrator.data.columns import FIELDS, Columns, Preview, choose_columns
 from orchestrator.errors import DataError
 from orchestrator.policy.question import Task
 
@@ -93,17 +93,14 @@ def test_documents_carry_no_labels(label: str | None, task: Task | None) -> None
         choose_columns(DOCUMENTS, label_column=label, task=task)
 
 
-@pytest.mark.parametrize(
-    ("value", "name"), [(3.0, "3"), (True, "True"), ("x", "x"), (0, "0"), (None, None), ("", None)]
-)
-def test_classes_have_names(value: object, name: str | None) -> None:
-    assert class_name(value, column="label", location="data.csv") == name
+def test_a_column_named_text_is_the_text_even_where_it_is_empty() -> None:
+    found = choose_columns(table({"text": "", "label": "a film"}), task="causal-lm")
+    assert found.text == "text", "as `run` reads it: another column must not take its place unsaid"
 
 
-@pytest.mark.parametrize("value", [0.5, ["a"]])
-def test_what_is_no_class_is_refused(value: object) -> None:
-    with pytest.raises(DataError, match="no class column"):
-        class_name(value, column="label", location="data.csv")
+def test_a_column_named_text_may_be_named_as_the_class() -> None:
+    found = choose_columns(table({"text": "good", "mail": REVIEW}), label_column="text")
+    assert (found.text, found.label) == ("mail", "text")
 
 
 def rows_of(count: int, **columns: object) -> Preview:

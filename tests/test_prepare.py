@@ -638,5 +638,5 @@ def test_a_new_tokenizer_that_is_smaller_than_asked_is_said(tmp_path: Path) -> N
     corpus = specs.write_corpus(tmp_path / "corpus")
     asked = run(pretrain(corpus, model__vocab_size=5000), tmp_path / "cache")
     assert asked.counts.vocab_size < 5000
-    assert f"has {asked.counts.vocab_size:,} entries of the 5,000 asked" in asked.notes[-1]
+    assert f"has {asked.counts.vocab_size:,} entries, not the 5,000 asked for" in asked.notes[-1]
     assert run(pretrain(corpus, model__vocab_size=270), tmp_path / "cache").notes == ()

@@ -73,6 +73,8 @@ _NEVER_CLASSES = frozenset(
     ]
 )
 """Words in a name of what is known about a text beside its class. A guess; such a column is taken when it is named."""
+USUAL_TEXT = "text"
+"""A column of this very name is the text, whatever it holds, unless another is named."""
 MAX_CLASSES = 10_000
 """Classes at most, in `advise` and `run` (a guess): a column with more values holds identifiers or free text."""
 FEW_CLASSES = 20
@@ -153,9 +155,11 @@ def choose_columns(
     for name, option in ((text_column, asking.of_text), (label_column, asking.of_label)):
         if name is not None and name not in preview.names:
             raise _absent(preview, name, option)
+    is_text_named = text_column is not None
+    text_column = text_column or usual_text(preview.names, label_column)
     looks = {name: look_at(name, [row.get(name) for row in preview.rows]) for name in preview.names}
     layout = recognise(preview.names, preview.rows)
-    if layout is not None and text_column is None and "text" not in preview.names:
+    if layout is not None and text_column is None:
         is_answered = layout.purpose in ("answers", "preferences")
         if takes_answers and is_answered and label_column is None and task in (None, "causal-lm"):
             return Columns(text=None, label=None, layout=layout, assumed=(f"the rows are {layout}",))
@@ -175,11 +179,17 @@ def choose_columns(
             )
     if text_column is None:
         text_column = _guess_text(table, label_column)
+    if not is_text_named:
         assumed.append(f"column {text_column!r} is taken as the text")
     table.refuse_data_as_names(text_column, label_column)
     if assumed:
         assumed[-1] += table.others(text_column, label_column, task)
     return Columns(text=text_column, label=label_column, assumed=tuple(assumed))
+
+
+def usual_text(names: Sequence[str], label_column: str | None) -> str | None:
+    """The text column of a table that has one of the usual name, which is not the class."""
+    return USUAL_TEXT if USUAL_TEXT in names and label_column != USUAL_TEXT else None
 
 
 _NO_CLASS = {
@@ -376,23 +386,4 @@ def _no_task(preview: Preview, layout: Layout, asking: Asking) -> DataError:
         got=f"{', '.join(layout.fields)}, of {', '.join(preview.names)}",
         allowed="one column of raw text, or one of text and one of its class",
         do=remedy,
-    )
-
-
-def class_name(value: object, *, column: str, location: str) -> str | None:
-    """A row's class as text, None where the row has none.
-
-    Raises DataError for what is no class: a fraction, a list, an object.
-    """
-    if value is None or value == "":
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, (str, int)):  # a truth value is an int, and prints as True
-        return str(value)
-    raise DataError(
-        f"column {column!r} of {location} is no class column",
-        got=f"a {type(value).__name__}: {str(value)[:60]}",
-        allowed="strings, whole numbers or booleans",
-        do="name another column with --label-column, or set --task causal-lm for raw text",
     )

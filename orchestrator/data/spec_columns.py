@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from orchestrator.data.columns import FIELDS, Preview, choose_columns
+from orchestrator.data.columns import FIELDS, USUAL_TEXT, Preview, choose_columns, usual_text
 from orchestrator.data.sources import Source
 from orchestrator.spec import RunSpec
-
-USUAL = "text"
-"""A column of this name is the text where a spec names none."""
 
 
 def with_columns(
@@ -23,11 +20,11 @@ def with_columns(
     if data.text_column is not None and (spec.models_language or data.label_column is not None):
         return spec, ()
     seen = look(sources[0])
-    text = data.text_column or (USUAL if USUAL in seen.names else None)
+    text = data.text_column or usual_text(seen.names, data.label_column)
     if text is None or not spec.models_language:
         found = choose_columns(seen, text_column=text, label_column=data.label_column, task=spec.task, asking=FIELDS)
         text, label, notes = found.text, found.label, found.assumed
     else:
         label, notes = None, ()
-    named = data.model_copy(update={"text_column": text or USUAL, "label_column": label})
+    named = data.model_copy(update={"text_column": text or USUAL_TEXT, "label_column": label})
     return spec.model_copy(update={"data": named}), notes

@@ -110,4 +110,4 @@ def size_note(prepared: Mapping[str, Any], asked: int) -> tuple[str, ...]:
     learnt = prepared["vocab_size"]
     if learnt >= asked:
         return ()
-    return (f"the new tokenizer has {learnt:,} entries of the {asked:,} asked: the text holds no more that repeat",)
+    return (f"the new tokenizer has {learnt:,} entries, not the {asked:,} asked for: nothing else in the text repeats",)

@@ -36,7 +36,7 @@ COMPARE_FIELDS = {
 }
 OUR_LINES = re.compile(
     r"preparing data|starting workers|this run is already finished; .*"
-    r"|held out: .*, fingerprint [0-9a-f]{16}|steps: .*|packing: .*"
+    r"|the new tokenizer has .*|held out: .*, fingerprint [0-9a-f]{16}|steps: .*|packing: .*"
     r"|step \d+/\d+(  (loss|ETA|eval/\w+) \S+|  \S+ tokens/s|  (starting|evaluating|saving|exporting))*"
 )
 
