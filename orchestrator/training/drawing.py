@@ -117,12 +117,12 @@ def _shuffled_by_class(labels: np.ndarray, begins: np.ndarray, seed: int) -> np.
     shuffled = np.arange(len(labels), dtype=kind)
     np.random.default_rng(seed).shuffle(shuffled)
     sorted_rows, free = np.empty_like(shuffled), begins.copy()
+    narrow = np.uint16 if len(begins) <= 1 << 16 else np.int64  # numpy sorts 16 bits by radix, others by comparing
     for start in range(0, len(shuffled), _PIECE_ROWS):
         piece = shuffled[start : start + _PIECE_ROWS]
-        classes = labels[piece]
-        order = np.argsort(classes, kind="stable")
-        found, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
-        within = np.arange(len(piece)) - np.repeat(first, counts)
-        sorted_rows[np.repeat(free[found], counts) + within] = piece[order]
-        free[found] += counts
+        classes = labels[piece].astype(narrow)
+        counts = np.bincount(classes, minlength=len(begins))
+        within = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts, counts)
+        sorted_rows[np.repeat(free, counts) + within] = piece[np.argsort(classes, kind="stable")]
+        free += counts
     return sorted_rows
