@@ -19,16 +19,18 @@ _MAY_BE_SPACE[
 
 def is_blank(texts: Any) -> np.ndarray:
     """For each string of a pyarrow array without nulls, whether it is empty or white space alone."""
-    offsets = _offsets(texts)
-    data = texts.buffers()[2]
-    empty = offsets[1:] == offsets[:-1]
-    if data is None or empty.all():
-        return np.asarray(empty)
-    first = np.frombuffer(data, dtype=np.uint8)[np.minimum(offsets[:-1], data.size - 1)]
-    blank = empty.copy()
-    for index in np.flatnonzero(~empty & _MAY_BE_SPACE[first]):  # few: most texts begin with a letter
+    offsets, buffer = _offsets(texts), texts.buffers()[2]
+    starts = offsets[:-1]
+    blank: np.ndarray = offsets[1:] == starts
+    data = np.frombuffer(buffer or b"", dtype=np.uint8)
+    if blank.any():  # the last of them may start where the data ends
+        suspects = np.flatnonzero(~blank)
+        suspects = suspects[_MAY_BE_SPACE[data[starts[suspects]]]]
+    else:
+        suspects = np.flatnonzero(_MAY_BE_SPACE[data[starts]])
+    for index in suspects:  # few: most texts begin with a letter
         blank[index] = texts[int(index)].as_py().isspace()
-    return np.asarray(blank)
+    return blank
 
 
 def byte_lengths(texts: Any) -> np.ndarray:

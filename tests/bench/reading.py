@@ -46,6 +46,7 @@ def write_rows(file: Path, *, size: int = BYTES) -> int:
 def ours(file: Path) -> dict[str, Any]:
     """Classes counted, gaps looked for, split stratified; then every text of both splits once, as for encoding."""
     import numpy as np
+    import pyarrow.compute
     import pyarrow.csv  # noqa: F401  Neither contestant pays for its imports.
 
     from orchestrator.data.sources import find_sources
