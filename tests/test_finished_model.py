@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import ModelError
+from orchestrator.search_space import trials
 from orchestrator.tracking.finished_model import with_base_found
 from tests.mlflow_runs import closed, new_store, opened
 from tests.specs import CLASSIFY, spec
@@ -29,6 +31,32 @@ def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
         based_on(unfinished)
     with pytest.raises(ModelError, match="not in the MLflow store"):
         based_on("0" * 32)
+
+
+@pytest.mark.slow
+def test_runs_among_the_bases_of_a_search_are_their_model_folders(tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    run_id = closed(opened(uri, tmp_path / "a"), tags={"orchestrator.model_path": str(model)})
+    by_method = {"full": {"model.base": {"choice": [f"runs:/{run_id}"]}}, "head": None}
+    searches: dict[str, dict[str, Any]] = {
+        "a list": {"model.base": {"grid": [f"runs:/{run_id}", "other"]}},
+        "with spaces of their own": {"model.base": {"grid": {f"runs:/{run_id}": None, "other": {}}}},
+        "below another value": {"method": {"grid": by_method}},
+    }
+
+    def bases_of(space: dict[str, Any]) -> list[str | None]:
+        searching = spec(CLASSIFY, tracking__uri=uri, search={"space": space, "scheduler": "none"})
+        return [trial.spec.model.base for trial in trials(with_base_found(searching))]
+
+    bases = {name: bases_of(space) for name, space in searches.items()}
+    given = spec(CLASSIFY).model.base
+    assert bases == {
+        "a list": [str(model), "other"],
+        "with spaces of their own": [str(model), "other"],
+        "below another value": [str(model), given],
+    }
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""`model.base: runs:/ID` -> the folder that run's model lies in."""
+"""`model.base: runs:/ID` -> the folder that run's model lies in; in a search's space too."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import locations
 from orchestrator.errors import ModelError
@@ -16,15 +17,39 @@ _MODEL_PATH_TAG = "orchestrator.model_path"
 
 
 def with_base_found(spec: RunSpec) -> RunSpec:
-    """The spec with a run as base replaced by its model's folder; any other spec unchanged.
+    """The spec with each run that serves as base replaced by its model's folder; any other spec unchanged.
 
-    Raises ModelError when the run is not in the store, has left no model, or its folder is not on this machine.
+    Raises ModelError when such a run is not in the store, has left no model, or its folder is not on this machine.
     """
-    base = spec.model.base
-    if base is None or not base.startswith(_PREFIX):
-        return spec
-    folder = found_base(base, uri=spec.tracking.uri)
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"base": folder})})
+    uri = spec.tracking.uri
+    changes: dict[str, Any] = {}
+    if spec.model.base is not None and spec.model.base.startswith(_PREFIX):
+        changes["model"] = spec.model.model_copy(update={"base": found_base(spec.model.base, uri=uri)})
+    if spec.search is not None and (space := _found_in(spec.search.space, uri)) != spec.search.space:
+        changes["search"] = spec.search.model_copy(update={"space": space})
+    return spec.model_copy(update=changes) if changes else spec
+
+
+def _found_in(space: Mapping[str, Mapping[str, Any]], uri: str | None) -> dict[str, dict[str, Any]]:
+    """A search's space with each run that is a value of `model.base` replaced, in spaces that values bring too."""
+
+    def value_found(path: str, value: Any) -> Any:
+        return found_base(value, uri=uri) if path == "model.base" and isinstance(value, str) else value
+
+    def values_found(path: str, values: Any) -> Any:
+        if isinstance(values, list):
+            return [value_found(path, value) for value in values]
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            value_found(path, value): _found_in(own, uri) if isinstance(own, Mapping) else own
+            for value, own in values.items()
+        }
+
+    return {
+        path: {kind: values_found(path, values) for kind, values in distribution.items()}
+        for path, distribution in space.items()
+    }
 
 
 def found_base(location: str, *, uri: str | None = None) -> str:
