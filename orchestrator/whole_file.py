@@ -5,6 +5,7 @@ A disk that fails or was full may still leave one torn: `read_json` takes that f
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -50,6 +51,11 @@ def read_json(path: Path) -> Any:
     except ValueError as error:  # no JSON, or not UTF-8
         logger.warning("%s is damaged and passed over (%s)", path, error)
         return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk, or the share of it that a user may take, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def damaged(what: str, file: Path, error: Exception) -> StorageError:

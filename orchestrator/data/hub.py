@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from orchestrator.data.parquet import ROWS_AT_A_TIME, class_name
 from orchestrator.data.sources import HUB_NAME
 from orchestrator.data.typed import as_text
 from orchestrator.errors import DataError, StorageError
+from orchestrator.whole_file import is_full
 
 _HUB_TIMEOUT_S = 10.0  # A guess: long for a metadata request, short for a person who waits.
 
@@ -34,7 +34,7 @@ def load(location: str, *, split: str) -> Any:
         return datasets.load_dataset(name, name=match["config"], split=match["split"] or split, cache_dir=str(cache))
     except Exception as error:  # It raises ValueError, OSError, and pyarrow's, pandas' and its own kinds.
         reason = error.__cause__ or error
-        if getattr(reason, "errno", None) == errno.ENOSPC:
+        if is_full(reason):
             raise StorageError(f"no space left in {cache}", do="free some, or set ORCHESTRATOR_HOME") from error
         raise DataError(
             f"{name} is neither a local path nor a dataset that can be reached and read on the hub",

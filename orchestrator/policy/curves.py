@@ -6,7 +6,6 @@ the budget grows instead. Drawn on the advisor's page.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,9 +93,6 @@ def _varied(question: Question) -> tuple[str, float, Callable[[float], Question]
         budget.amount,
         lambda factor: replace(question, budget=replace(budget, amount=budget.amount * factor)),
     )
-
-
-_POINT = re.compile(r"(?:above|below) ([\d.]+(?:e[+-]?\d+)?)([kMBT]?) (.+)")
 
 
 def flips_along(flips: Sequence[Flip], what: str) -> tuple[tuple[float, Flip], ...]:

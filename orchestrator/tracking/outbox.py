@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StorageError
-from orchestrator.whole_file import write_json
+from orchestrator.whole_file import is_full, write_json
 
 BATCH_POINTS = 1000
 """Points of one batch: the most that MLflow's `log_batch` takes (mlflow.utils.validation, 3.17)."""
@@ -322,6 +322,6 @@ def _storage_errors(folder: Path, *, do: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         what = "no space is left for the run's metrics" if full else "metrics cannot be written to the run's folder"
         raise StorageError(what, got=f"{folder}: {error.strerror}", do=do) from error

@@ -18,7 +18,6 @@ soon as that takes it (`sync`). `NoTracker` stands in when tracking is off.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -40,8 +39,6 @@ FIRST_PASS_S = 10.0
 answer is noticed sooner."""
 LAST_PASS_S = 30.0
 """How long the end of a command waits while MLflow takes what is left (about 200,000 points at 6,870 a second)."""
-
-_logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):

@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 from orchestrator.errors import StorageError
 from orchestrator.training.file_sums import FileSum
 from orchestrator.training.job import LoopState
-from orchestrator.training.storage import Entry, Storage, open_storage
+from orchestrator.training.storage import Entry, Storage, is_in_progress, open_storage
+from orchestrator.whole_file import is_full
 
 _READERS = max(2, min(8, os.cpu_count() or 2))
 """Threads that read files to verify them: checksums run in parallel, and one disk is busy with a few (a guess)."""
@@ -192,14 +193,10 @@ def storage_errors(place: Path | str, *, what: str = "the checkpoint", doing: st
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = (
-            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            or f"(os error {errno.ENOSPC})" in str(error)
-            or _is_full(place)
-        )
+        full = is_full(error) or f"(os error {errno.ENOSPC})" in str(error) or _has_no_space(place)
         if not full and not isinstance(error, OSError):
             raise
-        swept = ".writing" in str(getattr(error, "filename", "")) and Path(place).exists()  # by a newer attempt
+        swept = is_in_progress(getattr(error, "filename", None)) and Path(place).exists()  # by a newer attempt
         if isinstance(error, FileNotFoundError) and not swept:
             raise StorageError(
                 "the folder of the run is gone",
@@ -214,7 +211,7 @@ def storage_errors(place: Path | str, *, what: str = "the checkpoint", doing: st
         ) from error
 
 
-def _is_full(place: Path | str) -> bool:
+def _has_no_space(place: Path | str) -> bool:
     try:
         return shutil.disk_usage(place).free < 1 << 20
     except OSError:

@@ -29,10 +29,16 @@ from orchestrator.training.file_sums import FileSum, file_problem
 
 MANIFEST = "manifest.json"
 _COMPLETE = re.compile(r"step-(\d{8})(?:\.a(\d+))?(\.replaced)?")
-_IN_PROGRESS = re.compile(r"step-\d{8}\.a(\d+)\.writing")
 _REMOVING = ".removing"
+_WRITING = ".writing"
+_IN_PROGRESS = re.compile(rf"step-\d{{8}}\.a(\d+){re.escape(_WRITING)}")
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+def is_in_progress(path: object) -> bool:
+    """Whether a path, such as that of an OSError, is or lies in a folder whose checkpoint is not published yet."""
+    return any(_IN_PROGRESS.fullmatch(part) for part in Path(str(path)).parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +216,7 @@ class FolderStorage:
 
     def _writing(self, step: int, attempt: int) -> Path:
         """Made by `begin` alone: what a newer attempt has swept must not come back half-empty."""
-        return self._root / f"{_name(step)}.a{attempt}.writing"
+        return self._root / f"{_name(step)}.a{attempt}{_WRITING}"
 
     def _refuse_newer(self, path: Path, attempt: int) -> None:
         try:
@@ -255,7 +261,7 @@ class ObjectStorage:
 
     def begin(self, step: int, attempt: int) -> Path:
         """See `Storage`."""
-        folder = self._scratch / f"{_name(step)}.a{attempt}.writing"
+        folder = self._scratch / f"{_name(step)}.a{attempt}{_WRITING}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -5,7 +5,6 @@ A list of its files with their sizes is written last, so that one which has lost
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import uuid
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import StorageError
-from orchestrator.whole_file import read_json, write_json
+from orchestrator.whole_file import is_full, read_json, write_json
 
 _SIZES = "sizes.json"
 """In such a folder: bytes of each file, by its path below the folder."""
@@ -67,7 +66,7 @@ def _storage_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         place = next((p for p in (cache, *cache.parents) if p.exists()), Path("/"))
         raise StorageError(
             f"the disk of {cache} is full" if full else f"{cache} cannot be written",
