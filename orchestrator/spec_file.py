@@ -21,6 +21,21 @@ MOST_PROBLEMS, LONGEST_PROBLEM, LONGEST_VALUE = 12, 500, 120
 
 _BRANCH = re.compile(r"[\[\]()]|^(int|float|str|literal|tuple|constrained-(int|float|str))$")
 """Names that pydantic gives to the branches of a union."""
+_WANTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "dict_type": "a mapping",
+    "literal_error": "{expected}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number from {ge:g} on",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number up to {le:g}",
+}
+"""What a field takes, by the kind of pydantic's error: its own words speak of Python."""
 
 
 def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec:
@@ -127,8 +142,10 @@ def _spec_error(error: ValidationError, source: str) -> SpecError:
     if len(problems) == 1:
         return SpecError(f"{source}: {what}", got=got, allowed=allowed, do=do)
     lines = [
-        f"\n  - {w[:LONGEST_PROBLEM]}" + (f" (got {g})" if g else "") + (f"; {d}" if d else "")
-        for w, g, _, d in problems[:MOST_PROBLEMS]
+        f"\n  - {w[:LONGEST_PROBLEM]}"
+        + (f" (got {g})" if g else "")
+        + (f"; {d}" if d else f"; allowed: {a}" if a else "")
+        for w, g, a, d in problems[:MOST_PROBLEMS]
     ]
     if len(problems) > MOST_PROBLEMS:
         lines.append(f"\n  - and {len(problems) - MOST_PROBLEMS} more")
@@ -151,20 +168,21 @@ def _describe(item: dict[str, Any]) -> tuple[str, str | None, str | None, str | 
     if item["type"] == "value_error":
         text = str(item["ctx"]["error"])
         return (f"{path}: {text}" if path and not text.startswith(path) else text), None, None, None
-    if item["type"] == "literal_error":
-        return f"{path} has no such value", shown, str(item["ctx"]["expected"]), None
+    if item["type"] == "model_type":
+        fields = _fields_at(place)
+        return f"{path} is a block of fields", shown, ", ".join(fields), f"for example {path}.{fields[0]}: ..."
     if item["type"] == "string_type" and isinstance(given, bool | int | float):
         # YAML reads yes, no, on and off as truth, and digits as a number.
         return f"{path} is a text, and YAML reads a {type(given).__name__} here", shown, None, "put it in 'quotes'"
+    if (wanted := _wanted(item)) is not None:
+        return f"{path} does not take this value", None if given is None else _short(given), wanted, None
     return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}", shown, None, None
 
 
 def _describe_choice(path: str, items: list[dict[str, Any]]) -> tuple[str, str | None, str | None, str | None]:
     """One problem of a field that takes one of several kinds of value: pydantic complains once for each kind."""
-    kinds = [
-        str(item["ctx"]["expected"]) if item["type"] == "literal_error" else _wanted(item["msg"]) for item in items
-    ]
-    return f"{path} has no such value", _short(items[0].get("input")), " or ".join(dict.fromkeys(kinds)), None
+    kinds = [_wanted(item) or item["msg"].removeprefix("Input should be ").partition(",")[0] for item in items]
+    return f"{path} does not take this value", _short(items[0].get("input")), " or ".join(dict.fromkeys(kinds)), None
 
 
 def _short(value: Any) -> str:
@@ -175,8 +193,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
-def _wanted(message: str) -> str:
-    return message.removeprefix("Input should be ").partition(",")[0]
+def _wanted(item: dict[str, Any]) -> str | None:
+    """What a field takes, where pydantic's error is of a kind that we have words for."""
+    words = _WANTED.get(item["type"])
+    return None if words is None else words.format(**item.get("ctx", {}))
 
 
 def _dotted(place: tuple[Any, ...]) -> str:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,30 @@ def test_several_problems_are_listed_together(tmp_path: Path) -> None:
     assert "training.global_batch" in text
 
 
+@pytest.mark.parametrize(
+    ("override", "got", "allowed"),
+    [
+        ("training.steps=many", "'many'", "a whole number"),
+        ("training.steps=2.5", "2.5", "a whole number"),
+        ("training.steps=0", "0", "a number from 1 on"),
+        ("training.learning_rate=fast", "'fast'", "a number"),
+        ("data.validation_fraction=2", "2", "a number below 1"),
+        ("data.train={}", "{}", "a text or a list"),
+        ("name=[a]", "['a']", "a text"),
+        ("resources=2", "2", "workers, gpus_per_worker"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_in_our_words(
+    tmp_path: Path, override: str, got: str, allowed: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path, raw(PRETRAIN)), [override])
+    assert override.partition("=")[0] in caught.value.what
+    assert caught.value.got == got
+    assert (caught.value.allowed or "").startswith(allowed)
+    assert not re.search("input|dictionary|string|parse|instance|tuple", str(caught.value).lower())
+
+
 def test_overrides_set_clear_and_create_fields(tmp_path: Path) -> None:
     file = write(tmp_path, raw(PRETRAIN))
     spec = load_spec(
@@ -73,8 +98,8 @@ def test_a_range_and_words_that_yaml_reads_as_truth_pass_through_overrides(tmp_p
 
 def test_a_field_of_several_kinds_is_one_problem_that_lists_them(tmp_path: Path) -> None:
     text = refusal(write(tmp_path, raw(PRETRAIN, training__micro_batch="some")))
-    assert text.splitlines()[0].endswith("training.micro_batch has no such value")
-    assert "'auto' or a valid integer" in text
+    assert text.splitlines()[0].endswith("training.micro_batch does not take this value")
+    assert "'auto' or a whole number" in text
 
 
 @pytest.mark.parametrize("override", ["training.steps", "=3", "name.first=x", "training.steps=[1"])
