@@ -111,13 +111,15 @@ def check_uri(uri: str) -> None:
 def check_store(uri: str) -> None:
     """Refuse a store that cannot work now; imports nothing heavy.
 
-    Raises SpecError for a kind of store that is not supported, StorageError for one that does not answer.
+    Raises SpecError for a kind of store that is not supported or a driver that is not installed, StorageError for one
+    that does not answer or refuses the login.
     """
     scheme = _scheme(uri)
     if scheme == "sqlite":
         _check_sqlite(_sqlite_path(uri))
     elif scheme in _DATABASE_PORTS:
         _check_port(connection(uri), default_port=_DATABASE_PORTS[scheme])
+        _check_login(connection(uri))
     else:
         _check_http(connection(uri))
 
@@ -367,6 +369,15 @@ def _check_port(uri: str, *, default_port: int) -> None:
             allowed=f"a connection within {REACH_TIMEOUT_S:g} s",
             do="start it, or correct tracking.uri",
         ) from exc
+
+
+def _check_login(uri: str) -> None:
+    """Logs in once, as MLflow 3.17.2 goes on trying a wrong password for minutes (`create_sqlalchemy_engine`)."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    with _translated_opening(uri):
+        create_engine(uri, poolclass=NullPool).connect().close()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import pytest
 import typer
 
 from orchestrator import cli, credentials
+from orchestrator.errors import StorageError
+from orchestrator.tracking.store import check_store
 from tests.end_to_end.commands import Place
 from tests.postgres import Postgres, postgres, programs
 
@@ -100,3 +102,10 @@ def test_no_secret_is_in_the_store_the_folders_or_any_answer(
     assert files_with_secrets(place.home) == [private]
     assert private.stat().st_mode & 0o077 == 0
     assert files_with_secrets(ray_folder) == []
+
+
+def test_a_wrong_password_is_refused_before_anything_starts_and_not_shown(database: Postgres) -> None:
+    check_store(database.uri)
+    with pytest.raises(StorageError, match="password authentication failed") as caught:
+        check_store(database.uri.replace(PASSWORD, "not-the-one"))
+    assert "not-the-one" not in str(caught.value)
