@@ -33,6 +33,12 @@ def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
         based_on("0" * 32)
 
 
+@pytest.mark.parametrize("own", [None, [], "x", {"training.seed": [1, 2]}, {"training.seed": None}])
+def test_what_is_no_distribution_is_left_to_be_refused_by_its_name(own: Any) -> None:
+    searching = spec(CLASSIFY, search={"space": {"method": {"grid": {"full": own}}}, "scheduler": "none"})
+    assert with_base_found(searching) == searching
+
+
 @pytest.mark.slow
 def test_runs_among_the_bases_of_a_search_are_their_model_folders(tmp_path: Path) -> None:
     uri = new_store(tmp_path)

@@ -30,8 +30,11 @@ def with_base_found(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update=changes) if changes else spec
 
 
-def _found_in(space: Mapping[str, Mapping[str, Any]], uri: str | None) -> dict[str, dict[str, Any]]:
-    """A search's space with each run that is a value of `model.base` replaced, in spaces that values bring too."""
+def _found_in(space: Mapping[str, Any], uri: str | None) -> dict[str, Any]:
+    """A search's space with each run that is a value of `model.base` replaced, in spaces that values bring too.
+
+    What is no distribution stays as it is: `search_space` refuses it.
+    """
 
     def value_found(path: str, value: Any) -> Any:
         return found_base(value, uri=uri) if path == "model.base" and isinstance(value, str) else value
@@ -48,6 +51,8 @@ def _found_in(space: Mapping[str, Mapping[str, Any]], uri: str | None) -> dict[s
 
     return {
         path: {kind: values_found(path, values) for kind, values in distribution.items()}
+        if isinstance(distribution, Mapping)
+        else distribution
         for path, distribution in space.items()
     }
 
