@@ -43,7 +43,6 @@ def test_classes_are_counted_the_largest_first() -> None:
     assert facts.is_classified
     assert facts.imbalance == 3
     assert facts.labelled_examples == exactly(4)
-    assert facts.smallest_class_examples == exactly(1)
 
 
 def test_raw_text_has_no_classes() -> None:

@@ -191,18 +191,6 @@ def test_a_run_that_the_laws_know_nothing_of_is_passed_over() -> None:
     assert corrections([RUN]).loss("abc", "causal-lm", predicted=lambda run: None, prior_sd=0.2).runs == 0
 
 
-def test_four_sizes_of_one_dataset_make_a_fine_tuning_curve_of_the_best_runs() -> None:
-    sizes = {size: 1 + 20 / size**0.5 for size in (50, 200, 800, 3200)}
-    runs = [replace(RUN, train_samples=size, eval_loss=loss) for size, loss in sizes.items()]
-    worse = [replace(RUN, train_samples=200, eval_loss=9.0), replace(RUN, method="lora", train_samples=6400)]
-    known = corrections([*runs, *worse])
-    curve = known.finetuning_curve("abc", "causal-lm", method="full", base_model=None)
-    assert curve is not None
-    assert curve.examples == (50, 3200)
-    assert curve.loss(400).mid == pytest.approx(2.0, rel=0.05)
-    assert known.finetuning_curve("abc", "causal-lm", method="lora", base_model=None) is None
-
-
 # -- applied ---------------------------------------------------------------------------------------------------------
 
 

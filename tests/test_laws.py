@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.policy.laws import (
-    HOFFMANN,
-    HOFFMANN_PRINTED,
     REFIT,
     REPETITION,
     FittedRange,
@@ -17,6 +15,7 @@ from orchestrator.policy.laws import (
     effective_tokens,
     repeated_loss,
 )
+from tests.other_laws import HOFFMANN, HOFFMANN_PRINTED
 
 LAWS = pytest.mark.parametrize("law", [REFIT, HOFFMANN, HOFFMANN_PRINTED], ids=lambda law: law.name)
 PARAMETERS = st.floats(1e6, 1e12)
@@ -37,18 +36,20 @@ def test_loss_falls_with_parameters_and_with_tokens(parameters: float, tokens: f
 def test_no_other_split_of_the_compute_beats_the_optimum(law: PretrainingLaw, flops: float, shift: float) -> None:
     best = law.optimal(flops)
     assert best.flops == pytest.approx(flops)
-    assert law.optimal_loss(flops) <= law.loss(best.parameters * shift, best.tokens / shift) + 1e-12
+    assert law.loss(best.parameters, best.tokens) <= law.loss(best.parameters * shift, best.tokens / shift) + 1e-12
 
 
 @given(flops=FLOPS, growth=GROWTH)
 def test_more_compute_is_never_worse(flops: float, growth: float) -> None:
-    assert REFIT.optimal_loss(flops * growth) < REFIT.optimal_loss(flops)
+    less, more = REFIT.optimal(flops), REFIT.optimal(flops * growth)
+    assert REFIT.loss(more.parameters, more.tokens) < REFIT.loss(less.parameters, less.tokens)
 
 
 @LAWS
 @given(flops=FLOPS)
 def test_the_cheapest_way_to_the_optimal_loss_is_the_optimum(law: PretrainingLaw, flops: float) -> None:
-    best, cheapest = law.optimal(flops), law.cheapest(law.optimal_loss(flops))
+    best = law.optimal(flops)
+    cheapest = law.cheapest(law.loss(best.parameters, best.tokens))
     assert cheapest.parameters == pytest.approx(best.parameters, rel=1e-6)
     assert cheapest.tokens == pytest.approx(best.tokens, rel=1e-6)
     assert law.optimal_tokens(best.parameters) == pytest.approx(best.tokens, rel=1e-9)
@@ -68,7 +69,8 @@ def test_a_small_model_never_reaches_a_low_loss() -> None:
     [(REFIT, 1e18, 25.7), (REFIT, 3.8e25, 16.5), (HOFFMANN_PRINTED, 1e18, 25.7), (HOFFMANN_PRINTED, 3.8e25, 139)],
 )
 def test_tokens_per_parameter_are_those_of_the_replication(law: PretrainingLaw, flops: float, ratio: float) -> None:
-    assert law.optimal(flops).tokens_per_parameter == pytest.approx(ratio, rel=0.005)
+    best = law.optimal(flops)
+    assert best.tokens / best.parameters == pytest.approx(ratio, rel=0.005)
 
 
 @pytest.mark.parametrize(("law", "exponent"), [(REFIT, 0.5126), (HOFFMANN, 0.4565), (HOFFMANN_PRINTED, 0.4516)])
@@ -148,7 +150,7 @@ def test_a_loss_that_no_model_reaches_is_refused() -> None:
 
 
 def test_extrapolation_is_said_for_each_quantity_outside() -> None:
-    assert REFIT.fitted.contains(parameters=1e9, tokens=2e10, flops=1.2e20)
+    assert REFIT.fitted.outside(parameters=1e9, tokens=2e10, flops=1.2e20) == ()
     assert REFIT.fitted.outside(parameters=4.02e11, tokens=1.6e13) == (
         "extrapolated to 402B parameters: fitted on 57M to 16.2B",
         "extrapolated to 16T tokens: fitted on 250M to 320B",
@@ -158,4 +160,5 @@ def test_extrapolation_is_said_for_each_quantity_outside() -> None:
 @given(low=st.floats(1.0, 1e6), factor=st.floats(1.0, 1e6), value=st.floats(0.1, 1e13))
 def test_a_range_contains_what_lies_between_its_ends(low: float, factor: float, value: float) -> None:
     assume(math.isfinite(low * factor))
-    assert FittedRange(tokens=(low, low * factor)).contains(tokens=value) == (low <= value <= low * factor)
+    outside = FittedRange(tokens=(low, low * factor)).outside(tokens=value)
+    assert bool(outside) != (low <= value <= low * factor)

@@ -123,11 +123,6 @@ class DatasetFacts:
         return self.examples.scaled(self.labelled_share)
 
     @property
-    def smallest_class_examples(self) -> Interval:
-        """Rows of the rarest class; zero for raw text."""
-        return self.labelled_examples.scaled(self.classes[-1].share if self.classes else 0.0)
-
-    @property
     def imbalance(self) -> float:
         """Rows of the largest class over those of the smallest; 1 for raw text."""
         return self.classes[0].rows / self.classes[-1].rows if self.classes else 1.0

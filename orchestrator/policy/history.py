@@ -18,7 +18,6 @@ from typing import Literal
 
 from orchestrator.planning.hardware import find_device
 from orchestrator.planning.run_plan import Interval
-from orchestrator.policy.finetuning_curve import MINIMUM_SIZES, FinetuningCurve, fit_curve
 from orchestrator.policy.pooling import Measurement, Pooled, pool
 
 Z90 = 1.645
@@ -202,17 +201,6 @@ class Corrections:
     def runs_on(self, data: str, task: str) -> tuple[RunRecord, ...]:
         """The runs of a task that were trained on a dataset (location or fingerprint)."""
         return tuple(run for run in self.records if run.task == task and run.trained_on(data))
-
-    def finetuning_curve(self, data: str, task: str, *, method: str, base_model: str | None) -> FinetuningCurve | None:
-        """Held-out loss against examples on a dataset, by the best run of each size; None before 4 sizes are known.
-
-        Beyond the corrected laws it needs no guess at the task's difficulty: prefer it where it is in range.
-        """
-        best: dict[int, float] = {}
-        for run in self.runs_on(data, task):
-            if (run.method, run.base_model) == (method, base_model) and run.eval_loss:
-                best[run.train_samples] = min(run.eval_loss, best.get(run.train_samples, run.eval_loss))
-        return fit_curve(sorted(best.items())) if len(best) >= MINIMUM_SIZES else None
 
     def _quality(
         self,

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from orchestrator.policy.expectation import Expectation
 from orchestrator.policy.labelled import ADAPTER_SHARE
-from orchestrator.policy.laws import REFIT, REPETITION, effective_tokens, repeated_loss
-from orchestrator.policy.posterior import CORPUS_LOG_SD
+from orchestrator.policy.laws import CORPUS_LOG_SD, REFIT, REPETITION, effective_tokens, repeated_loss
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import Name
 from orchestrator.policy.transfer_laws import (

@@ -10,7 +10,7 @@ from orchestrator.policy.candidates import Candidate, candidates
 from orchestrator.policy.history import Corrected, Corrections, RunRecord, what_changed
 from orchestrator.policy.labelled import TASK_SPREAD, labelled_expectation
 from orchestrator.policy.language import language_expectation
-from orchestrator.policy.posterior import CORPUS_LOG_SD
+from orchestrator.policy.laws import CORPUS_LOG_SD
 from orchestrator.policy.pricing import Work, changes_of_price, longest_sample, price, sample_length
 from orchestrator.policy.question import Learned, Question
 from orchestrator.policy.strategies import Name

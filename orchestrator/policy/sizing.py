@@ -1,4 +1,4 @@
-"""How big a model for how many tokens: under scarce data, for a life of inference, and by other laws for comparison.
+"""How big a model for how many tokens: under scarce data, and for a life of inference.
 
 Comes in: FLOPs, unique tokens, a loss to reach, tokens to serve. Goes out: an `Allocation`, or what it saves.
 """
@@ -16,7 +16,6 @@ from orchestrator.policy.laws import (
     REFIT,
     REPETITION,
     Allocation,
-    FittedRange,
     PretrainingLaw,
     refuse_unless_positive,
     repeated_loss,
@@ -127,55 +126,3 @@ def golden_section(function: Callable[[float], float], *, low: float, high: floa
             outer = left + _GOLDEN * (right - left)
             at_outer = function(math.exp(outer))
     return math.exp((left + right) / 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllocationLaw:
-    """A published power law for the optimal tokens or size at so many training FLOPs; for comparison."""
-
-    name: str
-    fitted: FittedRange
-    source: str
-    parameters_scale: float | None = None
-    parameters_exponent: float = 0.0
-    tokens_scale: float | None = None
-    tokens_exponent: float = 0.0
-    """The one that is not published follows from C = 6 N D."""
-
-    def optimal(self, flops: float) -> Allocation:
-        """The split of `flops` by this law."""
-        refuse_unless_positive(flops=flops)
-        product = flops / FLOPS_PER_PARAMETER_TOKEN
-        if self.tokens_scale is not None:
-            tokens = self.tokens_scale * flops**self.tokens_exponent
-            return Allocation(parameters=product / tokens, tokens=tokens)
-        assert self.parameters_scale is not None
-        parameters = self.parameters_scale * flops**self.parameters_exponent
-        return Allocation(parameters=parameters, tokens=product / parameters)
-
-
-_FLOPS_PER_PETAFLOP_DAY = 8.64e19
-
-KAPLAN = AllocationLaw(
-    name="Kaplan",
-    parameters_scale=1.3e9 * _FLOPS_PER_PETAFLOP_DAY**-0.73,
-    parameters_exponent=0.73,
-    fitted=FittedRange(parameters=(768, 1.5e9)),
-    source="Kaplan 2020, arXiv 2001.08361; non-embedding parameters; superseded: its runs were not tuned per size",
-)
-LLAMA3 = AllocationLaw(
-    name="Llama 3",
-    tokens_scale=0.299,
-    tokens_exponent=0.537,
-    fitted=FittedRange(flops=(6e18, 1e22)),
-    source="Llama 3 2024, arXiv 2407.21783, constants of the figure's legend: the printed ones give 10.5T, not 16.55T",
-)
-DEEPSEEK = AllocationLaw(
-    name="DeepSeek",
-    tokens_scale=5.8316,
-    tokens_exponent=0.4757,
-    fitted=FittedRange(flops=(1e17, 3e20)),
-    source="DeepSeek LLM 2024, arXiv 2401.02954; C = M D, M the non-embedding FLOPs per token, attention included",
-)
-PUBLISHED_ALLOCATIONS: tuple[PretrainingLaw | AllocationLaw, ...] = (REFIT, LLAMA3, DEEPSEEK, KAPLAN)
-"""Their disagreement is the honest width of an optimum: corpora and counting differ."""

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.planning.run_plan import Interval
+from orchestrator.policy.language import language_expectation
 from orchestrator.policy.laws import REFIT, repeated_loss
-from orchestrator.policy.posterior import CORPUS_LOG_SD, loss_interval
+from orchestrator.policy.question import Given, ask
 from orchestrator.policy.sizing import data_constrained_optimal
 
 EVIDENCE = Path(__file__).with_name("losses.csv")
@@ -47,7 +49,7 @@ class Run:
     def in_range(self) -> bool:
         """Whether the default law was fitted on such sizes."""
         flops = 6 * self.parameters * self.tokens
-        return REFIT.fitted.contains(parameters=self.parameters, tokens=self.tokens, flops=flops)
+        return not REFIT.fitted.outside(parameters=self.parameters, tokens=self.tokens, flops=flops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class LossScore:
     overfitted: int
     """Repeated runs beyond what any law here covers, left out of the figures above."""
     coverage: float
-    """Share of fresh runs within the 90 % interval for an unknown corpus."""
+    """Share of fresh runs within the 90 % interval that `advise` gives, which knows nothing of the corpus."""
     fresh: tuple[Run, ...]
     repeated: tuple[tuple[Run, float, float], ...]
     """(run, published ratio to fresh, predicted ratio)."""
@@ -150,6 +152,14 @@ def best_sizes() -> tuple[Size, ...]:
     )
 
 
+def advised_loss(run: Run) -> Interval:
+    """What `advise` says of new weights of a run's size, trained on its tokens."""
+    question = ask(Given(task="causal-lm", tokens=run.unique_tokens, no_base=True))
+    found = language_expectation("scratch", question, parameters=round(run.parameters), tokens=run.tokens).loss
+    assert found is not None, "raw text has a loss"
+    return found
+
+
 def score() -> LossScore:
     """Scores the laws on all rows."""
     runs = read_runs()
@@ -157,7 +167,7 @@ def score() -> LossScore:
     repeated = repeated_ratios(runs)
     hurt = [(run, published, predicted) for run, published, predicted in repeated if HURT < published < OVERFITTED]
     unhurt = [(published, predicted) for _, published, predicted in repeated if published <= HURT]
-    intervals = [loss_interval(run.parameters, run.tokens, corpus_log_sd=CORPUS_LOG_SD) for run in fresh]
+    intervals = [advised_loss(run) for run in fresh]
     worthless = [
         repeated_loss(run.parameters, run.unique_tokens, run.unique_tokens) / _on_fresh(run) / published
         for run, published, _ in hurt
