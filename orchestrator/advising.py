@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestrator import console
 from orchestrator.credentials import hide
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.facts.domains import DOMAINS, Domain
 from orchestrator.policy.advise import Recommendation, advise
-from orchestrator.policy.question import DOMAINS, GOALS, TASKS, Base, Domain, Given, Question, ask, raw_text_task
+from orchestrator.policy.question import GOALS, Base, Given, Question, ask, raw_text_task
 from orchestrator.policy.show import advice_answer, advice_table
 from orchestrator.quantities import MOST, MOST_INFERENCE, Budget, parse_budget, parse_count
+from orchestrator.tasks.names import TASKS
 from orchestrator.tracking.finished_model import found_base
 
 if TYPE_CHECKING:

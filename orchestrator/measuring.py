@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator.data.columns import OPTIONS, choose_columns
 from orchestrator.data.labels import refuse_no_classes, refuse_single_rows
+from orchestrator.data.reading import Reading
 from orchestrator.errors import DataError
-from orchestrator.policy.dataset import DatasetFacts, Reading, describe
-from orchestrator.policy.question import Task
+from orchestrator.policy.dataset import DatasetFacts, describe
 from orchestrator.policy.token_counts import SAMPLE_BYTES, CountTokens
+from orchestrator.tasks.names import Task
 
 if TYPE_CHECKING:
     from orchestrator.training.distance import Distance

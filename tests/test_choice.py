@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.candidates import Candidate, candidates, fine_tuning_epochs
 from orchestrator.policy.choice import choose, confidence_in, with_front
 from orchestrator.policy.expectation import Expectation

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.data.columns import FIELDS, Columns, Preview, choose_columns
 from orchestrator.errors import DataError
-from orchestrator.policy.question import Task
+from orchestrator.tasks.names import Task
 
 REVIEW = "a film with several words"
 

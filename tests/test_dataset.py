@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data.columns import Columns
+from orchestrator.data.reading import Block, Reading
 from orchestrator.errors import DataError
-from orchestrator.policy.dataset import Block, Reading, describe
+from orchestrator.policy.dataset import describe
 from orchestrator.policy.ratios import exactly
 
 LABELLED = Columns(text="text", label="label")

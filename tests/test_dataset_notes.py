@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.data.columns import Columns
-from orchestrator.policy.dataset import Block, DatasetFacts, Reading, describe
+from orchestrator.data.reading import Block, Reading
+from orchestrator.policy.dataset import DatasetFacts, describe
 from orchestrator.policy.dataset_notes import notes_on
 
 

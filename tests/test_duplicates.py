@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy import duplicates
 from orchestrator.policy.duplicates import (
     Duplicates,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
+from orchestrator.intervals import Interval
 from orchestrator.planning.hardware import find_device
-from orchestrator.planning.run_plan import Interval
 from orchestrator.policy.history import (
     Correction,
     RunRecord,

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.training.pulse import ForwardTimer, Pulse, collectives_begun, posting_period_s
+from orchestrator.training.forward_timer import ForwardTimer, collectives_begun
+from orchestrator.training.pulse import Pulse, posting_period_s
 
 
 class Clock:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.ratios import exactly, inverse, product, ratio, share_interval
 
 POSITIVE = st.floats(min_value=0.01, max_value=1e6)

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.columns import Columns
+from orchestrator.data.reading import Reading
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
-from orchestrator.policy.dataset import Reading, describe
+from orchestrator.policy.dataset import describe
 from orchestrator.policy.ratios import ratio
 from orchestrator.training.first_look import preview
 from orchestrator.training.sampling import read

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import SpecError
+from orchestrator.intervals import Interval
 from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision, Site
-from orchestrator.planning.run_plan import Interval
 from orchestrator.quantities import divisors
 
 if TYPE_CHECKING:

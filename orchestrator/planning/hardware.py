@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import ClusterError, SpecError
-from orchestrator.planning.run_plan import ClusterShape, Interval, NodeShape
+from orchestrator.intervals import Interval
+from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from orchestrator.planning.utilization import Utilization
 from orchestrator.quantities import MOST_WORKERS
 from orchestrator.yaml_file import read_yaml

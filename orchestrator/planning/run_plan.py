@@ -1,24 +1,13 @@
-"""The values that planning works with: cluster, dataset counts, intervals, and the `RunPlan` that `run` carries out."""
+"""The values that planning works with: cluster, dataset counts, and the `RunPlan` that `run` carries out."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from orchestrator.intervals import Interval
+
 Device = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A 90 % interval with its middle."""
-
-    low: float
-    mid: float
-    high: float
-
-    def scaled(self, factor: float) -> Interval:
-        """All three figures times a factor."""
-        return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
 
 @dataclass(frozen=True, kw_only=True)

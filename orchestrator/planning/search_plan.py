@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import CapacityError
-from orchestrator.planning.run_plan import ClusterShape, Interval, RunPlan
+from orchestrator.intervals import Interval
+from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.throughput import STARTUP_SECONDS
 from orchestrator.quantities import Budget
 

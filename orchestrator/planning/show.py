@@ -11,8 +11,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate
-from orchestrator.planning.run_plan import Interval, RunPlan
+from orchestrator.planning.run_plan import RunPlan
 from orchestrator.planning.search_plan import SearchPlan
 from orchestrator.quantities import human_count, human_duration
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Z90, Interval
 
 REFERENCE_PARAMETERS = 1e10
 REFERENCE_TOKENS = 1e12
@@ -34,8 +34,6 @@ CLUSTER_DEVICE_HOURS = 1e4
 MATRIX_PRODUCT_FRACTION = 0.87
 """What the best shape of a 16-bit matrix product alone gets of an A100's peak (ml-engineering: 271.2 of 312 TFLOP/s).
 No training gets more."""
-
-_Z_95 = 1.645  # quantile of the normal distribution: 5 % lie above, 5 % below its negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +85,7 @@ class Utilization:
 
     def interval(self, mid: float) -> Interval:
         """The 90 % interval about a fraction: log-normal, wider where few trainings were published."""
-        width = self.spread * _Z_95
+        width = self.spread * Z90
         if self.runs:
             width = self.spread * _student_95(self.runs - 2) * math.sqrt(1 + 1 / self.runs)
         high = max(min(mid * math.exp(width), MATRIX_PRODUCT_FRACTION), 1.01 * mid)
@@ -116,6 +114,6 @@ def _share_left(value: float, start: float, end: float) -> float:
 
 def _student_95(freedom: int) -> float:
     """95 % quantile of Student's t, by the first terms of its expansion about the normal one (Cornish-Fisher)."""
-    first = (_Z_95**3 + _Z_95) / 4
-    second = (5 * _Z_95**5 + 16 * _Z_95**3 + 3 * _Z_95) / 96
-    return _Z_95 + first / freedom + second / freedom**2
+    first = (Z90**3 + Z90) / 4
+    second = (5 * Z90**5 + 16 * Z90**3 + 3 * Z90) / 96
+    return Z90 + first / freedom + second / freedom**2

@@ -6,13 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Z90, Interval
 
 if TYPE_CHECKING:
     from orchestrator.policy.history import Corrected, Correction
-
-Z90 = 1.645
-"""Standard deviations from the middle of a normal distribution to the ends of its 90 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.facts.domains import DOMAINS
 from orchestrator.policy.candidates import Candidate, candidates
 from orchestrator.policy.choice import choose
-from orchestrator.policy.question import DOMAINS, GOALS, Question
+from orchestrator.policy.question import GOALS, Question
 from orchestrator.policy.strategies import Name
 from orchestrator.quantities import human_count
 

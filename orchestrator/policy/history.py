@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.intervals import Z90, Interval
 from orchestrator.planning.hardware import find_device
-from orchestrator.planning.run_plan import Interval
 from orchestrator.policy.pooling import Measurement, Pooled, pool
 
-Z90 = 1.645
-"""Standard deviations from the middle of a normal distribution to the ends of its 90 % interval."""
 Quantity = Literal["throughput", "memory", "loss", "error"]
 
 FEW_STEPS = 10

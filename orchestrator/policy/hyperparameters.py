@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.laws import FLOPS_PER_PARAMETER_TOKEN, REFIT, refuse_unless_positive
 from orchestrator.policy.transfer_laws import LORA_LEARNING_RATE_RATIO
 

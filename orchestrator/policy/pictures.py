@@ -20,7 +20,7 @@ from orchestrator.charts import (
     pareto_front,
     spread,
 )
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.candidates import Candidate
 from orchestrator.policy.curves import Sweep, flips_along
 from orchestrator.policy.expectation import Expectation

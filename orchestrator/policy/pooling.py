@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.intervals import Z90
+
 _DEGREES_OF_FREEDOM = 4.0
 """Of the Student-t error: the usual choice for data with some gross outliers (Lange, Little & Taylor 1989)."""
-_SCALE_PER_SD = 1.645 / 2.132
+_SCALE_PER_SD = Z90 / 2.132
 """The Student-t of that many degrees with the 90 % interval of a normal distribution has this share of its width."""
 _SPREAD_PRIOR_RUNS = 8.0
 """The usual spread counts as much as so many measurements: enough that a lone outlier cannot pass for spread (by the

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate, Workload, estimate, fits_machine, precision_of
 from orchestrator.planning.hardware import Device, find_device
-from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import standard_shape
 from orchestrator.planning.throughput import flops_per_token
 from orchestrator.policy.question import Question

@@ -10,18 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import SpecError
+from orchestrator.facts.domains import Domain
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.quantities import MOST_WORKERS, Budget, human_count
+from orchestrator.tasks.names import Task
 
 if TYPE_CHECKING:
     from orchestrator.policy.history import Correction, Corrections
     from orchestrator.policy.row_lengths import Seen
 
-Task = Literal["causal-lm", "masked-lm", "text-classification", "image-classification"]
-Domain = Literal["same", "near", "far"]
 Goal = Literal["quality", "cost", "retain"]
-TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm", "text-classification", "image-classification")
-DOMAINS: tuple[Domain, ...] = ("same", "near", "far")
 GOALS: tuple[Goal, ...] = ("quality", "cost", "retain")
 
 TOKENS_PER_EXAMPLE = {"causal-lm": 512, "masked-lm": 512, "text-classification": 128, "image-classification": 197}

@@ -10,10 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.planning.run_plan import Interval
-
-_Z = 1.645
-"""Normal quantile of a two-sided 90 % interval."""
+from orchestrator.intervals import Z90, Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +71,8 @@ def share_interval(count: int, total: int) -> Interval:
     if not total:
         return Interval(low=0.0, mid=0.0, high=1.0)
     seen = count / total
-    spread = _Z * math.sqrt(seen * (1 - seen) / total + _Z**2 / (4 * total**2))
-    centre, scale = seen + _Z**2 / (2 * total), 1 + _Z**2 / total
+    spread = Z90 * math.sqrt(seen * (1 - seen) / total + Z90**2 / (4 * total**2))
+    centre, scale = seen + Z90**2 / (2 * total), 1 + Z90**2 / total
     low, high = max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
     return Interval(low=min(seen, low), mid=seen, high=max(seen, high))  # rounding may put 0 or 1 a hair outside
 
@@ -87,7 +84,7 @@ def exactly(value: float) -> Interval:
 
 def _quantile(units: int) -> float:
     """Student's 95 % quantile for `units - 1` degrees of freedom, by the first term of its expansion in 1/df."""
-    return _Z + (_Z**3 + _Z) / (4 * max(1, units - 1))
+    return Z90 + (Z90**3 + Z90) / (4 * max(1, units - 1))
 
 
 def _relative(difference: float, middle: float) -> float:

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.advise import Recommendation
 from orchestrator.policy.candidates import Candidate
 from orchestrator.policy.strategies import STRATEGIES

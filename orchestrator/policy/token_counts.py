@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.ratios import inverse, product, ratio
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]

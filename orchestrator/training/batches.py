@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from orchestrator.errors import StorageError
 from orchestrator.planning.length import PAD_MULTIPLE
 from orchestrator.training.masking import Batch, Masking, Vocabulary, mask
 from orchestrator.training.splitmix import GOLDEN, mix
-
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+from orchestrator.training.splits import SPLITS, Split
 
 _FEISTEL_ROUNDS = 8
 """Four make a strong permutation of large domains (Luby and Rackoff 1988); small domains want more."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import SpecError, StorageError
-from orchestrator.training.file_sums import CHUNK_BYTES
 
+CHUNK_BYTES = 4 << 20
+"""Of a file, read at a time."""
 PATIENCE_S = 300.0
 """How long a training bears a bucket that is away, mostly behind its steps (a guess: outages of minutes happen)."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0

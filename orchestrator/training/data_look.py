@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.held_out import Account, HeldOut
-from orchestrator.planning.run_plan import DatasetCounts, Interval
+from orchestrator.intervals import Z90, Interval
+from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.policy.ratios import exactly, ratio
 from orchestrator.spec import RunSpec
 from orchestrator.training import batches, tokenization
@@ -227,7 +228,7 @@ def _stratified_total(whole: np.ndarray, *, exact: bool) -> Interval:
     if exact:
         return exactly(total)
     pairs = whole[: len(whole) // 2 * 2].reshape(-1, 2)
-    half = 1.645 * math.sqrt(float(((pairs[:, 0] - pairs[:, 1]) ** 2).sum()))
+    half = Z90 * math.sqrt(float(((pairs[:, 0] - pairs[:, 1]) ** 2).sum()))
     return Interval(low=total - half, mid=total, high=total + half)
 
 

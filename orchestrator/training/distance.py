@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from orchestrator import locations
 from orchestrator.errors import DataError, ModelError
-from orchestrator.policy.question import Domain
+from orchestrator.facts.domains import Domain
 from orchestrator.training.base_tokenizer import VOCABULARY_FILES, load_tokenizer
 from orchestrator.training.tokenization import TextTokenizer, from_files, read_object
 

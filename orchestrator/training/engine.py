@@ -26,12 +26,12 @@ from orchestrator.planning.deepspeed_config import sums_in_fp32
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.training.checkpoints import Checkpoint
 from orchestrator.training.conversion import readable
+from orchestrator.training.forward_timer import ForwardTimer
 from orchestrator.training.host_copy import HostBuffers
 from orchestrator.training.job import WorkerContext
 from orchestrator.training.measurement import host_peak_gib, reset_host_peak
 from orchestrator.training.models import parameter_groups
 from orchestrator.training.objectives import Batch, Objective, logits_of
-from orchestrator.training.pulse import ForwardTimer
 
 _STATE = "state"
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)

@@ -6,8 +6,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-CHUNK_BYTES = 4 << 20
-"""Read at a time."""
+from orchestrator.training.bucket import CHUNK_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

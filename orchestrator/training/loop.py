@@ -23,13 +23,14 @@ from orchestrator.training.budget import Account
 from orchestrator.training.engine import Engine, join_process_group
 from orchestrator.training.evaluation import evaluate
 from orchestrator.training.export import Sample, check_batch, export
+from orchestrator.training.forward_timer import collectives_begun
 from orchestrator.training.guard import Guard, Verdict
 from orchestrator.training.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.training.keeping import Keeper
 from orchestrator.training.masking import Masking
 from orchestrator.training.measurement import Pace, figures
 from orchestrator.training.objectives import objective_for
-from orchestrator.training.pulse import Phase, collectives_begun
+from orchestrator.training.pulse import Phase
 from orchestrator.training.schedule import learning_rate
 from orchestrator.training.step_data import StepData
 from orchestrator.whole_file import read_json, write_json

@@ -29,7 +29,7 @@ from orchestrator.training.encoders import around, document_encoder, mask_ids, r
 from orchestrator.training.first_look import preview
 from orchestrator.training.new_tokenizer import size_note
 from orchestrator.training.patience import go_on, patiently
-from orchestrator.training.splits import Chosen, SplitRows, split_documents, split_rows
+from orchestrator.training.splits import Chosen, Split, SplitRows, split_documents, split_rows
 from orchestrator.training.tokenization import Chunk, TextTokenizer
 from orchestrator.training.whole_folder import is_whole, whole_folder
 
@@ -314,7 +314,7 @@ def _write_documents(
     found: dict[str, Any] = {"label_names": None}
     # The small one first: if it is too short, nothing long was encoded in vain.
     account = Account()
-    splits: tuple[tuple[batches.Split, Iterator[str]], ...] = (
+    splits: tuple[tuple[Split, Iterator[str]], ...] = (
         ("validation", account.held_out(_not_blank(validation))),
         ("train", account.training(_not_blank(train))),
     )
@@ -365,7 +365,7 @@ def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> 
     }
 
 
-def _too_short(split: batches.Split, tokens: int, inputs: _Inputs) -> DataError:
+def _too_short(split: Split, tokens: int, inputs: _Inputs) -> DataError:
     spec, length = inputs.spec, inputs.spec.data.sequence_length
     masked = spec.task == "masked-lm"
     needed = length - 2 if masked else length + 1
@@ -390,7 +390,7 @@ def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode:
     function = row_encoder(inputs.spec, tokenizer)
     account = Account()
     found: dict[str, Any] = {"label_names": rows.names}
-    order: tuple[batches.Split, ...] = ("validation", "train")
+    order: tuple[Split, ...] = ("validation", "train")
     for split in order:
         texts, labels = rows.splits[split]
         seen = account.held_out(texts, rows.labels(split)) if split == "validation" else account.training(texts)

@@ -23,10 +23,10 @@ from orchestrator.data.columns import Columns
 from orchestrator.data.incomplete import Gaps
 from orchestrator.data.labels import refuse_fractions, similar_labels
 from orchestrator.data.raw_bytes import is_binary, piece_of_text, read_text
+from orchestrator.data.reading import Block, Reading
 from orchestrator.data.sources import Source
 from orchestrator.data.tables import Table
 from orchestrator.errors import DataError
-from orchestrator.policy.dataset import Block, Reading
 
 WHOLE_BYTES = 32_000_000
 """Files of at most this size together are read whole: about 5 s (measured: 60 MB of short texts in CSV take 11 s)."""

@@ -9,6 +9,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -17,10 +18,12 @@ from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.spec import RunSpec
 from orchestrator.spec_data import DataSpec
-from orchestrator.training import batches, drawing
+from orchestrator.training import drawing
 from orchestrator.training.corpus import Documents, open_documents
 from orchestrator.training.labelled_rows import Rows, Texts, read_rows
 
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 _PIECE_ROWS = 1 << 16
 Sources = Sequence[Source]
 LabelledRows = tuple[Texts, np.ndarray]
@@ -66,11 +69,11 @@ class SplitRows:
 
     names: tuple[str, ...]
     """Name of each class, by its number."""
-    splits: dict[batches.Split, LabelledRows]
+    splits: dict[Split, LabelledRows]
     notes: tuple[str, ...]
     """What a reader of the data may not expect, and where the split is not what was asked."""
 
-    def labels(self, split: batches.Split) -> list[str]:
+    def labels(self, split: Split) -> list[str]:
         """The class of each row, by name."""
         return [self.names[number] for number in self.splits[split][1]]
 
@@ -139,7 +142,7 @@ def split_rows(spec: RunSpec, train_sources: Sources, validation_sources: Source
         numbers = np.arange(len(left), dtype=np.int32 if len(left) < 1 << 31 else np.int64)  # half the memory
         numbers = numbers[left]
         train, validation = (train[0].take(numbers), train[1][left]), _rows(train, held)
-    splits: dict[batches.Split, LabelledRows] = {
+    splits: dict[Split, LabelledRows] = {
         "train": _at_most_rows(train, data.max_train_examples, seed, "data.max_train_examples"),
         "validation": _at_most_rows(validation, data.max_validation_examples, seed, "data.max_validation_examples"),
     }

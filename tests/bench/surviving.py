@@ -52,8 +52,9 @@ def guards_s() -> float:
     import torch
 
     from orchestrator.training.attempts import Attempts
+    from orchestrator.training.forward_timer import ForwardTimer
     from orchestrator.training.guard import Guard
-    from orchestrator.training.pulse import ForwardTimer, Pulse
+    from orchestrator.training.pulse import Pulse
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         attempts = Attempts(Path(folder))

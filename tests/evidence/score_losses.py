@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.planning.run_plan import Interval
+from orchestrator.intervals import Interval
 from orchestrator.policy.language import language_expectation
 from orchestrator.policy.laws import REFIT, repeated_loss
 from orchestrator.policy.question import Given, ask

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate, Workload, estimate, trainable_of
 from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, peak_memory
 from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY
-from orchestrator.planning.run_plan import Interval
 from orchestrator.planning.standard_shape import standard_shape
 
 EVIDENCE = Path(__file__).with_name("memory.csv")

@@ -1,0 +1,21 @@
+"""Figures with their 90 % intervals: what the planner and the advisor answer with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Z90 = 1.645
+"""Standard deviations from the middle of a normal distribution to the ends of its 90 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A 90 % interval with its middle."""
+
+    low: float
+    mid: float
+    high: float
+
+    def scaled(self, factor: float) -> Interval:
+        """All three figures times a factor."""
+        return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
