@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.running import main_of_job
+from orchestrator.commands.run import main_of_job
 
 if __name__ == "__main__":
     main_of_job(sys.argv[1:], kinds=("finetune",), search=False, prog="jobs.finetune")

@@ -65,7 +65,7 @@ def run(
 
     Example: orchestrator run configs/pretrain/demo.yaml training.tokens=null training.steps=30
     """
-    from orchestrator.running import run_command
+    from orchestrator.commands.run import run_command
 
     run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json)
 
@@ -81,7 +81,7 @@ def verify_resume(
 
     Example: orchestrator verify-resume configs/pretrain/demo.yaml --steps 8
     """
-    from orchestrator.verifying import verify_command
+    from orchestrator.commands.verify_resume import verify_command
 
     with console.reporting_failures(as_json=as_json):
         code = verify_command(str(spec), overrides or (), steps=steps, as_json=as_json)
@@ -132,7 +132,7 @@ def advise(
     Example: orchestrator advise --examples 2000 --task text-classification --base-params 125M --budget 20usd
     """
     typed = dict(locals())
-    from orchestrator.advising import Options, advise_command
+    from orchestrator.commands.advise import Options, advise_command
 
     with console.reporting_failures(as_json=as_json):
         options = Options(**{name: typed[name] for name in Options.__dataclass_fields__})
@@ -152,7 +152,7 @@ def plan(
 
     Example: orchestrator plan configs/pretrain/demo.yaml --gpu H100 --gpus 8 resources.workers=8
     """
-    from orchestrator.previewing import plan_command
+    from orchestrator.commands.plan import plan_command
 
     with console.reporting_failures(as_json=as_json):
         plan_command(str(spec), overrides or (), gpu=gpu, gpus=gpus, nodes=nodes, as_json=as_json)
@@ -194,11 +194,11 @@ def estimate(
 
     Example: orchestrator estimate --params 7B --tokens 1T --gpu H100 --gpus 64
     """
-    from orchestrator.planning import show
+    from orchestrator.architectures.standard_shape import given_shape
+    from orchestrator.planning import views
     from orchestrator.planning.estimate import Workload
     from orchestrator.planning.estimate import estimate as priced
     from orchestrator.planning.hardware import find_device
-    from orchestrator.planning.standard_shape import given_shape
 
     with console.reporting_failures(as_json=as_json):
         size, words = _count("--params", params), None if vocab is None else _count("--vocab", vocab)
@@ -223,9 +223,9 @@ def estimate(
         )
         found = priced(workload)
         if as_json:
-            console.print_json(show.estimate_answer(found))
+            console.print_json(views.estimate_answer(found))
         else:
-            console.print_table(show.estimate_table(found))
+            console.print_table(views.estimate_table(found))
 
 
 def _count(option: str, text: str) -> int:
@@ -254,7 +254,7 @@ def compare(
 
     Example: orchestrator compare --experiment demo --report demo.html
     """
-    from orchestrator.comparing import compare_command
+    from orchestrator.commands.compare import compare_command
 
     with console.reporting_failures(as_json=as_json):
         compare_command(experiment, uri=tracking_uri, report=report, plots=plots, as_json=as_json)
@@ -274,7 +274,7 @@ def flush(
 
     Exit code 0 when MLflow has everything, 1 when something still waits. Example: orchestrator flush --all
     """
-    from orchestrator.flushing import flush_command
+    from orchestrator.commands.flush import flush_command
 
     with console.reporting_failures(as_json=as_json):
         code = flush_command(folder, everything=everything, as_json=as_json)
@@ -288,7 +288,7 @@ def doctor(as_json: AsJson = False) -> None:
     Example: orchestrator doctor --json
     """
     from orchestrator import locations
-    from orchestrator.scheduling.doctor import diagnose, exit_code, render, to_json
+    from orchestrator.doctor.report import diagnose, exit_code, render, to_json
     from orchestrator.tracking.store import check_store
 
     with console.reporting_failures(as_json=as_json):
@@ -310,7 +310,7 @@ def schema(
     """
     import json
 
-    from orchestrator.spec_file import json_schema
+    from orchestrator.load_spec import json_schema
 
     text = json.dumps(json_schema(), indent=2) + "\n"
     if write is None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import SpecError
+from orchestrator.load_spec import parse_spec, set_path
 from orchestrator.spec import RunSpec
-from orchestrator.spec_file import parse_spec, set_path
 
 LARGEST_BOUND = 1e18
 """Of a range: beyond every number that a field takes, and far from where a draw would overflow."""

@@ -1,4 +1,4 @@
-"""What a run is: one typed, frozen `RunSpec`. `spec_file` reads it from YAML; nothing below changes it.
+"""What a run is: one typed, frozen `RunSpec`. `load_spec` reads it from YAML; nothing below changes it.
 
 Every cross-field rule that needs no file, model or cluster is checked here, at construction, because a mistake
 found after nodes came up has cost money. Messages state the remedy.

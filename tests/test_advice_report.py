@@ -11,13 +11,13 @@ import pytest
 from orchestrator.errors import StorageError
 from orchestrator.policy.advise import Recommendation, advise
 from orchestrator.policy.candidates import candidates
-from orchestrator.policy.curves import REACH, flips_along, sweep
+from orchestrator.policy.citations import SOURCES, cited
 from orchestrator.policy.flips import Flip
-from orchestrator.policy.pictures import front_picture
 from orchestrator.policy.question import Base, Given, Question, ask
-from orchestrator.policy.report import write_advice_report
-from orchestrator.policy.sources import SOURCES, cited
 from orchestrator.policy.strategies import STRATEGIES
+from orchestrator.policy.views.html import write_advice_report
+from orchestrator.policy.views.pictures import front_picture
+from orchestrator.policy.views.sweep import REACH, flips_along, sweep
 from orchestrator.quantities import parse_budget
 
 MINILM = Base(parameters=22_700_000, tokens=1e10, name="MiniLM <small> & quick")

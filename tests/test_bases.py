@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator.architectures.families import DECODERS
+from orchestrator.architectures.weight_names import KNOWN
 from orchestrator.errors import ModelError
-from orchestrator.planning.architectures import KNOWN
-from orchestrator.planning.model_shape import DECODERS
 from orchestrator.planning.plan import make_plan
+from orchestrator.runs.job import TrainingJob
 from orchestrator.tracking.finished_model import with_base_found
-from orchestrator.training import models
-from orchestrator.training.job import TrainingJob
+from orchestrator.worker import models
 from tests import training_runs
 from tests.mlflow_runs import closed, new_store, opened
 from tests.specs import CLASSIFY, PRETRAIN, spec

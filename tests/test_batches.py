@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
-from orchestrator.training import batches
-from orchestrator.training.batches import (
+from orchestrator.samples import batches
+from orchestrator.samples.batches import (
     LabelledSamples,
     PackedSamples,
     SampleOrder,
@@ -21,8 +21,8 @@ from orchestrator.training.batches import (
     open_split,
     rank_slice,
 )
-from orchestrator.training.masking import Masking
-from orchestrator.training.splitmix import mix
+from orchestrator.samples.counter_rng import mix
+from orchestrator.samples.masking import Masking
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(41, 3000))
 SEEDS = st.integers(0, 2**40)

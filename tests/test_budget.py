@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import BUDGET_UNITS, Budget, BudgetUnit
-from orchestrator.training.attempts import Held
-from orchestrator.training.budget import Account
-from orchestrator.training.job import LoopState
-from orchestrator.training.ledger import Ledger, LedgerBudget
+from orchestrator.runs.attempts import Held
+from orchestrator.runs.budget_ledger import Ledger, LedgerBudget
+from orchestrator.runs.job import LoopState
+from orchestrator.worker.budget import Account
 from tests.specs import PRETRAIN, spec
 from tests.training_runs import CLUSTER
 

@@ -10,7 +10,7 @@ from orchestrator.intervals import Interval
 from orchestrator.policy.candidates import Candidate, candidates, fine_tuning_epochs
 from orchestrator.policy.choice import choose, confidence_in, with_front
 from orchestrator.policy.expectation import Expectation
-from orchestrator.policy.labelled import labelled_expectation
+from orchestrator.policy.labelled_quality import labelled_expectation
 from orchestrator.policy.pricing import Price, Work, price, sample_length
 from orchestrator.policy.question import Goal, Question
 from orchestrator.policy.strategies import Name

@@ -15,7 +15,7 @@ from rich.console import Console
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.tracking import store
 from orchestrator.tracking.compare import collect, comparison_link, loss_curves, to_json
-from orchestrator.tracking.report import write_report
+from orchestrator.tracking.comparison_page import write_report
 from orchestrator.tracking.rows import RunRow, rank
 from orchestrator.tracking.table import render_table
 from orchestrator.tracking.tracker import MetricLog, MlflowTracker

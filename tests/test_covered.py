@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from orchestrator.data.documents import open_documents
 from orchestrator.data.sources import find_sources
-from orchestrator.training.batches import open_split
-from orchestrator.training.corpus import open_documents
-from orchestrator.training.covered import DocumentEncoding, covered_bytes
-from orchestrator.training.new_tokenizer import train_tokenizer
-from orchestrator.training.prepare import PreparedData, encode_here, prepare
-from orchestrator.training.splits import Chosen
-from orchestrator.training.tokenization import document_chunks, encode_documents, end_of_tokens
+from orchestrator.data.splits import Chosen
+from orchestrator.samples.batches import open_split
+from orchestrator.samples.covered import DocumentEncoding, covered_bytes
+from orchestrator.samples.new_tokenizer import train_tokenizer
+from orchestrator.samples.prepare import PreparedData, encode_here, prepare
+from orchestrator.samples.tokenization import document_chunks, encode_documents, end_of_tokens
 from tests import specs
 
 WORDS = [

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.credentials import escaped, hide, public, revealed, without_credentials
 from orchestrator.errors import DataError, SpecError
-from orchestrator.spec_file import parse_spec
+from orchestrator.load_spec import parse_spec
 from tests.specs import PRETRAIN, raw, spec
 
 SECRET = "hunter2hunter2"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.plan import make_plan
+from orchestrator.samples import data_look
+from orchestrator.samples.data_look import look
+from orchestrator.samples.metric_names import logged_metrics
+from orchestrator.samples.prepare import encode_here, prepare
 from orchestrator.spec import RunSpec
-from orchestrator.training import data_look
-from orchestrator.training.data_look import look
-from orchestrator.training.metric_names import logged_metrics
-from orchestrator.training.prepare import encode_here, prepare
 from tests import training_runs
 from tests.specs import CLASSIFY, PRETRAIN, spec
 from tests.training_runs import CLUSTER

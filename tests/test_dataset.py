@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from orchestrator.data.columns import Columns
 from orchestrator.data.reading import Block, Reading
 from orchestrator.errors import DataError
-from orchestrator.policy.dataset import describe
-from orchestrator.policy.ratios import exactly
+from orchestrator.facts.dataset import describe
+from orchestrator.ratio_estimates import exactly
 
 LABELLED = Columns(text="text", label="label")
 RAW = Columns(text=None, label=None)

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.data.columns import Columns
 from orchestrator.data.reading import Block, Reading
-from orchestrator.policy.dataset import DatasetFacts, describe
+from orchestrator.facts.dataset import DatasetFacts, describe
 from orchestrator.policy.dataset_notes import notes_on
 
 

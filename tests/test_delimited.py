@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data import delimited
+from orchestrator.data.formats import delimited
 from orchestrator.errors import DataError
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.scheduling import doctor, machine_checks
-from orchestrator.scheduling.machine_checks import Finding
+from orchestrator.doctor import machine_checks, report
+from orchestrator.doctor.machine_checks import Finding
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_driver_without_gpus_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     program(tmp_path, "nvidia-smi", "exit 9")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert doctor.check_gpus().status == "warn"
+    assert report.check_gpus().status == "warn"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_gpus_that_torch_cannot_use_fail(
     program(tmp_path, "python", f"echo '{torch_says}'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    finding = doctor.check_gpus()
+    finding = report.check_gpus()
     assert finding.status == status
     assert finding.detail.startswith("2 x NVIDIA H100")
     assert part in finding.detail
@@ -204,15 +204,15 @@ def test_program_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monk
     program(tmp_path, "nvidia-smi", "exec sleep 60")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(sys, "executable", "/bin/true")
-    monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(report, "PROBE_TIMEOUT_S", 0.3)
     started = time.monotonic()
-    assert doctor.check_gpus().status == "warn"
+    assert report.check_gpus().status == "warn"
     assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "http://127.0.0.1:{}"])
 def test_ray_address_is_tried_in_every_form(busy_port: int, form: str) -> None:
-    finding = doctor.check_ray_address(form.format(busy_port))
+    finding = report.check_ray_address(form.format(busy_port))
     assert finding is not None
     assert finding.status == "ok"
 
@@ -221,33 +221,33 @@ def test_dead_ray_address_fails(busy_port: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
-    finding = doctor.check_ray_address(f"127.0.0.1:{free}")
+    finding = report.check_ray_address(f"127.0.0.1:{free}")
     assert finding is not None
     assert finding.status == "fail"
-    assert doctor.check_ray_address("127.0.0.1:nonsense") is not None
-    assert doctor.check_ray_address("auto") is None
+    assert report.check_ray_address("127.0.0.1:nonsense") is not None
+    assert report.check_ray_address("auto") is None
 
 
 def test_unusable_store_fails_with_the_reason_and_the_password_stays_hidden() -> None:
     def refuse(uri: str) -> None:
         raise ConnectionError("nobody there")
 
-    finding = doctor.check_mlflow("http://127.0.0.1:1", refuse)
+    finding = report.check_mlflow("http://127.0.0.1:1", refuse)
     assert (finding.status, finding.detail) == ("fail", "nobody there")
-    usable = doctor.check_mlflow("postgresql://me:secret@host/db", lambda uri: None)
+    usable = report.check_mlflow("postgresql://me:secret@host/db", lambda uri: None)
     assert usable.status == "ok"
     assert "secret" not in usable.detail
 
 
 def test_store_that_hangs_does_not_hold_the_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(report, "DEADLINE_S", 0.3)
     release = threading.Event()
     started = time.monotonic()
 
     def hang(uri: str) -> None:
         release.wait(30)
 
-    findings = doctor.diagnose(check_store=hang)
+    findings = report.diagnose(check_store=hang)
     release.set()
     assert time.monotonic() - started < 8
     assert findings[-1].check == "mlflow"
@@ -259,18 +259,18 @@ def test_findings_render_and_serialise() -> None:
         Finding(check="a", status="ok", detail="[fine]"),
         Finding(check="b", status="fail", detail="broken", remedy="mend it"),
     ]
-    assert doctor.exit_code(findings) == 1
-    assert doctor.exit_code(findings[:1]) == 0
-    assert json.loads(json.dumps(doctor.to_json(findings)))["ok"] is False
+    assert report.exit_code(findings) == 1
+    assert report.exit_code(findings[:1]) == 0
+    assert json.loads(json.dumps(report.to_json(findings)))["ok"] is False
     out = io.StringIO()
-    Console(file=out, width=80).print(doctor.render(findings))
+    Console(file=out, width=80).print(report.render(findings))
     assert "[fine]" in out.getvalue()
     assert "-> mend it" in out.getvalue()
 
 
 def test_diagnosis_loads_neither_torch_nor_ray_nor_mlflow() -> None:
     code = (
-        "import sys; from orchestrator.scheduling.doctor import diagnose; diagnose();"
+        "import sys; from orchestrator.doctor.report import diagnose; diagnose();"
         "print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

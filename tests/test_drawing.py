@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.training.drawing import NEAR_BYTES, cut_near_end, draw_documents, draw_stratified
+from orchestrator.data.drawing import NEAR_BYTES, cut_near_end, draw_documents, draw_stratified
 
 SMALL, LINES, BOOKS = st.integers(1, 300), st.integers(1, 5_000), st.integers(10_000, 5_000_000)
 SIZES = st.one_of(

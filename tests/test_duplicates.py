@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.intervals import Interval
-from orchestrator.policy import duplicates
-from orchestrator.policy.duplicates import (
+from orchestrator.facts import duplicates
+from orchestrator.facts.duplicates import (
     Duplicates,
     fingerprint,
     measure_duplicates,
@@ -17,7 +16,8 @@ from orchestrator.policy.duplicates import (
     similarity,
     sketch,
 )
-from orchestrator.policy.ratios import exactly
+from orchestrator.intervals import Interval
+from orchestrator.ratio_estimates import exactly
 
 WORDS = [f"word{number}" for number in range(2_000)]
 

@@ -19,16 +19,16 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 
+from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
+from orchestrator.checkpoints.async_writer import Saver
+from orchestrator.checkpoints.catalog import Checkpoint, fetch, newest_good
 from orchestrator.planning.memory import GIB, Layout, peak_memory
-from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_shape
-from orchestrator.training import models
-from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
-from orchestrator.training.checkpoints import Checkpoint, fetch, newest_good
-from orchestrator.training.engine import Engine, join_process_group, needed_by
-from orchestrator.training.job import LoopState, TrainingJob, WorkerContext
-from orchestrator.training.objectives import objective_for
-from orchestrator.training.saving import Saver
-from orchestrator.training.schedule import learning_rate
+from orchestrator.runs.job import LoopState, TrainingJob, WorkerContext
+from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
+from orchestrator.worker import models
+from orchestrator.worker.engine import Engine, join_process_group, needed_by
+from orchestrator.worker.lr_schedule import learning_rate
+from orchestrator.worker.objectives import objective_for
 from tests import training_runs
 from tests.training_runs import NO_DROPOUT, classify, curve, pretrain
 
@@ -165,8 +165,8 @@ def test_raw_deepspeed_keys_reach_the_engine(tmp_path: Path) -> None:
 
 def test_a_training_that_is_over_leaves_no_model_in_its_process(tmp_path: Path) -> None:
     script = (
-        "import gc, sys, pickle; from orchestrator.training.loop import train; "
-        "from orchestrator.training.job import WorkerContext; "
+        "import gc, sys, pickle; from orchestrator.worker.loop import train; "
+        "from orchestrator.runs.job import WorkerContext; "
         "train(pickle.load(sys.stdin.buffer), WorkerContext()); "
         "from deepspeed.runtime.engine import DeepSpeedEngine; "
         "sys.exit(sum(isinstance(each, DeepSpeedEngine) for each in gc.get_objects()))"
@@ -178,8 +178,8 @@ def test_a_training_that_is_over_leaves_no_model_in_its_process(tmp_path: Path) 
 
 def test_a_start_under_zero_does_not_load_the_compiler(tmp_path: Path) -> None:
     script = (
-        "import sys, pickle; from orchestrator.training.loop import train; "
-        "from orchestrator.training.job import WorkerContext; "
+        "import sys, pickle; from orchestrator.worker.loop import train; "
+        "from orchestrator.runs.job import WorkerContext; "
         "train(pickle.load(sys.stdin.buffer), WorkerContext()); sys.exit('torch._inductor.compile_fx' in sys.modules)"
     )
     job = pickle.dumps(pretrain(tmp_path, training__steps=1, deepspeed__zero_stage=2))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.errors import SpecError
 from orchestrator.planning.estimate import METHODS, Workload, estimate, precision_of, usable_gib
 from orchestrator.planning.hardware import catalogue, find_device
-from orchestrator.planning.standard_shape import standard_shape
 
 SEVEN = Workload(parameters=7_000_000_000, tokens=1e10, device=find_device("A100-80GB"))
 DEVICES = sorted(catalogue())
@@ -215,7 +215,7 @@ def test_an_estimate_is_quick() -> None:
 
 def test_the_command_loads_no_heavy_library() -> None:
     code = (
-        "import sys, orchestrator.planning.estimate, orchestrator.planning.show; "
+        "import sys, orchestrator.planning.estimate, orchestrator.planning.views; "
         "print([m for m in ('torch', 'ray', 'mlflow', 'numpy', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.policy.laws import REFIT, repeated_loss
+from orchestrator.policy.laws.scaling import REFIT, repeated_loss
 from tests.evidence.score_losses import LossScore, main, read_runs, score
 
 

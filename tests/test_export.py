@@ -11,12 +11,12 @@ import torch
 from transformers import AutoConfig
 
 from orchestrator.errors import ModelError
-from orchestrator.training import loop, models
-from orchestrator.training.batches import open_split
-from orchestrator.training.export import DIFFERENT, Sample, check_batch, export
-from orchestrator.training.job import TrainingJob, WorkerContext
-from orchestrator.training.models import AUTO_CLASSES
-from orchestrator.training.objectives import logits_of
+from orchestrator.runs.job import TrainingJob, WorkerContext
+from orchestrator.samples.batches import open_split
+from orchestrator.worker import loop, models
+from orchestrator.worker.export import DIFFERENT, Sample, check_batch, export
+from orchestrator.worker.models import AUTO_CLASSES
+from orchestrator.worker.objectives import logits_of
 from tests import training_runs
 from tests.training_runs import LLAMA, classify, continued, fill_gaps, pretrain
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from orchestrator.data.columns import choose_columns
+from orchestrator.data.first_look import FIRST_ROWS, preview
+from orchestrator.data.sampling import read
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
-from orchestrator.training.first_look import FIRST_ROWS, preview
-from orchestrator.training.sampling import read
 
 ROWS = [{"text": f"some words, {number}", "label": "ab"[number >= 3000]} for number in range(4000)]
 

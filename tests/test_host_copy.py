@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from orchestrator.training.host_copy import HostBuffers
+from orchestrator.checkpoints.host_copy import HostBuffers
 
 pytestmark = pytest.mark.slow  # torch
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.policy.hyperparameters import lora_learning_rate, suggested_learning_rate
+from orchestrator.policy.laws.hyperparameters import lora_learning_rate, suggested_learning_rate
 
 GROWTH = st.floats(1.01, 100.0)
 

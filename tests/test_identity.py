@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from orchestrator import locations
+from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.scheduling.identity import identity_of
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.finished_model import with_base_found
-from orchestrator.training.prepare import PreparedData, encode_here, prepare
 from tests import specs
 from tests.mlflow_runs import closed, new_store, opened
+from tests.test_commands_run import base_model
 from tests.test_contents import replace_keeping_time, replace_last_byte_keeping_time
-from tests.test_running import base_model
 
 LARGE = 3 << 20
 """Bytes of weights whose hash is remembered."""

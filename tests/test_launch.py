@@ -10,6 +10,7 @@ from orchestrator import locations
 from orchestrator.errors import ClusterError, Interrupted, SpecError, TransientError
 from orchestrator.planning.plan import make_plan
 from orchestrator.quantities import Budget, BudgetUnit
+from orchestrator.samples.prepare import encode_here, prepare
 from orchestrator.scheduling.launch import launch, look_ahead
 from orchestrator.scheduling.run_folder import forget, run_folder_of
 from orchestrator.scheduling.run_lifecycle import (
@@ -26,14 +27,13 @@ from orchestrator.scheduling.run_lifecycle import (
     tracking_uri,
     what_is_tracked,
 )
-from orchestrator.tracking.desired import driving, find_runs
 from orchestrator.tracking.outbox import count_waiting
-from orchestrator.training.prepare import encode_here, prepare
+from orchestrator.tracking.run_record import driving, find_runs
 from tests.end_to_end.runs import listener
 from tests.mlflow_runs import all_runs, free_port, get_run, log, new_store, opened
 from tests.specs import CLASSIFY, PRETRAIN, spec
+from tests.test_commands_run import base_model
 from tests.test_contents import replace_last_byte_keeping_time
-from tests.test_running import base_model
 from tests.training_runs import CLUSTER, corpus, rows
 
 pytestmark = pytest.mark.slow  # the module imports Ray

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from orchestrator.planning.length import batch_columns, training_length, warmup_steps
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts
+from orchestrator.samples.batches import SampleOrder, global_batch, open_split
+from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.spec import RunSpec
-from orchestrator.training.batches import SampleOrder, global_batch, open_split
-from orchestrator.training.prepare import PreparedData, encode_here, prepare
 from tests.specs import CLASSIFY, PRETRAIN, spec
 from tests.training_runs import CLUSTER
 

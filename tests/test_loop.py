@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.checkpoints.file_sums import file_crc32
 from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
-from orchestrator.training.attempts import Attempts, Held
-from orchestrator.training.batches import open_split
-from orchestrator.training.file_sums import file_crc32
-from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.keeping import INTERVAL_METRIC
+from orchestrator.runs.attempts import Attempts, Held
+from orchestrator.runs.job import Outcome, TrainingJob
+from orchestrator.samples.batches import open_split
+from orchestrator.worker.recovery import INTERVAL_METRIC
 from tests import training_runs
 from tests.training_runs import ROBERTA, WorkerDied, classify, continued, curve, fill_gaps, history, pretrain
 
@@ -399,7 +399,7 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     import torch
     from sklearn.metrics import f1_score
 
-    from orchestrator.training.models import AUTO_CLASSES
+    from orchestrator.worker.models import AUTO_CLASSES
 
     classifies = job.spec.task == "text-classification"
     model = AUTO_CLASSES[job.spec.task].from_pretrained(job.model_folder).eval()

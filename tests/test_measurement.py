@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts, RunPlan
-from orchestrator.training.job import WORKER_ENVIRONMENT
-from orchestrator.training.measurement import WARMUP_STEPS, Pace, figures, host_peak_gib, reset_host_peak
+from orchestrator.runs.job import WORKER_ENVIRONMENT
+from orchestrator.worker.measurement import WARMUP_STEPS, Pace, figures, host_peak_gib, reset_host_peak
 from tests import training_runs
 from tests.specs import PRETRAIN, spec
 from tests.training_runs import CLUSTER
@@ -100,7 +100,7 @@ def test_the_peak_of_a_process_holds_what_it_has_let_go_until_it_is_reset() -> N
 def test_what_an_earlier_training_has_freed_is_no_part_of_the_next_ones_peak() -> None:
     """In a worker's environment glibc keeps freed memory, for the next step to use."""
     script = (
-        "from orchestrator.training.measurement import host_peak_gib, reset_host_peak\n"
+        "from orchestrator.worker.measurement import host_peak_gib, reset_host_peak\n"
         "blocks = [bytearray(64 << 20) for _ in range(4)]\n"
         "end = bytearray(1 << 20)  # lies behind them, so the heap cannot shrink by itself\n"
         "del blocks\n"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.architectures.families import FAMILY_DEFAULTS, ModelShape, model_shape
 from orchestrator.planning.memory import (
     ALLOCATOR_SHARE,
     BASELINE_GIB,
@@ -24,7 +25,6 @@ from orchestrator.planning.memory import (
     Layout,
     peak_memory,
 )
-from orchestrator.planning.model_shape import FAMILY_DEFAULTS, ModelShape, model_shape
 from tests.bench import memory as bench
 from tests.evidence import score_measured, score_memory
 from tests.evidence.score_measured import Configuration
@@ -390,8 +390,8 @@ def _two_ranks() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("length", [64, 256])
 def test_activations_equal_what_autograd_saves(kind: str, method: Any, length: int) -> None:
-    from tests.test_model_shape import BERT, GPT2
-    from tests.test_model_shape import LLAMA as SMALL_LLAMA
+    from tests.test_families import BERT, GPT2
+    from tests.test_families import LLAMA as SMALL_LLAMA
 
     config = {"gpt2": GPT2, "llama": SMALL_LLAMA, "bert": BERT}[kind]
     task: Any = "text-classification" if kind == "bert" else "causal-lm"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.training.metric_names import check_goal, logged_metrics
+from orchestrator.samples.metric_names import check_goal, logged_metrics
 from tests.specs import CLASSIFY, PRETRAIN, spec
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
-from orchestrator.planning.architectures import HEAD_MODULES
 from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS
-from orchestrator.training import models
-from orchestrator.training.batches import open_split
-from orchestrator.training.export import Sample, check_batch, export
-from orchestrator.training.job import TrainingJob
-from orchestrator.training.objectives import logits_of
+from orchestrator.runs.job import TrainingJob
+from orchestrator.samples.batches import open_split
+from orchestrator.worker import models
+from orchestrator.worker.export import Sample, check_batch, export
+from orchestrator.worker.objectives import logits_of
 from tests import training_runs
 from tests.training_runs import LLAMA, classify, continued, fill_gaps, pretrain
 

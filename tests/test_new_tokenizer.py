@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from orchestrator.errors import ModelError
-from orchestrator.training import new_tokenizer
-from orchestrator.training.new_tokenizer import LONGEST_WORD, train_tokenizer
-from orchestrator.training.tokenization import TextTokenizer, encode_documents
+from orchestrator.samples import new_tokenizer
+from orchestrator.samples.new_tokenizer import LONGEST_WORD, train_tokenizer
+from orchestrator.samples.tokenization import TextTokenizer, encode_documents
 from tests.test_tokenization import LINES, whole
 
 

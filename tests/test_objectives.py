@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
-from orchestrator.training.objectives import objective_for
+from orchestrator.worker.objectives import objective_for
 
 
 class _Answers(torch.nn.Module):

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data import delimited, json_rows, parquet
 from orchestrator.data.columns import Columns
+from orchestrator.data.documents import open_documents
+from orchestrator.data.first_look import preview
+from orchestrator.data.formats import delimited, json_rows, parquet
+from orchestrator.data.labelled_rows import read_rows
+from orchestrator.data.sampling import read
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
-from orchestrator.training.corpus import open_documents
-from orchestrator.training.first_look import preview
-from orchestrator.training.labelled_rows import read_rows
-from orchestrator.training.sampling import read
 from tests import tables
 
 CELL = st.text(st.sampled_from("ab01.-e,;|\t\"'\r\n é日\\#\0"), min_size=1, max_size=12).filter(str.strip)

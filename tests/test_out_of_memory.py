@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import ClusterError
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
+from orchestrator.runs.out_of_memory import is_out_of_memory, smaller_micro_batch
 from tests.specs import PRETRAIN, spec
 from tests.training_runs import CLUSTER
 
@@ -161,7 +161,7 @@ import json, resource, sys
 from dataclasses import replace
 import torch
 from torch import nn
-from orchestrator.training.out_of_memory import is_out_of_memory, smaller_micro_batch
+from orchestrator.runs.out_of_memory import is_out_of_memory, smaller_micro_batch
 from tests.test_out_of_memory import planned
 
 torch.set_num_threads(1)

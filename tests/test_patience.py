@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.training.patience import go_on, patiently
+from orchestrator.samples.patience import go_on, patiently
 
 
 def test_the_answer_of_the_work_is_given_and_its_error_raised() -> None:

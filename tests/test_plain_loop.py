@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from orchestrator.training import models
-from orchestrator.training.batches import SampleOrder, global_batch, open_split
-from orchestrator.training.job import Progress, TrainingJob, WorkerContext
-from orchestrator.training.loop import train
-from orchestrator.training.masking import Masking
+from orchestrator.runs.job import Progress, TrainingJob, WorkerContext
+from orchestrator.samples.batches import SampleOrder, global_batch, open_split
+from orchestrator.samples.masking import Masking
+from orchestrator.worker import models
+from orchestrator.worker.loop import train
 from tests import training_runs
 from tests.training_runs import LLAMA, NO_DROPOUT, ROBERTA, classify, continued, pretrain
 

@@ -16,12 +16,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from orchestrator.errors import DataError, Interrupted, ModelError, StorageError
+from orchestrator.samples import prepare as module
+from orchestrator.samples.batches import open_split
+from orchestrator.samples.prepare import PreparedData, encode_here, find_prepared, prepare
+from orchestrator.samples.tokenization import Chunk
+from orchestrator.samples.whole_folder import whole_folder
 from orchestrator.spec import RunSpec
-from orchestrator.training import prepare as module
-from orchestrator.training.batches import open_split
-from orchestrator.training.prepare import PreparedData, encode_here, find_prepared, prepare
-from orchestrator.training.tokenization import Chunk
-from orchestrator.training.whole_folder import whole_folder
 from tests import specs
 
 T = TypeVar("T")
@@ -242,7 +242,7 @@ def test_language_modelling_needs_an_end_of_text_token(tmp_path: Path) -> None:
 def test_documents_are_joined_as_the_base_s_own_template_has_them(tmp_path: Path, single: str, joined: str) -> None:
     from tokenizers import processors
 
-    from orchestrator.training.new_tokenizer import train_tokenizer
+    from orchestrator.samples.new_tokenizer import train_tokenizer
 
     trained = train_tokenizer(["one two three"] * 9, vocab_size=300, sequence_length=32, for_encoder=True)
     tokenizer = Tokenizer.from_str(trained.json)
@@ -382,7 +382,7 @@ def test_second_call_finds_the_folder_and_loads_nothing(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(spec.model_dump_json(exclude={"deepspeed"}))
     code = (
         "import sys; from pathlib import Path; from orchestrator.spec import RunSpec\n"
-        "from orchestrator.training.prepare import prepare, encode_here\n"
+        "from orchestrator.samples.prepare import prepare, encode_here\n"
         f"spec = RunSpec.model_validate_json(Path({str(tmp_path / 'spec.json')!r}).read_text())\n"
         f"data = prepare(spec, cache=Path({str(tmp_path / 'cache')!r}), encode=encode_here)\n"
         "heavy = ('datasets', 'tokenizers', 'torch', 'ray', 'transformers', 'pyarrow', 'pandas')\n"

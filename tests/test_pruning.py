@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.scheduling.rungs import decide, rung_steps
+from orchestrator.scheduling.search.rungs import decide, rung_steps
 
 pytestmark = pytest.mark.slow  # Ray is imported
 

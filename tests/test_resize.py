@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.scheduling.resize import SizeDecision, Timing, decide_leaving, decide_size
+from orchestrator.scheduling.decisions.resize import SizeDecision, Timing, decide_leaving, decide_size
 
 USABLE = (1, 2, 4, 8)
 RESTART_S = 20.0

@@ -12,7 +12,7 @@ from orchestrator.errors import (
     StorageError,
     TransientError,
 )
-from orchestrator.scheduling.retry import Tally, decide_retry, kind_of
+from orchestrator.scheduling.decisions.retry import Tally, decide_retry, kind_of
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])

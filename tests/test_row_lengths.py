@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.policy.row_lengths import RowLengths, fine_tuning_batch
-from orchestrator.training.batches import padded
+from orchestrator.facts.row_lengths import RowLengths, fine_tuning_batch
+from orchestrator.samples.batches import padded
 
 TOKENS = st.lists(st.integers(0, 5000), min_size=1, max_size=200)
 

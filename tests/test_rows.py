@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.tracking.compare import to_json
+from orchestrator.tracking.comparison_page import write_report
 from orchestrator.tracking.plots import _panel
-from orchestrator.tracking.report import write_report
 from orchestrator.tracking.rows import RunRow, group_titles, rank, told_apart, with_trials
 from orchestrator.tracking.table import render_table
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.commands.flush import flush_command
 from orchestrator.errors import ClusterError, SpecError
-from orchestrator.flushing import flush_command
+from orchestrator.runs.file_exchange import BucketExchange, CommonFolder, exchange_at
+from orchestrator.runs.job import bucket_of, checkpoints_of
 from orchestrator.scheduling.run_folder import check_bucket_of, exchanged_at, forget, shared, take_up
 from orchestrator.spec import RunSpec
-from orchestrator.tracking.desired import driving
+from orchestrator.tracking.run_record import driving
 from orchestrator.tracking.tracker import MetricLog
-from orchestrator.training.exchange import BucketExchange, CommonFolder, exchange_at
-from orchestrator.training.job import bucket_of, checkpoints_of
 from tests.mlflow_runs import curve, new_store, opened
 from tests.s3 import BUCKET
 from tests.specs import PRETRAIN, spec

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
 from orchestrator.ranking import WORST
-from orchestrator.scheduling.rungs import RungDecision, Rungs, decide, rung_steps, rungs_of_trials
+from orchestrator.scheduling.search.rungs import RungDecision, Rungs, decide, rung_steps, rungs_of_trials
 
 
 def steps(grace: int | None, *intervals: int, longest: int = 100, factor: int = 3) -> tuple[int, ...]:

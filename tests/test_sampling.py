@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.columns import Columns
+from orchestrator.data.first_look import preview
 from orchestrator.data.reading import Reading
+from orchestrator.data.sampling import read
 from orchestrator.data.sources import find_sources
 from orchestrator.errors import DataError
-from orchestrator.policy.dataset import describe
-from orchestrator.policy.ratios import ratio
-from orchestrator.training.first_look import preview
-from orchestrator.training.sampling import read
+from orchestrator.facts.dataset import describe
+from orchestrator.ratio_estimates import ratio
 
 ROWS = [{"text": f"row {number}, with a comma", "label": "odd" if number % 2 else "even"} for number in range(6)]
 BOTH = Columns(text="text", label="label")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.checkpoints.async_writer import SaveTimes
+from orchestrator.checkpoints.save_cost import PRIOR_SLOWDOWN, SaveCost
 from orchestrator.planning.checkpoint_interval import CheckpointCost
-from orchestrator.training.save_cost import PRIOR_SLOWDOWN, SaveCost
-from orchestrator.training.saving import SaveTimes
 
 pytestmark = pytest.mark.slow  # the module imports torch
 

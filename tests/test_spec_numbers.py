@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec_file import apply_override, parse_spec
+from orchestrator.load_spec import apply_override, parse_spec
 from tests.specs import PRETRAIN, raw
 
 BEYOND_USE = {

@@ -13,8 +13,8 @@ import pytest
 from orchestrator.data.sources import Source, find_sources
 from orchestrator.data.split_names import split_named
 from orchestrator.errors import DataError
-from orchestrator.measuring import measure_dataset
-from orchestrator.training.prepare import PreparedData
+from orchestrator.facts.measure import measure_dataset
+from orchestrator.samples.prepare import PreparedData
 from tests.test_prepare import classify, documents, pretrain, run
 
 

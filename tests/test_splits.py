@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.sources import find_sources
-from orchestrator.training.splits import SplitRows, split_rows
+from orchestrator.data.splits import SplitRows, split_rows
 from tests.specs import CLASSIFY, spec
 
 

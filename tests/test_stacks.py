@@ -11,7 +11,7 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.scheduling.health import Place
+from orchestrator.scheduling.decisions.liveness import Place
 from orchestrator.scheduling.stacks import dump_stacks, end_ranks, keep_stacks, stacks_of
 
 STUCK = """

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.architectures.standard_shape import PUBLISHED, given_shape, standard_shape
 from orchestrator.errors import SpecError
-from orchestrator.planning.standard_shape import PUBLISHED, given_shape, standard_shape
 
 
 def matrices(parameters: int) -> int:

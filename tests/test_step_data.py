@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.plan import make_plan
-from orchestrator.training.batches import MaskedSamples, PackedSamples, Samples
-from orchestrator.training.masking import Masking, Vocabulary
-from orchestrator.training.step_data import Share, StepData
+from orchestrator.samples.batches import MaskedSamples, PackedSamples, Samples
+from orchestrator.samples.masking import Masking, Vocabulary
+from orchestrator.worker.step_data import Share, StepData
 from tests import specs, training_runs
 
 SAMPLES = PackedSamples(np.arange(1, 4 * 64 + 2), length=4)

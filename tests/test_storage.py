@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.checkpoints import catalog, storage
+from orchestrator.checkpoints.catalog import newest_good
+from orchestrator.checkpoints.storage import FolderStorage, Storage, open_storage
 from orchestrator.errors import StorageError
-from orchestrator.training import checkpoints, storage
-from orchestrator.training.checkpoints import newest_good
-from orchestrator.training.engine import needed_by
-from orchestrator.training.job import LoopState
-from orchestrator.training.storage import FolderStorage, Storage, open_storage
+from orchestrator.runs.job import LoopState
+from orchestrator.worker.engine import needed_by
 from tests.s3 import BUCKET
-from tests.test_saving import Weights, ended, eventually, forked, saver
+from tests.test_async_writer import Weights, ended, eventually, forked, saver
 
 pytestmark = pytest.mark.slow  # torch, and a server
 
@@ -53,7 +53,7 @@ def newest_step(place: Storage, *, rank: int = 0) -> int | None:
     found = newest_good(place).checkpoint
     if found is None:
         return None
-    folder = checkpoints.fetch(place, found, needed=partial(needed_by, rank))
+    folder = catalog.fetch(place, found, needed=partial(needed_by, rank))
     files = [file for file in folder.rglob("*.pt") if needed_by(rank, file.name)]
     assert files
     for file in files:
@@ -108,16 +108,16 @@ def test_the_newest_attempt_counts_where_two_have_saved_the_same_step(place: Sto
 def test_going_back_discards_what_lies_ahead(place: Storage) -> None:
     for step in (5, 10):
         save(place, step, keep=2)
-    checkpoints.discard_newer(place, 5)
+    catalog.discard_newer(place, 5)
     assert newest_step(place) == 5
 
 
 def test_whoever_only_looks_needs_no_room_here_and_learns_where_the_newest_one_is(place: Storage) -> None:
     published = [save(place, step) for step in (5, 10)]
     looking = str(place)
-    assert checkpoints.steps(looking) == [10]
-    assert checkpoints.newest_location(looking) == published[1]
-    assert checkpoints.newest_location(looking, void=lambda attempt, step: step > 5) is None
+    assert catalog.steps(looking) == [10]
+    assert catalog.newest_location(looking) == published[1]
+    assert catalog.newest_location(looking, void=lambda attempt, step: step > 5) is None
 
 
 def test_an_upload_that_was_killed_does_not_count(s3: Any, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_object_that_arrives_damaged_is_named_and_the_one_before_is_taken(s3:
     found = newest_good(place).checkpoint
     assert found is not None
     with pytest.raises(StorageError, match=r"step-00000010\.a1 arrived damaged: state/model\.pt has another checksum"):
-        checkpoints.fetch(place, found, needed=partial(needed_by, 0))
+        catalog.fetch(place, found, needed=partial(needed_by, 0))
     second = newest_good(place, without={found.path})
     assert second.checkpoint is not None
     assert second.checkpoint.state.step == 5

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.architectures.stored_weights import read_weights
 from orchestrator.errors import ModelError
-from orchestrator.planning.stored_weights import read_weights
 from tests.bases import header_of, write_weights
 
 SHAPES = {"wte.weight": (7, 4), "ln.bias": (4,), "scale": ()}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
 from orchestrator.planning.hardware import Device, catalogue, find_device
-from orchestrator.planning.model_shape import FAMILY_DEFAULTS, model_shape
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost, usual_batch_tokens
 
 LLAMA_7B = model_shape(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from orchestrator import locations
-from orchestrator.policy.ratios import exactly
-from orchestrator.policy.token_counts import PROXY_ERROR, TokenCount, estimate_tokens, proxy_tokens
+from orchestrator.facts.token_counts import PROXY_ERROR, TokenCount, estimate_tokens, proxy_tokens
+from orchestrator.ratio_estimates import exactly
 
 REVIEWS = Path(__file__).parents[1] / "configs/data/movie-reviews/reviews.csv"
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from orchestrator.training import tokenization
-from orchestrator.training.base_tokenizer import load_tokenizer
-from orchestrator.training.new_tokenizer import train_tokenizer
-from orchestrator.training.tokenization import (
+from orchestrator.samples import tokenization
+from orchestrator.samples.base_tokenizer import load_tokenizer
+from orchestrator.samples.new_tokenizer import train_tokenizer
+from orchestrator.samples.tokenization import (
     Chunk,
     TextTokenizer,
     document_chunks,

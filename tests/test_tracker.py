@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.tracking import desired, store
+from orchestrator.tracking import run_record, store
 from orchestrator.tracking.outbox import count_waiting
 from orchestrator.tracking.tracker import MetricLog, NoTracker, note_attempt, note_recovery
 from tests.mlflow_runs import closed, curve, free_port, get_run, log, new_store, opened
 
 LOAD_NOTHING_HEAVY = """
 import sys
-import orchestrator.tracking.tracker, orchestrator.tracking.store, orchestrator.tracking.sync
-import orchestrator.tracking.compare, orchestrator.tracking.plots, orchestrator.tracking.report
+import orchestrator.tracking.tracker, orchestrator.tracking.store, orchestrator.tracking.reconcile
+import orchestrator.tracking.compare, orchestrator.tracking.plots, orchestrator.tracking.comparison_page
 print([name for name in ("mlflow", "torch", "ray", "matplotlib", "numpy", "rich") if name in sys.modules])
 """
 
@@ -49,7 +49,7 @@ def test_without_tracking_metrics_stay_in_the_runs_folder(tmp_path: Path) -> Non
     note_recovery(tmp_path, {"restarts": 1}, step=1)
     (file,) = tmp_path.rglob("*.jsonl")
     assert '"train/loss"' in file.read_text()
-    assert desired.find_runs(tmp_path) == []
+    assert run_record.find_runs(tmp_path) == []
 
 
 def test_a_worker_whose_attempt_is_over_writes_nothing_more(tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_a_worker_never_imports_mlflow(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from orchestrator.tracking import desired
+from orchestrator.tracking import run_record
 from orchestrator.tracking.tracker import MetricLog
 folder = Path({str(tmp_path)!r})
-handle = desired.new_handle(uri="sqlite:////nowhere/mlflow.db", experiment="exp", name="tiny", parent=None)
-desired.put(folder, desired.DesiredRun(handle=handle))
+handle = run_record.new_handle(uri="sqlite:////nowhere/mlflow.db", experiment="exp", name="tiny", parent=None)
+run_record.put(folder, run_record.DesiredRun(handle=handle))
 points = MetricLog(folder)
 points.log(1, {{"train/loss": 2.0}})
 points.close()
@@ -143,7 +143,7 @@ def test_a_run_opened_again_is_the_same_run_and_running(uri: str, tmp_path: Path
     run = get_run(uri, run_id)
     assert run.info.status == "RUNNING"
     assert run.data.params == {"workers": "4", "seed": "0", "precision": "bf16"}
-    wanted = desired.read(tmp_path)
+    wanted = run_record.read(tmp_path)
     assert wanted is not None
     assert wanted.params == run.data.params, "what a store would get that has seen neither"
     assert not {"orchestrator.error", "orchestrator.stop_reason"} & run.data.tags.keys()
@@ -154,12 +154,12 @@ def test_a_run_opened_again_is_the_same_run_and_running(uri: str, tmp_path: Path
 @pytest.mark.slow
 def test_a_run_that_was_deleted_in_the_store_is_refused_and_its_folder_left_as_it_was(uri: str, tmp_path: Path) -> None:
     run_id = closed(opened(uri, tmp_path))
-    before = desired.read(tmp_path)
+    before = run_record.read(tmp_path)
     store.client(uri).delete_run(run_id)
     said: list[str] = []
     with pytest.raises(SpecError, match="was deleted there"):
         opened(uri, tmp_path, say=said.append)
-    assert desired.read(tmp_path) == before
+    assert run_record.read(tmp_path) == before
     assert said == []
 
 
@@ -226,7 +226,7 @@ def test_a_search_shows_its_best_trial_and_the_cost_of_all(uri: str, tmp_path: P
         assert search.left_open(folder) is None
     search.show_best(folders[1], [*folders, tmp_path / "trials" / "never-began"])
     run = get_run(uri, closed(search))
-    best = desired.stored_run(folders[1])
+    best = run_record.stored_run(folders[1])
     assert best is not None
     assert run.data.metrics == {"eval/accuracy": 0.9, "cost/usd": 3.0}
     assert run.data.params["learning_rate"] == "searched"
@@ -247,6 +247,6 @@ def test_a_trial_that_an_earlier_driver_left_open_is_given_to_the_next(uri: str,
     assert left is not None
     left.end_run("finished")
     closed(search, status="killed")
-    run = desired.stored_run(folder)
+    run = run_record.stored_run(folder)
     assert run is not None
     assert get_run(uri, run.run_id).info.status == "FINISHED"

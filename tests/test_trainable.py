@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.architectures.families import model_shape
 from orchestrator.errors import ModelError
-from orchestrator.planning.model_shape import model_shape
 from orchestrator.planning.trainable import trainable_parameters
 from tests import specs
 

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from orchestrator.quantities import Budget
+from orchestrator.runs.attempts import Attempts
+from orchestrator.runs.job import Outcome, TrainingJob
 from orchestrator.scheduling.run_lifecycle import Prepared
-from orchestrator.scheduling.trial import (
+from orchestrator.scheduling.search.trial import (
     Ending,
     Reports,
     TrialTask,
@@ -26,8 +28,6 @@ from orchestrator.scheduling.trial import (
     run_to_its_end,
 )
 from orchestrator.search_space import Trial
-from orchestrator.training.attempts import Attempts
-from orchestrator.training.job import Outcome, TrainingJob
 from tests.end_to_end.runs import wait_until
 from tests.specs import write_corpus
 from tests.training_runs import NO_DROPOUT, pretrain

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.load_spec import apply_override, parse_spec
+from orchestrator.runs.attempts import Attempts
 from orchestrator.scheduling.run_folder import RESULT
 from orchestrator.scheduling.unfinished import keep_identity, note_on_unfinished
 from orchestrator.spec import RunSpec
-from orchestrator.spec_file import apply_override, parse_spec
-from orchestrator.training.attempts import Attempts
 from tests.specs import PRETRAIN, raw, spec
 
 

@@ -23,8 +23,8 @@ from typing import Any
 from orchestrator import locations
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
-from orchestrator.training.job import Outcome, Progress, TrainingJob, WorkerContext
-from orchestrator.training.prepare import encode_here, prepare
+from orchestrator.runs.job import Outcome, Progress, TrainingJob, WorkerContext
+from orchestrator.samples.prepare import encode_here, prepare
 from tests import specs
 
 CLUSTER = ClusterShape(nodes=(NodeShape(cpus=2, gpus=0, memory_gib=16.0),), device_name="cpu")
@@ -197,7 +197,7 @@ def run(job: TrainingJob, **events: Any) -> Outcome:
 def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
     if world_size > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    from orchestrator.training.loop import train
+    from orchestrator.worker.loop import train
 
     while True:
         job, events = pipe.recv()

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from orchestrator.planning.model_shape import model_config
+from orchestrator.architectures.families import model_config
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.training.engine import Engine, join_process_group
-from orchestrator.training.job import WorkerContext
-from orchestrator.training.objectives import objective_for
+from orchestrator.runs.job import WorkerContext
+from orchestrator.worker.engine import Engine, join_process_group
+from orchestrator.worker.objectives import objective_for
 from tests import specs
 from tests.training_runs import CLUSTER, NO_DROPOUT
 

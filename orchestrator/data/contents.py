@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator import locations
+from orchestrator.atomic_file import read_json, write_json
 from orchestrator.data.sources import HUB_NAME, Source
 from orchestrator.errors import DataError
-from orchestrator.whole_file import read_json, write_json
 
 PIECE_BYTES = 64 << 20
 """A file's hash is that of the hashes of pieces of this size, so that threads share a large one. SHA-256 takes 0.06 s

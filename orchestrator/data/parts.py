@@ -6,9 +6,9 @@ import csv
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.data import delimited
-from orchestrator.data.delimited import Dialect
-from orchestrator.data.quoting import LONGEST_FIELD
+from orchestrator.data.formats import delimited
+from orchestrator.data.formats.delimited import Dialect
+from orchestrator.data.formats.quoting import LONGEST_FIELD
 
 _RESYNC_LINES = 64  # Lines of a part at which a row is tried to begin: quoted fields span lines.
 

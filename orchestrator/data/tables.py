@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data import delimited, hub, json_rows, parquet
+from orchestrator.data.formats import delimited, hub, json_rows, parquet
 from orchestrator.data.sources import Reader, Source, unreadable
 from orchestrator.errors import DataError
 

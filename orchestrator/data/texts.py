@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.arrow_memory import memory
+from orchestrator.data.formats.arrow_memory import memory
 from orchestrator.data.tables import Table
 
 _MAY_BE_SPACE = np.zeros(256, dtype=bool)

@@ -1,1 +1,1 @@
-"""How to run a spec: model shape, memory, time and money, and the plan. Pure: no torch, no ray, no mlflow."""
+"""How to run a spec: memory, time and money, and the plan. Pure: no torch, no ray, no mlflow."""

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.architectures.families import ModelShape
+from orchestrator.architectures.pickled_weights import Shape
+from orchestrator.architectures.stored_weights import StoredWeights, read_weights
+from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
-from orchestrator.planning.architectures import HEAD_MODULES
-from orchestrator.planning.model_shape import ModelShape
-from orchestrator.planning.pickled_weights import Shape
-from orchestrator.planning.stored_weights import StoredWeights, read_weights
 from orchestrator.planning.trainable import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from orchestrator.architectures.families import ModelShape
+from orchestrator.architectures.standard_shape import MOST_SIZES, standard_shape
 from orchestrator.errors import SpecError
 from orchestrator.intervals import Interval
 from orchestrator.planning.hardware import Device
 from orchestrator.planning.memory import GIB, AdaptMethod, Layout, MemoryEstimate, Optimizer, load_bytes, peak_memory
-from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision
-from orchestrator.planning.standard_shape import MOST_SIZES, standard_shape
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
 from orchestrator.quantities import MOST_SAMPLES, MOST_WORKERS, human_count
 

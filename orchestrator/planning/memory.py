@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
-from orchestrator.planning.model_shape import ModelShape
 
 GIB = 2**30
 BUCKET_ELEMENTS = 200_000_000

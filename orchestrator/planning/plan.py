@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, model_config, model_shape
 from orchestrator.errors import CapacityError, ModelError, SpecError
 from orchestrator.planning.base_fit import base_notes
 from orchestrator.planning.deepspeed_config import deepspeed_config
@@ -17,7 +18,6 @@ from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.length import Length, training_length, warmup_steps
 from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.model_shape import DECODERS, ENCODERS, ModelShape, model_config, model_shape
 from orchestrator.planning.placement import (
     Site,
     check_room,

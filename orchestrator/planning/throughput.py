@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
 from orchestrator.planning.communication import FROZEN_BASE, Step, nodes_of, slowdown
 from orchestrator.planning.hardware import Device
-from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.utilization import without_tensor_cores
 
 if TYPE_CHECKING:

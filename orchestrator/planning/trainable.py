@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.architectures.families import LLAMA_LIKE, ModelShape
 from orchestrator.errors import ModelError
-from orchestrator.planning.model_shape import LLAMA_LIKE, ModelShape
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec

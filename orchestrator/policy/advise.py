@@ -95,7 +95,7 @@ def _about_memory(one: Candidate, question: Question) -> Iterator[str]:
 def _changed_by_history(question: Question, strategy: Name) -> tuple[str, ...]:
     if question.learned is None:
         return ()
-    from orchestrator.policy.learning import changed
+    from orchestrator.policy.apply_history import changed
 
     return changed(question, strategy)
 

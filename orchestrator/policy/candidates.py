@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from orchestrator.policy.expectation import Expectation
-from orchestrator.policy.labelled import labelled_expectation
-from orchestrator.policy.language import REPLAY, language_expectation, raw_epochs
+from orchestrator.policy.labelled_quality import labelled_expectation
+from orchestrator.policy.language_quality import REPLAY, language_expectation, raw_epochs
 from orchestrator.policy.new_model import size_from_scratch
 from orchestrator.policy.pricing import Price, Work, affordable_share, longest_sample, price, sample_length
 from orchestrator.policy.question import Question

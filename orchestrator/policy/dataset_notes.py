@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from orchestrator.policy.dataset import DatasetFacts
+from orchestrator.facts.dataset import DatasetFacts
+from orchestrator.facts.row_lengths import Seen
 from orchestrator.policy.question import UNEQUAL
-from orchestrator.policy.row_lengths import Seen
 from orchestrator.quantities import human_count
 
 WORTH_A_WORD = 0.001

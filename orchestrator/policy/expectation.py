@@ -1,4 +1,4 @@
-"""What a strategy is expected to give: the value that `labelled` and `language` return and `advise` compares."""
+"""What a strategy is expected to give: what `labelled_quality` and `language_quality` return, and `advise` compares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrator.intervals import Z90, Interval
 
 if TYPE_CHECKING:
-    from orchestrator.policy.history import Corrected, Correction
+    from orchestrator.policy.corrections import Corrected, Correction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Expectation:
 
     def change(self, quality: Correction) -> Corrected:
         """The middle and the common spread of the error, or the loss, before and after past runs."""
-        from orchestrator.policy.history import corrected
+        from orchestrator.policy.corrections import corrected
 
         if self.kind == "error":
             mid, wide = math.exp(self.badness), math.exp(Z90 * self.shared)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from orchestrator.policy.language import OVERFITTING_EPOCHS, SCARCE_EPOCHS, raw_epochs, raw_tokens
-from orchestrator.policy.laws import FLOPS_PER_PARAMETER_TOKEN, REFIT, Allocation
+from orchestrator.policy.language_quality import OVERFITTING_EPOCHS, SCARCE_EPOCHS, raw_epochs, raw_tokens
+from orchestrator.policy.laws.scaling import FLOPS_PER_PARAMETER_TOKEN, REFIT, Allocation
 from orchestrator.policy.pricing import Work, price, sample_length
 from orchestrator.policy.question import Question
 
@@ -74,7 +74,7 @@ def _size_for_data(unique: float) -> Allocation:
 
 
 def _size_for_budget(question: Question, unique: float) -> Allocation:
-    from orchestrator.policy.sizing import data_constrained_optimal
+    from orchestrator.policy.laws.sizing import data_constrained_optimal
 
     flops = affordable_flops(question)
     if question.inference_tokens:
@@ -111,7 +111,7 @@ def affordable_flops(question: Question) -> float:
 
 def _for_inference(flops: float, inference_tokens: float, unique: float) -> Allocation:
     """The split of the training compute whose model is cheapest, training and inference together, for its quality."""
-    from orchestrator.policy.sizing import data_constrained_optimal, inference_aware
+    from orchestrator.policy.laws.sizing import data_constrained_optimal, inference_aware
 
     low, high = math.log(REFIT.irreducible * 1e-3), math.log(20.0)  # reducible loss, nats
     for _ in range(60):

@@ -1,6 +1,6 @@
 """Several measurements of one log ratio -> what they say together, with outliers and strangers held back.
 
-Pure statistics for `history`: Student-t errors by iteratively reweighted means, a spread that is learnt from the
+Pure statistics for `corrections`: Student-t errors by iteratively reweighted means, a spread that is learnt from the
 measurements and from what is usual, and a shared drift that averaging does not remove.
 """
 

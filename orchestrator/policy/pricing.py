@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate, Workload, estimate, fits_machine, precision_of
 from orchestrator.planning.hardware import Device, find_device
-from orchestrator.planning.standard_shape import standard_shape
 from orchestrator.planning.throughput import flops_per_token
 from orchestrator.policy.question import Question
 from orchestrator.quantities import Budget
 
 if TYPE_CHECKING:
-    from orchestrator.policy.history import Corrected
+    from orchestrator.policy.corrections import Corrected
 
 _REFERENCE_TOKENS = 1e9
 _LONGEST_SAMPLE, _SHORTEST_SAMPLE = 2048, 16
@@ -188,7 +188,7 @@ def changes_of_price(work: Work, part: Price, question: Question) -> tuple[Corre
     """What past runs change about a work's figures; nothing without a history, or for no work."""
     if question.learned is None or not part.hours.low > 0:
         return ()
-    from orchestrator.policy.history import corrected
+    from orchestrator.policy.corrections import corrected
 
     known = question.learned.corrections
     precision = precision_of(replace(_workload(work, question.device), gpus=part.gpus))

@@ -16,8 +16,8 @@ from orchestrator.quantities import MOST_WORKERS, Budget, human_count
 from orchestrator.tasks.names import Task
 
 if TYPE_CHECKING:
-    from orchestrator.policy.history import Correction, Corrections
-    from orchestrator.policy.row_lengths import Seen
+    from orchestrator.facts.row_lengths import Seen
+    from orchestrator.policy.corrections import Correction, Corrections
 
 Goal = Literal["quality", "cost", "retain"]
 GOALS: tuple[Goal, ...] = ("quality", "cost", "retain")

@@ -1,7 +1,7 @@
 """The six strategies as data: what each needs, what is trained, what it risks.
 
-Nothing here decides. `labelled` and `language` say what each is expected to give, `pricing` what it takes, `advise`
-compares.
+Nothing here decides. `labelled_quality` and `language_quality` say what each is expected to give, `pricing` what it
+takes, `advise` compares.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One attempt at a training on Ray Train: started, watched, asked to end early where there is a reason to.
 
-Comes in: a job and who watches it. Goes out: an `AttemptEnd`; deciding what follows is `train_run`'s.
+Comes in: a job and who watches it. Goes out: an `AttemptEnd`; deciding what follows is `run_training`'s.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from orchestrator.errors import (
     TransientError,
 )
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.scheduling.board import DriverBoard, WorkerBoard
+from orchestrator.runs.attempts import Attempts
+from orchestrator.runs.heartbeat import Pulse
+from orchestrator.runs.job import Outcome, TrainingJob, WorkerContext
+from orchestrator.scheduling.control_channel import DriverBoard, WorkerBoard
+from orchestrator.scheduling.data_shipping import Parcel, pack, unpack
+from orchestrator.scheduling.decisions.liveness import Hang, Straggler, find_hang, find_straggler
 from orchestrator.scheduling.failures import explain, find_starved, raised_by_worker
-from orchestrator.scheduling.health import Hang, Straggler, find_hang, find_straggler
 from orchestrator.scheduling.rendezvous import RendezvousConfig
 from orchestrator.scheduling.session import worker_runtime_environment
-from orchestrator.scheduling.shipping import Parcel, pack, unpack
 from orchestrator.scheduling.stacks import answer_stack_signal, end_ranks, keep_stacks
 from orchestrator.scheduling.trainer import LeanTrainer
-from orchestrator.training.attempts import Attempts
-from orchestrator.training.job import Outcome, TrainingJob, WorkerContext
-from orchestrator.training.pulse import Pulse
 
 _POLL_S = 0.2
 _LOOK_S = 2.0
@@ -301,7 +301,7 @@ def worker_main(config: dict[str, Any]) -> dict[str, Any]:
 
 def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> dict[str, Any]:
     Attempts(job.run_folder, job.exchange()).check_seen(job.attempt)
-    from orchestrator.training.loop import train
+    from orchestrator.worker.loop import train
 
     if parcel is not None:
         unpack(parcel)

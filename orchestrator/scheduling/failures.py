@@ -10,9 +10,9 @@ import ray.train
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.errors import CapacityError, ClusterError, MemoryExhaustedError, OrchestratorError, TransientError
-from orchestrator.scheduling.health import Sighting
+from orchestrator.runs.out_of_memory import is_out_of_memory, kernel_kills
+from orchestrator.scheduling.decisions.liveness import Sighting
 from orchestrator.scheduling.nodes import ask_nodes
-from orchestrator.training.out_of_memory import is_out_of_memory, kernel_kills
 
 _BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "nccl", "timed out waiting")
 """What gloo, NCCL and the rendezvous say when a peer is gone."""

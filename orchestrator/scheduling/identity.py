@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import locations
+from orchestrator.architectures.families import FAMILY_DEFAULTS
 from orchestrator.data.contents import digests, hub_commit
-from orchestrator.planning.model_shape import FAMILY_DEFAULTS
+from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
-from orchestrator.training.prepare import PreparedData
 
 Met = tuple[RunSpec, PreparedData]
 """A spec, and its data as encoded."""

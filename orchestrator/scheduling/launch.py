@@ -14,6 +14,13 @@ from orchestrator import locations
 from orchestrator.errors import Interrupted, StorageError
 from orchestrator.planning.plan import check_samples, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
+from orchestrator.runs.attempts import ATTEMPTS
+from orchestrator.runs.budget_ledger import LEDGER, Ledger, with_ledger
+from orchestrator.runs.file_exchange import Exchange, following
+from orchestrator.runs.job import Outcome, TrainingJob
+from orchestrator.runs.object_store import PATIENCE_S
+from orchestrator.samples.metric_names import check_goal
+from orchestrator.samples.prepare import PreparedData, find_prepared
 from orchestrator.scheduling.run_folder import (
     RESULT,
     SHARED,
@@ -39,22 +46,15 @@ from orchestrator.scheduling.run_lifecycle import (
     tracked,
     tracking_uri,
 )
+from orchestrator.scheduling.run_training import TrainingResult, run_training
 from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
-from orchestrator.scheduling.train_run import TrainingResult, run_training
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
-from orchestrator.tracking.desired import HANDLE, OUTBOX, check_undriven
 from orchestrator.tracking.finished_model import with_base_found
-from orchestrator.tracking.mlflow_run import TAG
+from orchestrator.tracking.mlflow_backend import TAG
+from orchestrator.tracking.run_record import HANDLE, OUTBOX, check_undriven
 from orchestrator.tracking.store import check_uri
 from orchestrator.tracking.tracker import note_attempt, note_recovery
-from orchestrator.training.attempts import ATTEMPTS
-from orchestrator.training.bucket import PATIENCE_S
-from orchestrator.training.exchange import Exchange, following
-from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.ledger import LEDGER, Ledger, with_ledger
-from orchestrator.training.metric_names import check_goal
-from orchestrator.training.prepare import PreparedData, find_prepared
 
 _ONLY_MEMBER = "run"
 """Name in its ledger of a training that is not part of a search."""
@@ -79,7 +79,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
         check_undriven(folder)
     with connected_session(listener) as cluster:
         if spec.search is not None:
-            from orchestrator.scheduling.search import run_search
+            from orchestrator.scheduling.search.run_search import run_search
 
             return run_search(spec, cluster, listener, fresh=fresh)
         plan_to_run(spec, cluster)  # refuses what the cluster cannot do before any data is read

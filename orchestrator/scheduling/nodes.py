@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.scheduling.health import Place
+from orchestrator.scheduling.decisions.liveness import Place
 
 
 def ask_nodes(action: Callable[[int], str], places: Sequence[Place], *, deadline_s: float) -> dict[int, str]:

@@ -18,9 +18,9 @@ from ray._private.state import actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
+from orchestrator.runs.job import TrainingJob
 from orchestrator.scheduling.run_lifecycle import Listener, Prepared
-from orchestrator.scheduling.train_run import run_training
-from orchestrator.training.job import TrainingJob
+from orchestrator.scheduling.run_training import run_training
 
 STEPS_LOST = 2
 """Taken after the checkpoint and before the death: the resumed training takes them again."""

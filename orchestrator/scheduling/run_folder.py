@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import locations
+from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.runs.attempts import ATTEMPTS
+from orchestrator.runs.budget_ledger import LEDGER
+from orchestrator.runs.file_exchange import Exchange, exchange_at
+from orchestrator.runs.job import MODEL, OUTCOME, bucket_of
+from orchestrator.runs.object_store import check_bucket
+from orchestrator.samples.prepare import PreparedData
 from orchestrator.scheduling.identity import Met, identity_of
 from orchestrator.spec import RunSpec
-from orchestrator.tracking import desired
-from orchestrator.tracking.desired import OUTBOX, check_undriven, find_runs
-from orchestrator.tracking.sync import flush
-from orchestrator.training.attempts import ATTEMPTS
-from orchestrator.training.bucket import check_bucket
-from orchestrator.training.exchange import Exchange, exchange_at
-from orchestrator.training.job import MODEL, OUTCOME, bucket_of
-from orchestrator.training.ledger import LEDGER
-from orchestrator.training.prepare import PreparedData
-from orchestrator.whole_file import read_json, write_json
+from orchestrator.tracking import run_record
+from orchestrator.tracking.reconcile import flush
+from orchestrator.tracking.run_record import OUTBOX, check_undriven, find_runs
 
 RESULT = "result.json"
 """In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
@@ -109,5 +109,5 @@ def forget(spec: RunSpec, folder: Path) -> None:
     if not folder.is_dir():
         return
     if any(shipment.why and not shipment.is_final for shipment in flush(find_runs(folder))):
-        desired.set_aside(folder)
+        run_record.set_aside(folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import locations
+from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import Interrupted, OrchestratorError, StorageError
 from orchestrator.planning.length import training_length
 from orchestrator.planning.plan import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
 from orchestrator.ranking import Goal
+from orchestrator.samples.prepare import EncodeMany, PreparedData, prepare
+from orchestrator.samples.tokenization import Chunk
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.run_folder import (
     RESULT,
@@ -29,15 +32,12 @@ from orchestrator.scheduling.run_folder import (
 from orchestrator.scheduling.tokenize import encode_on_ray
 from orchestrator.scheduling.unfinished import keep_identity, note_on_unfinished
 from orchestrator.spec import RunSpec
-from orchestrator.tracking import desired
+from orchestrator.tracking import run_record
 from orchestrator.tracking.description import described
-from orchestrator.tracking.desired import driving, find_runs
-from orchestrator.tracking.mlflow_run import STOP_REASON_TAG, TAG
-from orchestrator.tracking.sync import flush, flush_left_behind
+from orchestrator.tracking.mlflow_backend import STOP_REASON_TAG, TAG
+from orchestrator.tracking.reconcile import flush, flush_left_behind
+from orchestrator.tracking.run_record import driving, find_runs
 from orchestrator.tracking.tracker import LAST_PASS_S, NoTracker, Tracker, open_run
-from orchestrator.training.prepare import EncodeMany, PreparedData, prepare
-from orchestrator.training.tokenization import Chunk
-from orchestrator.whole_file import read_json, write_json
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ def _ship_left_behind(run_folder: Path, say: Callable[[str], None]) -> None:
 
 def remembered_run_id(folder: Path) -> str | None:
     """Its id, if MLflow knows it."""
-    run = desired.stored_run(folder)
+    run = run_record.stored_run(folder)
     return None if run is None else run.run_id
 
 

@@ -16,11 +16,11 @@ from ray._private import worker as ray_worker
 from ray._private.state import state as _state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from orchestrator.doctor.report import check_ray_address
 from orchestrator.errors import ClusterError
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
-from orchestrator.scheduling.doctor import check_ray_address
-from orchestrator.training.job import WORKER_ENVIRONMENT
+from orchestrator.runs.job import WORKER_ENVIRONMENT
 
 _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",

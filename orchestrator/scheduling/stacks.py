@@ -19,7 +19,7 @@ from typing import Literal
 
 import psutil
 
-from orchestrator.scheduling.health import Place
+from orchestrator.scheduling.decisions.liveness import Place
 from orchestrator.scheduling.nodes import ask_nodes, one_line
 
 _DEADLINE_S = 15.0

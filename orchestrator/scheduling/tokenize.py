@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import ray
 
 from orchestrator.errors import CapacityError, TransientError
-from orchestrator.training.patience import LOOK_S, go_on
-from orchestrator.training.tokenization import Chunk
+from orchestrator.samples.patience import LOOK_S, go_on
+from orchestrator.samples.tokenization import Chunk
 
 T = TypeVar("T")
 

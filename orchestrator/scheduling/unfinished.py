@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.atomic_file import read_json, write_json
+from orchestrator.runs.attempts import Attempts
 from orchestrator.scheduling.run_folder import RESULT
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.description import flatten
-from orchestrator.training.attempts import Attempts
-from orchestrator.whole_file import read_json, write_json
 
 _IDENTITY = "identity.json"
 """In a run folder: the part of the spec that makes it this run and no other."""

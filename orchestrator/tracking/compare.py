@@ -13,7 +13,7 @@ from orchestrator.credentials import hide
 from orchestrator.errors import SpecError
 from orchestrator.ranking import BITS_PER_BYTE
 from orchestrator.tracking import store
-from orchestrator.tracking.mlflow_run import (
+from orchestrator.tracking.mlflow_backend import (
     BEST_RUN_TAG,
     NON_FINITE_TAG,
     PARENT_TAG,

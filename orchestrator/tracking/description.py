@@ -15,7 +15,7 @@ import yaml
 from orchestrator import __version__
 from orchestrator.credentials import public
 from orchestrator.ranking import Goal
-from orchestrator.tracking.mlflow_run import TAG
+from orchestrator.tracking.mlflow_backend import TAG
 
 if TYPE_CHECKING:
     from orchestrator.data.held_out import HeldOut

@@ -29,8 +29,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from orchestrator.atomic_file import is_full, write_json
 from orchestrator.errors import StorageError
-from orchestrator.whole_file import is_full, write_json
 
 BATCH_POINTS = 1000
 """Points of one batch: the most that MLflow's `log_batch` takes (mlflow.utils.validation, 3.17)."""

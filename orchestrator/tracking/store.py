@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from orchestrator import locations
+from orchestrator.atomic_file import draft_of, read_json, write_json
 from orchestrator.credentials import escaped, revealed
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
-from orchestrator.whole_file import draft_of, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,8 +12,8 @@ Worker of rank 0, which only writes to the run's folder:
     metrics.log(step, {"train/loss": 2.31})
     metrics.close()
 
-What they want to say lies in the run's folder (`desired`, `outbox`), and a thread of the driver gives it to MLflow as
-soon as that takes it (`sync`). `NoTracker` stands in when tracking is off.
+What they want to say lies in the run's folder (`run_record`, `outbox`), and a thread of the driver gives it to MLflow
+as soon as that takes it (`reconcile`). `NoTracker` stands in when tracking is off.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.credentials import hide
 from orchestrator.errors import UserError
-from orchestrator.tracking import desired, outbox, store
+from orchestrator.tracking import outbox, run_record, store
 from orchestrator.tracking.description import flatten, source_tags
-from orchestrator.tracking.desired import OUTBOX, DesiredRun, RunHandle
-from orchestrator.tracking.mlflow_run import ERROR_TAG, STOP_REASON_TAG, TAG
-from orchestrator.tracking.sync import Shipment, Shipper
+from orchestrator.tracking.mlflow_backend import ERROR_TAG, STOP_REASON_TAG, TAG
+from orchestrator.tracking.reconcile import Shipment, Shipper
+from orchestrator.tracking.run_record import OUTBOX, DesiredRun, RunHandle
 
 RunStatus = Literal["finished", "failed", "killed"]
 
@@ -107,20 +107,20 @@ class MlflowTracker:
     @property
     def run_id(self) -> str | None:
         """MLflow's name of the run, once MLflow knows it."""
-        run = desired.stored_run(self._folder)
+        run = run_record.stored_run(self._folder)
         return None if run is None else run.run_id
 
     def open_trial(self, folder: Path, *, name: str, **what: Any) -> MlflowTracker:
         """A run nested below this one, shipped with it."""
         parent = os.path.relpath(self._folder, folder)
         run = _wanted(folder, uri=self.handle.uri, experiment=self.handle.experiment, name=name, parent=parent, **what)
-        desired.put(folder, run)
+        run_record.put(folder, run)
         self._shipper.add(folder)
         return MlflowTracker(folder, run.handle, self._shipper)
 
     def left_open(self, folder: Path) -> MlflowTracker | None:
         """The run of a trial that an earlier driver opened and did not end; None where there is no such run."""
-        run = desired.read(folder)
+        run = run_record.read(folder)
         self._shipper.add(folder)
         if run is None or run.status != "running":
             return None
@@ -128,19 +128,19 @@ class MlflowTracker:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Adds to the run's tags."""
-        desired.change(self._folder, lambda run: desired.with_tags(run, tags))
+        run_record.change(self._folder, lambda run: run_record.with_tags(run, tags))
 
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """The best trial's last metrics and parameters (as `best.KEY`); `cost/` metrics are summed over all trials."""
-        tracked = tuple(os.path.relpath(trial, self._folder) for trial in trials if desired.read(trial) is not None)
+        tracked = tuple(os.path.relpath(trial, self._folder) for trial in trials if run_record.read(trial) is not None)
         chosen = os.path.relpath(best, self._folder)
-        desired.change(self._folder, lambda run: replace(run, best=chosen, trials=tracked))
+        run_record.change(self._folder, lambda run: replace(run, best=chosen, trials=tracked))
 
     def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
         """MLflow's status, and the tag `orchestrator.error` when there is a message."""
         extra = dict(tags or {}) | ({} if error is None else {ERROR_TAG: error})
-        at_ms = desired.now_ms()
-        desired.change(self._folder, lambda run: desired.ended(run, status, tags=extra, ended_ms=at_ms))
+        at_ms = run_record.now_ms()
+        run_record.change(self._folder, lambda run: run_record.ended(run, status, tags=extra, ended_ms=at_ms))
 
     def ship(self, *, patience_s: float = LAST_PASS_S) -> Shipment:
         """Sends what is left, for at most so many seconds; says what still waits, which `flush` sends."""
@@ -167,15 +167,15 @@ def open_run(
     uri = hide(store.absolute(uri))
     store.check_uri(uri)
     store.keep_credentials(uri)
-    before = desired.read(folder)
+    before = run_record.read(folder)
     run = _wanted(folder, uri=uri, experiment=experiment, name=name, tags=tags, params=params, artifacts=artifacts)
-    desired.put(folder, run)
-    desired.note_handle(folder, run.handle)
+    run_record.put(folder, run)
+    run_record.note_handle(folder, run.handle)
     shipper = Shipper(folder, say=say)
     try:
         shipper.start(patience_s=patience_s)
     except UserError:
-        desired.put(folder, before)
+        run_record.put(folder, before)
         raise
     return MlflowTracker(folder, run.handle, shipper)
 
@@ -185,12 +185,12 @@ def note_attempt(folder: Path, number: int, text: str) -> None:
 
     May be called from any process that sees the folder; does nothing for a run that is not tracked.
     """
-    desired.change(folder, lambda run: desired.with_tags(run, {f"{TAG}attempt.{number}": text}))
+    run_record.change(folder, lambda run: run_record.with_tags(run, {f"{TAG}attempt.{number}": text}))
 
 
 def note_recovery(folder: Path, totals: Mapping[str, float], *, step: int) -> None:
     """Logs totals so far (fields of `train_run.Recovery`) as metrics `recovery/...` of a run."""
-    if desired.read(folder) is not None:
+    if run_record.read(folder) is not None:
         outbox.note_totals(folder / OUTBOX, {f"recovery/{key}": total for key, total in totals.items()}, step=step)
 
 
@@ -237,9 +237,9 @@ def _wanted(
     artifacts: Mapping[str, str] | None = None,
 ) -> DesiredRun:
     """A run that is running: a new one, or the folder's own, of which nothing that it ended with is true any more."""
-    before = desired.read(folder)
+    before = run_record.read(folder)
     if before is None:
-        handle = desired.known_handle(folder, uri=uri) or desired.new_handle(
+        handle = run_record.known_handle(folder, uri=uri) or run_record.new_handle(
             uri=uri, experiment=experiment, name=name, parent=parent
         )
         before = DesiredRun(handle=handle, tags=source_tags(Path.cwd()))

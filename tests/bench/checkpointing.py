@@ -26,7 +26,7 @@ import torch.multiprocessing
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
-from orchestrator.training.job import LoopState, WorkerContext
+from orchestrator.runs.job import LoopState, WorkerContext
 from tests import specs
 
 WORKERS = 2
@@ -39,9 +39,9 @@ STEPS_BETWEEN = 4
 
 def measure(rank: int, folder: str, port: int, rounds: int) -> None:
     """One rank; rank 0 leaves the figures in OUT.json below the folder."""
-    from orchestrator.training.engine import Engine, join_process_group
-    from orchestrator.training.objectives import objective_for
-    from orchestrator.training.saving import Saver
+    from orchestrator.checkpoints.async_writer import Saver
+    from orchestrator.worker.engine import Engine, join_process_group
+    from orchestrator.worker.objectives import objective_for
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     cluster = ClusterShape(nodes=(NodeShape(cpus=2, gpus=0, memory_gib=16.0),), device_name="cpu")

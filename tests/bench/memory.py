@@ -25,8 +25,8 @@ from typing import Any
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
+from orchestrator.runs.job import WORKER_ENVIRONMENT
 from orchestrator.spec import RunSpec
-from orchestrator.training.job import WORKER_ENVIRONMENT
 from tests.bases import write_base
 from tests.evidence.score_measured import MEASURED, Configuration, config_of, predict, spec_of
 
@@ -134,10 +134,10 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> float:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from orchestrator.training import models
-    from orchestrator.training.engine import Engine, join_process_group
-    from orchestrator.training.job import WorkerContext
-    from orchestrator.training.objectives import objective_for
+    from orchestrator.runs.job import WorkerContext
+    from orchestrator.worker import models
+    from orchestrator.worker.engine import Engine, join_process_group
+    from orchestrator.worker.objectives import objective_for
 
     rank = int(os.environ.get("RANK", "0"))
     context = WorkerContext(rank=rank, world_size=plan.workers, local_rank=rank)

@@ -50,8 +50,8 @@ def ours(file: Path) -> dict[str, Any]:
     import pyarrow.csv  # noqa: F401  Neither contestant pays for its imports.
 
     from orchestrator.data.sources import find_sources
-    from orchestrator.spec_file import load_spec
-    from orchestrator.training.splits import split_rows
+    from orchestrator.data.splits import split_rows
+    from orchestrator.load_spec import load_spec
 
     fields = [f"train={file}", "text_column=text", "label_column=label", f"validation_fraction={HELD_OUT}"]
     spec = load_spec("configs/finetune/reviews.yaml", [f"data.{field}" for field in fields])

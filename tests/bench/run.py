@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orchestrator.architectures.families import model_config
+from orchestrator.load_spec import load_spec
 from orchestrator.planning.hardware import local_cluster
-from orchestrator.planning.model_shape import model_config
 from orchestrator.planning.plan import make_plan
+from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.spec import RunSpec
-from orchestrator.spec_file import load_spec
-from orchestrator.training.prepare import PreparedData, encode_here, prepare
 
 SPEC = "configs/pretrain/demo.yaml"
 WARM_STEPS = 5
@@ -207,7 +207,7 @@ def free_port() -> int:
 
 def loading_row(spec: RunSpec, data: PreparedData) -> tuple[str, str, str, str]:
     """Time to load one rank's micro-batches of a step against a step of 100 ms."""
-    from orchestrator.training.batches import SampleOrder, global_batch, open_split, rank_slice
+    from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
 
     plan = make_plan(spec, local_cluster(), counts=data.counts)
     samples = open_split(data.path, "train")

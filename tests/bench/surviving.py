@@ -51,10 +51,10 @@ def guards_s() -> float:
     """Seconds that one step spends on the drain flag, the spike check, the pulse, own work's timer and the fence."""
     import torch
 
-    from orchestrator.training.attempts import Attempts
-    from orchestrator.training.forward_timer import ForwardTimer
-    from orchestrator.training.guard import Guard
-    from orchestrator.training.pulse import Pulse
+    from orchestrator.runs.attempts import Attempts
+    from orchestrator.runs.heartbeat import Pulse
+    from orchestrator.worker.divergence_guard import Guard
+    from orchestrator.worker.forward_timer import ForwardTimer
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         attempts = Attempts(Path(folder))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.data.documents import open_documents
 from orchestrator.data.sources import find_sources
+from orchestrator.samples.new_tokenizer import train_tokenizer
+from orchestrator.samples.tokenization import document_chunks, encode_documents
 from orchestrator.spec import RunSpec
-from orchestrator.training.corpus import open_documents
-from orchestrator.training.new_tokenizer import train_tokenizer
-from orchestrator.training.tokenization import document_chunks, encode_documents
 
 
 def compare(spec: RunSpec, folder: Path, *, rounds: int) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.tracking.desired import OUTBOX
+from orchestrator.tracking.run_record import OUTBOX
 from tests.chaos import processes
 from tests.chaos.scene import DRIVER, Scene
 

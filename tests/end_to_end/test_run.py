@@ -15,11 +15,11 @@ import yaml
 
 from orchestrator import locations
 from orchestrator.errors import TransientError
+from orchestrator.runs.attempts import Attempts
 from orchestrator.scheduling import launch as launching
 from orchestrator.scheduling.launch import launch
 from orchestrator.scheduling.run_lifecycle import RunResult
 from orchestrator.tracking import store
-from orchestrator.training.attempts import Attempts
 from tests import specs
 from tests.end_to_end import runs
 

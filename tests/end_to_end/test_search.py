@@ -19,15 +19,15 @@ from orchestrator import locations
 from orchestrator.errors import ClusterError, Interrupted
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.plan import make_plan
+from orchestrator.runs.budget_ledger import Ledger
+from orchestrator.samples.data_look import look
 from orchestrator.scheduling import launch as launching
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.launch import launch
 from orchestrator.scheduling.run_lifecycle import Listener, RunResult
-from orchestrator.scheduling.trial import ending_of
+from orchestrator.scheduling.search.trial import ending_of
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
-from orchestrator.training.data_look import look
-from orchestrator.training.ledger import Ledger
 from tests import specs
 from tests.end_to_end import runs
 

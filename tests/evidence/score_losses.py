@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.intervals import Interval
-from orchestrator.policy.language import language_expectation
-from orchestrator.policy.laws import REFIT, repeated_loss
+from orchestrator.policy.language_quality import language_expectation
+from orchestrator.policy.laws.scaling import REFIT, repeated_loss
+from orchestrator.policy.laws.sizing import data_constrained_optimal
 from orchestrator.policy.question import Given, ask
-from orchestrator.policy.sizing import data_constrained_optimal
 
 EVIDENCE = Path(__file__).with_name("losses.csv")
 HURT, OVERFITTED = 1.02, 1.25

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.architectures.families import ModelShape
+from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate, Workload, estimate, trainable_of
 from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, peak_memory
-from orchestrator.planning.model_shape import ModelShape
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY
-from orchestrator.planning.standard_shape import standard_shape
 
 EVIDENCE = Path(__file__).with_name("memory.csv")
 _DEVICES = {"24": "A10G", "40": "A100-40GB", "48": "L40S", "80": "A100-80GB", "96": "H100-96GB"}

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
 from orchestrator.planning.hardware import Device, find_device
-from orchestrator.planning.standard_shape import standard_shape
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
 from orchestrator.planning.utilization import (
     FEWEST_TOKENS,

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from orchestrator.load_spec import set_path
 from orchestrator.spec import RunSpec
-from orchestrator.spec_file import set_path
 from tests.fuzz.case import Case
 from tests.fuzz.values import WORDS, any_value, near_number
 from tests.specs import CLASSIFY, PRETRAIN

@@ -1,0 +1,1 @@
+"""A model before it exists: the shapes of families, the names of weights, what stored weights hold. No torch."""

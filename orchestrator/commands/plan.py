@@ -1,0 +1,160 @@
+"""`plan` as a person meets it: a look at the data, the plan, and of a search what all trials take. Nothing is started.
+
+Loads none of torch, Ray and MLflow (a base that is a finished run's model is looked up in MLflow's store). Where the
+data does not lie on this machine, as when a plan is made for another, the plan is made without it, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import console, locations
+from orchestrator.data.sources import find_sources
+from orchestrator.errors import DataError
+from orchestrator.load_spec import load_spec
+from orchestrator.planning.hardware import local_cluster, requested_cluster
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.run_plan import ClusterShape, RunPlan
+from orchestrator.planning.search_plan import SearchPlan, plan_search, trials_at_a_time
+from orchestrator.planning.views import plan_answer, plan_table
+from orchestrator.ranking import Measured, check_alike
+from orchestrator.scheduling.search.rungs import rung_steps
+from orchestrator.search_space import Trial, trials
+from orchestrator.spec import RunSpec
+from orchestrator.tracking.finished_model import with_base_found
+
+if TYPE_CHECKING:
+    from orchestrator.samples.data_look import DataLook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What `plan` answers."""
+
+    plan: RunPlan
+    """Of the training, or of a search's base training."""
+    data: DataLook | None
+    """None where it does not lie here."""
+    why_not: str | None
+    """Why the data was not looked at."""
+    metrics: tuple[str, ...]
+    """Names of what will be logged."""
+    search: SearchPlan | None
+    """None for a single training."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `plan`: every field of the plan, under names that do not change, and what else is known."""
+        return plan_answer(self.plan) | {
+            "data": None if self.data is None else self.data.to_dict(),
+            "data_not_looked_at": self.why_not,
+            "metrics": list(self.metrics),
+            "search": None if self.search is None else asdict(self.search),
+        }
+
+
+def plan_command(path: str, overrides: Sequence[str], *, gpu: str | None, gpus: int, nodes: int, as_json: bool) -> None:
+    """Looks, plans and shows. Raises what `load_spec`, `look` and `make_plan` raise."""
+    loaded = with_base_found(load_spec(path, overrides))
+    cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
+    found = preview(loaded, cluster)
+    if as_json:
+        console.print_json(found.to_dict())
+    else:
+        data = (f"not looked at: {found.why_not}",) if found.data is None else tuple(found.data.sentences())
+        console.print_table(plan_table(found.plan, data=data, metrics=found.metrics, search=found.search))
+
+
+def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:
+    """The plan of a spec on a cluster, made after a look at its data."""
+    from orchestrator.samples.metric_names import check_goal, logged_metrics
+
+    check_goal(spec)
+    make_plan(spec, cluster)  # what is wrong without the data is refused before it is read
+    eyes = _Eyes()
+    data, why_not = eyes.look(spec)
+    plan = make_plan(spec, cluster, counts=None if data is None else data.counts)
+    return Preview(
+        plan=plan,
+        data=data,
+        why_not=why_not,
+        metrics=logged_metrics(spec),
+        search=None if spec.search is None else _search(spec, trials(spec), cluster, eyes),
+    )
+
+
+class _Eyes:
+    """Looks at data, once for all specs that share it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[DataLook | None, str | None]] = {}
+
+    def look(self, spec: RunSpec) -> tuple[DataLook | None, str | None]:
+        """(what the data holds, or None and why it was not looked at)."""
+        key = spec.model_dump_json(include={"data": True, "model": True, "task": True})
+        if key not in self._seen:
+            self._seen[key] = _look(spec)
+        return self._seen[key]
+
+
+def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
+    data = spec.data
+    for location in (data.train, data.validation):
+        try:
+            sources = () if location is None else find_sources(location, exclude=data.exclude, data_format=data.format)
+        except DataError as error:
+            if not error.what.endswith(("does not exist", "matches no file")):
+                raise
+            return None, f"{error.what} on this machine, where `run` would refuse it ({error.got}; {error.do})"
+        if any(source.reader == "hub" for source in sources):
+            return None, f"{location} is on the hub: `run` downloads it, and the same plan then knows it"
+    from orchestrator.samples.data_look import look
+
+    return look(spec, cache=locations.home() / "cache" / "data"), None
+
+
+def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes: _Eyes) -> SearchPlan:
+    assert spec.search is not None
+    looks = [eyes.look(trial.spec)[0] for trial in points]
+    check_alike(
+        {trial.name: _measured(trial.spec, data) for trial, data in zip(points, looks, strict=True) if data},
+        spec.goal.metric,
+    )
+    plans = [
+        make_plan(trial.spec, cluster, counts=None if data is None else data.counts)
+        for trial, data in zip(points, looks, strict=True)
+    ]
+    asked = spec.search.max_concurrent
+    return plan_search(
+        plans,
+        names=[trial.name for trial in points],
+        rungs=_rungs(spec, points, plans),
+        reduction_factor=spec.search.reduction_factor,
+        at_a_time=trials_at_a_time(plans, cluster, most=None if asked == "auto" else asked),
+        budget=spec.parsed_budget,
+    )
+
+
+def _measured(spec: RunSpec, data: DataLook) -> Measured:
+    """How a trial will be measured, as far as that is known before its tokenizer is read."""
+    model = spec.model
+    is_new = model.base is None and model.tokenizer == "auto"
+    return Measured(
+        task=spec.task,
+        held_out=data.held_out.fingerprint,
+        tokenizer=str(model.vocab_size) if is_new else None,
+        masking_rate=spec.training.masking_rate,
+    )
+
+
+def _rungs(spec: RunSpec, points: Sequence[Trial], plans: Sequence[RunPlan]) -> tuple[int, ...]:
+    """Steps at which ASHA compares trials."""
+    assert spec.search is not None
+    every = [trial.spec.training.eval_every_steps for trial in points if spec.search.scheduler == "asha"]
+    return rung_steps(
+        grace=spec.search.grace_steps,
+        intervals=[steps for steps in every if steps is not None],
+        reduction_factor=spec.search.reduction_factor,
+        longest=max((plan.steps or 0 for plan in plans), default=0),
+    )

@@ -1,0 +1,1 @@
+"""One file a format: bytes -> the text that stands in each field."""

@@ -1,0 +1,1 @@
+"""Published laws of losses and sizes."""

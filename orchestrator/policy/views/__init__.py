@@ -1,0 +1,1 @@
+"""A recommendation for a person, a program and a browser."""

@@ -1,0 +1,1 @@
+"""Rows and documents -> token ids on disk -> the batches of a step."""

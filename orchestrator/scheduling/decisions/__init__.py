@@ -1,0 +1,1 @@
+"""What a driver decides: pure functions of what it saw."""

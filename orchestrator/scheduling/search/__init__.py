@@ -1,0 +1,1 @@
+"""A search: its trials, and which of them go on."""

@@ -1,0 +1,366 @@
+"""A spec with a search -> Ray Tune over trainings of the same kind, one nested MLflow run each.
+
+A trial of one worker trains inside Tune's own process, which is kept for the next trial, so imports are paid once; a
+trial of several workers starts them through Ray Train. Either way the same loop runs (`trial`). Every evaluation is
+kept in the trial's folder: after any stop, the same command replays what ended trials reported and goes on with the
+others.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from orchestrator.errors import ClusterError, Interrupted, OrchestratorError
+from orchestrator.planning.run_plan import ClusterShape
+from orchestrator.planning.search_plan import trials_at_a_time
+from orchestrator.ranking import Goal, Measured, check_alike
+from orchestrator.runs.job import TRIALS
+from orchestrator.scheduling.data_shipping import pack
+from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder, run_folder_of
+from orchestrator.scheduling.run_lifecycle import (
+    Listener,
+    Prepared,
+    RunResult,
+    answered_earlier,
+    end_run,
+    keep_result,
+    prepare_run,
+    remembered_run_id,
+    say_held_out,
+    shipped,
+    tracked,
+    what_is_tracked,
+)
+from orchestrator.scheduling.search.pruning import SuccessiveHalving
+from orchestrator.scheduling.search.rungs import RUNGS, Rungs, rungs_of_trials
+from orchestrator.scheduling.search.trial import (
+    STEP,
+    Ending,
+    Reports,
+    SharedBudget,
+    TrialTask,
+    ending_of,
+    forget_failure,
+    left_undone,
+    trial_main,
+)
+from orchestrator.search_space import trials
+from orchestrator.spec import RunSpec
+from orchestrator.spec_search import SearchSpec
+from orchestrator.tracking.mlflow_backend import STOP_REASON_TAG, TAG
+from orchestrator.tracking.tracker import Tracker
+
+_NO_CPU = {"node:__internal_head__": 0.001}
+"""A trial whose workers Ray Train places apart holds no core itself, or trials and workers could starve each other."""
+
+
+def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fresh: bool) -> RunResult:
+    """Runs all trials; raises ClusterError when none came to an end, Interrupted when asked to stop."""
+    assert spec.search is not None
+    quiet = replace(listener, say=lambda _: None)
+    base = prepare_run(spec, cluster, quiet)
+    say_held_out(base.data, listener)
+    points = trials(spec)
+    plans = [prepare_run(trial.spec, cluster, quiet) for trial in points]
+    check_alike({trial.name: _measured(plan) for trial, plan in zip(points, plans, strict=True)}, spec.goal.metric)
+    base = replace(base, run_folder=run_folder_of(spec, base.data, [(plan.spec, plan.data) for plan in plans]))
+    if fresh:
+        forget(spec, base.run_folder)
+    earlier = answered_earlier(base.run_folder, spec, listener)
+    if earlier is not None:
+        return earlier
+    parcels = {plan.data.path: pack(plan.data.path) for plan in plans}
+    tasks = [
+        TrialTask(
+            trial=trial,
+            parcel=parcels[plan.data.path],
+            prepared=replace(plan, run_folder=base.run_folder / TRIALS / trial.name),
+            rungs=rungs,
+        )
+        for trial, plan, rungs in zip(points, plans, _rungs(spec.search, plans), strict=True)
+    ]
+    budget = SharedBudget(spec.parsed_budget, ledger_folder(base.run_folder))
+    with tracked(base, listener) as tracker:
+        for task in tasks:
+            make_folder(task.folder)
+            forget_failure(task.folder)
+        desk = _Desk(tasks, tracker, budget, listener.say, spec.goal)
+        _tune(spec, cluster, tasks, desk, listener.watcher.stop)
+        result = _best(spec, base, tasks)
+        end_run(tracker, result, trials=[task.folder for task in tasks])
+        if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
+            keep_result(result, spec)  # else the same command tries the failed trials again
+    return shipped(result, tracker)
+
+
+def _measured(trial: Prepared) -> Measured:
+    spec, data = trial.spec, trial.data
+    return Measured(
+        task=spec.task,
+        held_out=data.held_out_fingerprint,
+        tokenizer=data.tokenizer_fingerprint,
+        masking_rate=spec.training.masking_rate,
+    )
+
+
+def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _Desk, stop: threading.Event) -> None:
+    """Runs the trials; how each ended stands in its folder and on its MLflow run."""
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
+    assert spec.search is not None
+    places = [_trial_resources(task) for task in tasks]
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(trial_main, tasks=tasks),
+            lambda config: tune.PlacementGroupFactory([places[config["trial"]]]),
+        ),
+        param_space={"trial": tune.grid_search(list(range(len(tasks))))},
+        tune_config=tune.TuneConfig(
+            # A process whose trial has workers of its own is cheap to start, and ends when they have ended.
+            reuse_actors=all(task.prepared.plan.workers == 1 for task in tasks),
+            scheduler=_scheduler(spec, tasks),
+            max_concurrent_trials=concurrency(spec.search, cluster, tasks),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(tasks[0].folder.parent.parent),
+            verbose=0,
+            stop=_StopAll(lambda: stop.is_set() or desk.is_over()),
+            callbacks=[desk],
+            # Only the death of a trial's process counts: `trial_main` raises nothing.
+            failure_config=tune.FailureConfig(max_failures=spec.resources.max_failures),
+        ),
+    )
+    failure: list[Exception] = []
+    thread = threading.Thread(target=_fit, args=(tuner, failure), name="ray-tune", daemon=True)
+    desk.budget.open()
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+            desk.budget.tick()
+    finally:
+        desk.close_the_rest(interrupted=stop.is_set())
+    if stop.is_set():
+        raise Interrupted("the search was stopped", do="the same command goes on with the trials that had not ended")
+    if failure:
+        raise _first_of_ours(failure[0]) or ClusterError(
+            "Ray Tune could not run the search", got=str(failure[0])[:400]
+        ) from failure[0]
+
+
+def _fit(tuner: tune.Tuner, failure: list[Exception]) -> None:
+    try:
+        tuner.fit()
+    except Exception as error:  # crosses to the waiting thread, which raises it
+        failure.append(error)
+
+
+def _first_of_ours(error: BaseException | None) -> OrchestratorError | None:
+    """Tune wraps what a callback raises."""
+    while error is not None and not isinstance(error, OrchestratorError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _raised_by(trial: Any) -> OrchestratorError | None:
+    """The error of ours that a trial's process ended with, if it lived to raise one."""
+    cause = getattr(trial.get_pickled_error(), "cause", None)  # Ray wraps what a process raises
+    return cause if isinstance(cause, OrchestratorError) else None
+
+
+def _rungs(search: SearchSpec, plans: Sequence[Prepared]) -> list[tuple[int, ...]]:
+    """For each trial the steps at which it is compared with others."""
+    if search.scheduler == "none":
+        return [()] * len(plans)
+    each = [(plan.spec.training.eval_every_steps, plan.plan.steps or 0) for plan in plans]
+    return rungs_of_trials(each, grace=search.grace_steps, reduction_factor=search.reduction_factor)
+
+
+def _scheduler(spec: RunSpec, tasks: list[TrialTask]) -> Any:
+    assert spec.search is not None
+    if spec.search.scheduler == "none":
+        return FIFOScheduler()
+    kept = tasks[0].folder.parent.parent / RUNGS
+    return SuccessiveHalving(tasks, Rungs(kept, reduction_factor=spec.search.reduction_factor), spec.goal)
+
+
+def _trial_resources(task: TrialTask) -> dict[str, float]:
+    plan = task.prepared.plan
+    if plan.workers > 1:
+        return dict(_NO_CPU)
+    return {"CPU": float(plan.cpus_per_worker)} | ({"GPU": 1.0} if plan.gpus_per_worker else {})
+
+
+def concurrency(search: SearchSpec, cluster: ClusterShape, tasks: list[TrialTask]) -> int:
+    """Trials that fit at a time beside each other; raises CapacityError when not even one does."""
+    most = None if search.max_concurrent == "auto" else search.max_concurrent
+    return trials_at_a_time([task.prepared.plan for task in tasks], cluster, most=most)
+
+
+class _StopAll(tune.Stopper):  # type: ignore[misc]
+    """Ends the search when the driver was asked to stop, or when the budget leaves nothing to begin."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._is_over()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its state with the stopper in it; an event of this process means nothing elsewhere."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._is_over = lambda: False
+
+
+class _Desk(tune.Callback):  # type: ignore[misc]
+    """The driver's side of all trials: says what each reports, opens its MLflow run and ends it truthfully."""
+
+    def __init__(
+        self,
+        tasks: list[TrialTask],
+        parent: Tracker,
+        budget: SharedBudget,
+        say: Callable[[str], None],
+        goal: Goal,
+    ) -> None:
+        self._tasks, self._parent, self._say, self._goal = tasks, parent, say, goal
+        self.budget = budget
+        self._open: dict[int, Tracker] = {}
+        self._ended: set[int] = set()
+        self._left_out: set[int] = set()
+
+    def is_over(self) -> bool:
+        """Whether the budget let a trial not begin, and no other runs that could give something back."""
+        return bool(self._left_out) and not self._open
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called before the trial's function runs, which finds the MLflow run in its folder."""
+        index = trial.config["trial"]
+        task = self._tasks[index]
+        ending = ending_of(task.folder)
+        if ending is not None and ending.status != "stopped_by_budget":
+            return
+        if index not in self._open:  # else its process has died, and it holds its part of the budget
+            decision = self.budget.admit(task)
+            if not decision.go_on:
+                self._left_out.add(index)
+                return
+        point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
+        self._say(f"trial {task.trial.name} starts: {point}")
+        described = what_is_tracked(task.prepared, self._goal)
+        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, **described)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        name, value = self._tasks[trial.config["trial"]].trial.name, result.get(self._goal.metric)
+        if value is not None:
+            self._say(f"trial {name} step {result[STEP]}: {self._goal.metric} {value:.4g}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(f"trial {self._tasks[trial.config['trial']].trial.name} lost its process and goes on in another")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called when a trial has returned, and when the scheduler takes it away."""
+        if trial.config["trial"] in self._left_out:
+            return
+        self._end(trial.config["trial"], otherwise="pruned")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called when a trial's process died too often, or could keep nothing."""
+        self._end(trial.config["trial"], otherwise="failed", error=_raised_by(trial))
+
+    def close_the_rest(self, *, interrupted: bool) -> None:
+        """Ends the MLflow runs of trials that Tune said nothing more about."""
+        for index in list(self._open):
+            if interrupted and ending_of(self._tasks[index].folder) is None:
+                self._open.pop(index).end_run("killed", tags={STOP_REASON_TAG: "interrupted"})
+            else:
+                self._end(index, otherwise="failed")
+        for task in self._tasks:
+            ending, tracker = ending_of(task.folder), self._parent.left_open(task.folder)
+            if ending is not None and tracker is not None:
+                _say_ending(ending, tracker)
+
+    def _end(
+        self, index: int, *, otherwise: Literal["pruned", "failed"], error: OrchestratorError | None = None
+    ) -> None:
+        task = self._tasks[index]
+        ending = ending_of(task.folder)
+        if ending is None:
+            died = str(error or "the trial's process died") if otherwise == "failed" else None
+            ending = Ending(status=otherwise, step=Reports(task).last_step, error=died)
+            ending.write(task.folder)
+        self._ended.add(index)
+        self._say(
+            f"trial {task.trial.name} {ending.status.replace('_', ' ')} at step {ending.step} "
+            f"({len(self._ended)} of {len(self._tasks)})"
+        )
+        if index in self._open:
+            _say_ending(ending, self._open.pop(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles callbacks into its snapshot; the terminal and the store stay here."""
+        return {}
+
+
+def _has_failed(task: TrialTask) -> bool:
+    ending = ending_of(task.folder)
+    return ending is not None and ending.status == "failed"
+
+
+def _say_ending(ending: Ending, tracker: Tracker) -> None:
+    if ending.status == "failed":
+        tracker.end_run("failed", error=ending.error)
+        return
+    tags = {}
+    if ending.outcome is not None:
+        tags[f"{TAG}model_path"] = str(ending.outcome.model_path)
+    if ending.status != "finished":
+        tags[STOP_REASON_TAG] = ending.status.removeprefix("stopped_by_")
+        tags[f"{TAG}stopped_at_step"] = str(ending.step)
+    tracker.end_run("finished", tags=tags)
+
+
+def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:
+    """The trial that came to its end, or its budget's, with the best figures there: those of the model it has left."""
+    endings = [(task, ending) for task in tasks if (ending := ending_of(task.folder)) is not None]
+    failed = [f"trial {task.trial.name}: {ending.error}" for task, ending in endings if ending.status == "failed"]
+    ended = [(task, ending.outcome) for task, ending in endings if ending.outcome is not None]
+    undone = left_undone(spec.parsed_budget, {task.trial.name: ending_of(task.folder) for task in tasks})
+    if not ended:
+        raise ClusterError(
+            "no trial of the search came to its end",
+            got=failed[0] if failed else undone or "all were stopped early",
+            do="raise the budget" if undone else f"see the trials' folders below {base.run_folder}",
+        )
+    best, outcome = ended[spec.goal.best_of([outcome.metrics.get(spec.goal.metric) for _, outcome in ended])]
+    failures = f"{len(failed)} of {len(tasks)} trials failed; the first: {failed[0]}" if failed else None
+    return RunResult(
+        status="stopped_by_budget" if undone else "finished",
+        mlflow_run_id=remembered_run_id(base.run_folder),
+        checkpoint=outcome.checkpoint,
+        model_path=outcome.model_path,
+        metrics=outcome.metrics,
+        restarts=0,
+        run_folder=str(base.run_folder),
+        notes=tuple(note for note in (undone, failures) if note),
+        best={
+            "trial": best.trial.name,
+            "overrides": best.trial.overrides,
+            "run_folder": str(best.folder),
+            "mlflow_run_id": remembered_run_id(best.folder),
+        },
+    )

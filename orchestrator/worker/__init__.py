@@ -1,0 +1,1 @@
+"""Inside a worker of Ray Train: model, engine, loop, evaluation, export."""

@@ -1,0 +1,147 @@
+"""Trained weights -> a plain Hugging Face folder, which is compared with what was trained before it counts.
+
+Comes in: the full state dict, and logits that the trained model gave for held-out samples. Goes out: a folder that
+`from_pretrained` loads without this project, or the reason why it is not the trained model. Called by rank 0's loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from orchestrator.errors import ModelError
+from orchestrator.locations import resolve
+from orchestrator.planning.run_plan import RunPlan
+from orchestrator.samples.batches import Samples
+from orchestrator.samples.prepare import PreparedData
+from orchestrator.spec import RunSpec
+from orchestrator.worker.models import AUTO_CLASSES, DTYPES, add_lora, blank_model
+from orchestrator.worker.objectives import Batch, logits_of
+from orchestrator.worker.step_data import tensors
+
+DIFFERENT = "model-differs"
+"""Beside the model's folder: one that does not compute what was trained."""
+_ROWS, _COLUMNS = 4, 64
+"""Most held-out samples and tokens of each that are compared: every weight takes part in each of them (a guess)."""
+_MOST_FLOPS = 1e12
+"""Of one forward pass on a CPU, some seconds; larger models are compared on fewer tokens (a guess)."""
+_LEAST_COLUMNS = 8
+_ROUNDINGS = 4.0
+"""How far the exported model may be from the trained one, in steps of its number format in every weight at random."""
+_ROUTED = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configurations call the number of a layer's experts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a model gives for some held-out samples."""
+
+    batch: Batch
+    logits: Tensor
+    """On the CPU in fp32 or fp64."""
+
+
+def check_batch(samples: Samples, plan: RunPlan) -> Batch:
+    """The first held-out samples, cut to as many tokens as their comparison is worth; the same on every rank."""
+    indices = np.arange(min(_ROWS, len(samples)))
+    most = _MOST_FLOPS / (2 * plan.parameters * len(indices))
+    columns = int(min(_COLUMNS, max(_LEAST_COLUMNS, most)))
+    batch = tensors(samples.batch(indices, pad_to=samples.padded_length(indices)))
+    return {name: batch[name][:, :columns] for name in ("input_ids", "attention_mask") if name in batch}
+
+
+def export(
+    state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path, *, trained: Sample
+) -> ModelError | None:
+    """Writes weights, configuration and tokenizer so that `from_pretrained(folder)` needs nothing of this project.
+
+    `state` is the full state dict of the trained module, adapters included, which are merged into the base weights.
+    The folder appears complete or not at all. Where it does not compute what was `trained`, it gets another name
+    (`DIFFERENT`), and the error says by how much they differ.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    _write(state, spec, plan, data, temporary)
+    gc.collect()  # before the folder's own weights are in memory beside them
+    difference = _difference(temporary, spec, plan, trained)
+    place = folder if difference is None else folder.with_name(DIFFERENT)
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.rename(place)
+    if difference is None:
+        return None
+    return ModelError(
+        "the exported model does not compute what was trained",
+        got=f"{difference}; the folder is {place}",
+        allowed="logits of held-out samples that differ by rounding alone",
+        do="use neither folder nor result; the checkpoint is kept: change model.base, task or method, or report this",
+    )
+
+
+def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path) -> None:
+    model = blank_model(spec, data)
+    model.tie_weights()
+    if spec.method == "lora":
+        model = add_lora(model, spec)
+    model.load_state_dict(state, strict=True)
+    if spec.method == "lora":
+        with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+            model = model.merge_and_unload()
+    model = model.to(DTYPES[plan.precision])
+    model.save_pretrained(folder)
+    if spec.task == "causal-lm" and spec.model.base is not None and spec.method != "scratch":
+        with contextlib.suppress(OSError):  # many bases have none
+            # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
+            # of published models do: a temperature without do_sample.
+            GenerationConfig.from_pretrained(resolve(spec.model.base)).to_json_file(folder / "generation_config.json")
+    for file in data.tokenizer_folder.iterdir():
+        shutil.copy2(file, folder / file.name)
+
+
+def _difference(folder: Path, spec: RunSpec, plan: RunPlan, trained: Sample) -> str | None:
+    """What a plainly loaded folder has else than the trained model; None where they are the same."""
+    dtype = DTYPES[plan.precision]
+    model, report = AUTO_CLASSES[spec.task].from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    wrong = [f"{kind.replace('_', ' ')}: {', '.join(map(str, names))[:200]}" for kind, names in report.items() if names]
+    if wrong:
+        return f"from_pretrained reports {'; '.join(wrong)}"
+    found = logits_of(model, trained.batch)
+    if found.shape != trained.logits.shape:
+        return f"logits of shape {tuple(found.shape)} instead of {tuple(trained.logits.shape)}"
+    apart = _apart(found, trained.logits)
+    if dtype != torch.float32 and any(getattr(model.config, name, 0) for name in _ROUTED):
+        apart = apart.median()  # rounding sends a token now and then to other experts
+    _move_by_a_step(model)
+    rounding = _apart(found, logits_of(model, trained.batch))
+    largest = float(trained.logits.abs().nan_to_num().max())
+    allowed = _ROUNDINGS * float(rounding.max()) + largest * torch.finfo(dtype).eps
+    if bool((apart <= allowed).all()):
+        return None
+    return (
+        f"logits up to {float(apart.max()):.3g} apart, of at most {largest:.3g}, where rounding explains {allowed:.3g}"
+    )
+
+
+def _move_by_a_step(model: torch.nn.Module) -> None:
+    """Every weight up or down to about the next number of its format, which shows what rounding does to this model."""
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            up = torch.randint(2, weight.shape, generator=chance, dtype=torch.int8)
+            weight += weight * torch.finfo(weight.dtype).eps * (2 * up - 1)
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """The largest distance of two logits at each position; what is no number on one side alone is none here."""
+    same = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(same, 0.0, (one.double() - other.double()).abs()).amax(-1)

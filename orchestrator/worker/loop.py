@@ -1,0 +1,402 @@
+"""Inside a worker: steps, evaluation, checkpoints, and a clean end, for one rank of one training.
+
+Everything that must agree between ranks goes through one small all-reduce a step (`consensus`). Dropout is reseeded for
+every micro-batch from (seed, batch, micro-batch): no random state has to be saved, and any number of workers with the
+same micro-batch draws the same masks. A step that went bad (`divergence_guard`) is undone: back to the newest good
+checkpoint, and on without the samples that it happened on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.atomic_file import read_json, write_json
+from orchestrator.checkpoints import catalog
+from orchestrator.runs.heartbeat import Phase
+from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.samples.batches import open_split
+from orchestrator.samples.masking import Masking
+from orchestrator.tracking.tracker import MetricLog
+from orchestrator.worker import models
+from orchestrator.worker.budget import Account
+from orchestrator.worker.consensus import Agreement, Wish
+from orchestrator.worker.divergence_guard import Guard, Verdict
+from orchestrator.worker.engine import Engine, join_process_group
+from orchestrator.worker.evaluation import evaluate
+from orchestrator.worker.export import Sample, check_batch, export
+from orchestrator.worker.forward_timer import collectives_begun
+from orchestrator.worker.lr_schedule import learning_rate
+from orchestrator.worker.measurement import Pace, figures
+from orchestrator.worker.objectives import objective_for
+from orchestrator.worker.recovery import Keeper
+from orchestrator.worker.step_data import StepData
+
+_HOLD_POLL_S = 0.05
+
+
+def train(job: TrainingJob, context: WorkerContext) -> Outcome:
+    """Runs one rank of a training to its end, its budget's end, or a requested stop; rank 0's outcome is the run's.
+
+    Resumes by itself from the newest good checkpoint in `job.checkpoints`. A run that its budget has stopped gives the
+    same outcome again, without another step, until the budget is raised.
+    Raises StorageError when a checkpoint cannot be written or read, ModelError when the base model cannot be used,
+    DivergedError when steps keep going bad, FencedError when a newer attempt has begun.
+    """
+    loop = _Loop(job, context)
+    try:
+        loop.restore()
+        return loop.finish(loop.run())
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """The state of one rank's training between its first and last step."""
+
+    def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
+        self._job, self._context = job, context
+        self._spec, self._plan = job.spec, job.plan
+        assert job.plan.steps is not None, "the plan has met its dataset"
+        assert job.plan.warmup_steps is not None
+        self._steps = job.plan.steps
+        self._warmup_steps = job.plan.warmup_steps
+        self._notes: tuple[str, ...] = ()
+        held_out = job.data.counts.validation_samples
+        self._account = Account(job.plan, validation_samples=held_out, started_s_ago=job.started_s_ago)
+        self._objective = objective_for(job.spec.task)
+        self._pulse = context.pulse
+        join_process_group(job.plan, context)
+        self._pulse.count(collectives_begun)
+        training = job.spec.training
+        masking = Masking(rate=training.masking_rate, seed=training.seed)
+        self._validation = open_split(job.data.path, "validation", masking=masking)
+        self._data = StepData(
+            open_split(job.data.path, "train", masking=masking), plan=job.plan, seed=training.seed, rank=context.rank
+        )
+        self._engine = self._build()
+        self._keeper = Keeper(self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank)
+        self._agreement = Agreement(self._sum, rank=context.rank, world_size=job.plan.workers)
+        self._guard = Guard(
+            samples_per_step=job.plan.global_batch,
+            spikes=job.spec.training.bad_steps.spikes == "auto",
+        )
+        self._pace = Pace()
+        self._metrics: dict[str, float] = {}
+        self._evaluated_step = 0
+        self._log: MetricLog | None = None
+
+    def _build(self) -> Engine:
+        """A new engine on the weights that the run begins with."""
+        return Engine(
+            models.build_model(self._spec, self._plan, self._job.data, say=self._note),
+            plan=self._plan,
+            weight_decay=self._spec.training.weight_decay,
+            objective=self._objective,
+            context=self._context,
+        )
+
+    def _note(self, note: str) -> None:
+        """Keeps what a user should know for the outcome, once however often the model is built."""
+        self._notes = (*self._notes, *({note} - {*self._notes}))
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        return self._engine.sum_over_ranks(values)
+
+    def _on_any_rank(self, holds: bool) -> bool:
+        return bool(self._sum(torch.tensor(float(holds))))
+
+    @property
+    def _leads(self) -> bool:
+        return self._context.rank == 0
+
+    @property
+    def _step(self) -> int:
+        return self._account.step
+
+    # -- from start to end -------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Goes on from the newest good checkpoint, or begins."""
+        self._pulse.enter("loading", self._step)
+        state = self._keeper.restore()
+        self._account.resume(state, self._job.held_before)
+        self._take_up(state)
+        if self._leads:
+            job = self._job
+            self._log = MetricLog(
+                job.run_folder,
+                attempt=max(1, job.attempt),
+                resumed_from=state.step,
+                holds=self._keeper.holds,
+            )
+
+    def run(self) -> Status:
+        """Steps until the end or a reason to stop."""
+        self._tell("training")
+        wish = self._agreement.wish(self._wish())
+        while wish != Wish.STOP:
+            if self._step == self._steps:
+                return "finished"
+            # Before the step and not after the last one: a run that was stopped in between makes up for it.
+            if self._job.is_evaluated_after(self._step) and self._evaluated_step != self._step:
+                self._evaluate()
+            if self._keeper.is_due(self._step):
+                self._save()
+            if wish == Wish.OVER_BUDGET:
+                return "stopped_by_budget"
+            wish = self._take_step()
+        return "interrupted"
+
+    def finish(self, status: Status) -> Outcome:
+        """Evaluation, measurements, checkpoint, model folder and, when the run is over, the outcome file."""
+        if status == "interrupted":
+            self._save()
+            return self._outcome(status)
+        if status == "stopped_by_budget":
+            earlier = self._from_leader(self._earlier_stop() if self._leads else None)
+            if earlier is not None:
+                return Outcome.from_dict(earlier)
+        if self._evaluated_step != self._step or self._step == 0:
+            self._evaluate()
+        self._measure()  # before the checkpoint, which keeps all metrics
+        if self._job.final_checkpoint:
+            self._save()
+        self._export()
+        outcome = self._outcome(status)
+        if self._leads:
+            file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
+            with catalog.storage_errors(self._job.run_folder):
+                write_json(file, outcome.to_dict())
+            self._keeper.show(file)
+        return outcome
+
+    def close(self) -> None:
+        """Ships what metrics it can and lets go of the engine."""
+        try:
+            if self._log is not None:
+                self._log.close()
+        finally:
+            self._keeper.close()
+            self._engine.close()
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def _take_step(self) -> Wish:
+        """One optimizer step on all ranks, undone if it went bad; returns rank 0's wish after it."""
+        started = time.monotonic()
+        step = self._step
+        self._pulse.enter("computing", step)
+        share = self._data.share(step, skipped=self._keeper.skipped)
+        reading_s = time.monotonic() - started
+        rate = learning_rate(self._spec.training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
+        loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds)
+        self._account.add_step(
+            seconds=time.monotonic() - started, tokens=share.tokens, padded_tokens=share.padded_tokens
+        )
+        self._pulse.enter("waiting", step)
+        agreed = self._agreement.after_step(
+            loss=loss, grad_norm=norm, wish=self._wish(), failed=self._keeper.has_failed()
+        )
+        self._pulse.computed(reading_s + self._engine.forward_s)
+        if agreed.failed:
+            self._keeper.raise_failure()
+        verdict = self._guard.judge(step, loss=agreed.loss, grad_norm=agreed.grad_norm)
+        if not verdict.ok:
+            self._rewind(verdict, step)
+            return self._agreement.wish(self._wish())
+        seconds = time.monotonic() - started
+        self._pace.add_step(seconds=seconds, tokens=share.tokens)
+        self._keeper.add_step(seconds)
+        news = {
+            "train/loss": agreed.loss,
+            "train/learning_rate": rate,
+            "train/tokens_per_second": share.tokens / seconds,
+        }
+        self._record(news if agreed.grad_norm is None else {**news, "train/grad_norm": agreed.grad_norm})
+        self._hold()
+        return agreed.wish
+
+    def _hold(self) -> None:
+        """Waits where a rehearsal of a death asks for it; the other ranks meet rank 0 at their next collective."""
+        while self._leads and self._step == self._job.hold_after_step and self._job.hold_file.exists():
+            time.sleep(_HOLD_POLL_S)
+
+    def _wish(self) -> Wish:
+        """Rank 0's wish: someone asked to stop, or one more step would overrun the budget."""
+        if not self._leads:
+            return Wish.GO_ON
+        if self._context.stop_requested() or self._step == self._job.stop_after_step:
+            return Wish.STOP
+        budget = self._spec.parsed_budget
+        if budget is None or self._step == self._steps:
+            return Wish.GO_ON
+        decision = self._account.decide(budget)
+        if not decision.go_on:
+            self._note(decision.reason)
+        return Wish.GO_ON if decision.go_on else Wish.OVER_BUDGET
+
+    def _record(self, news: dict[str, float]) -> None:
+        """A step's figures, with what the run has cost up to it."""
+        cost = self._account.cost()
+        self._emit(
+            news
+            | {
+                "train/tokens": float(self._account.state().tokens),
+                "cost/gpu_hours": cost.gpu_hours,
+                "cost/flops": cost.flops,
+                "cost/usd": cost.usd,
+            }
+        )
+        self._tell("training")
+
+    # -- back to a checkpoint ----------------------------------------------------------------------------------
+
+    def _take_up(self, state: LoopState) -> None:
+        self._evaluated_step, self._metrics = state.evaluated_step, dict(state.metrics)
+        self._guard.restore(state.guard)
+
+    def _rewind(self, verdict: Verdict, step: int) -> None:
+        """Undoes a bad step and what led to it. Raises DivergedError when that has not helped."""
+        self._tell("rewinding")
+        state = self._keeper.rewind(verdict, step, samples_of=self._data.samples)
+        if state is None:
+            self._engine.close()
+            self._engine = self._build()
+            self._keeper.attach(self._engine)
+            state = LoopState()
+        self._account.rewind(state)
+        self._take_up(state)
+        if self._log is not None:
+            self._log.rewind(state.step)
+
+    # -- evaluation and saving ---------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        started = time.monotonic()
+        self._begin("evaluating")
+        summary = evaluate(
+            self._engine,
+            self._validation,
+            self._objective,
+            plan=self._plan,
+            rank=self._context.rank,
+            covered_bytes=self._job.data.covered_bytes,
+            before_batch=lambda: self._pulse.enter("evaluating", self._step),
+        )
+        self._evaluated_step = self._step
+        self._emit(summary)
+        seconds = time.monotonic() - started
+        self._account.add_evaluation(seconds)
+        self._pace.add_pause(seconds)
+        if self._leads:
+            self._context.report(self._step, dict(self._metrics))
+
+    def _measure(self) -> None:
+        """What the run took, beside what was planned; nothing new where this attempt only ended an earlier one."""
+        if not self._pace.steps:
+            return
+        peak_gib = self._engine.peak_gib()
+        self._emit(
+            figures(
+                self._plan,
+                self._pace,
+                counts=self._job.data.counts,
+                step=self._step,
+                gpu_hours=self._account.cost().gpu_hours,
+                peak_gib=peak_gib,
+            )
+        )
+
+    def _save(self) -> None:
+        """All ranks copy their state; it becomes a checkpoint while training goes on."""
+        started = time.monotonic()
+        self._begin("saving")
+        state = replace(
+            self._account.state(),
+            evaluated_step=self._evaluated_step,
+            metrics=dict(self._metrics),
+            guard=self._guard.state(),
+        )
+        figures = self._keeper.save(state, step_s=self._account.pace_s)
+        if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
+            self._log.log(self._step, figures)
+        seconds = time.monotonic() - started
+        self._account.add_saving(seconds)
+        self._pace.add_pause(seconds)
+
+    def _export(self) -> None:
+        """Rank 0 writes the model as a Hugging Face folder, from the weights of all.
+
+        Raises ModelError on every rank when the folder does not compute what was trained; all is kept then.
+        """
+        self._begin("exporting")
+        batch, job, wrong = check_batch(self._validation, self._plan), self._job, None
+        trained, state = Sample(batch=batch, logits=self._engine.logits(batch)), self._engine.full_state()
+        if self._leads:
+            self._keeper.check_fence()
+            with catalog.storage_errors(job.run_folder, what="the model"):
+                wrong = export(state, job.spec, job.plan, job.data, job.model_folder, trained=trained)
+        wrong = self._from_leader(wrong)
+        if wrong is not None:
+            self._save()
+            self._keeper.newest()
+            raise wrong
+        if self._leads:
+            self._keeper.show(job.model_folder)
+
+    def _outcome(self, status: Status) -> Outcome:
+        """Once every rank has written all that it was given to write."""
+        self._begin("saving")
+        newest = self._keeper.newest()
+        dist.barrier()
+        return Outcome(
+            status=status,
+            step=self._step,
+            steps=self._steps,
+            metrics=dict(self._metrics),
+            checkpoint=newest,
+            model_path=None if status == "interrupted" else str(self._job.model_folder),
+            notes=(*self._keeper.notes, *self._notes),
+        )
+
+    def _earlier_stop(self) -> dict[str, Any] | None:
+        """What was said when the budget stopped this run at this very step."""
+        earlier: dict[str, Any] = read_json(self._job.budget_stop_file) or {}
+        return earlier if earlier.get("step") == self._step else None
+
+    # -- telling -----------------------------------------------------------------------------------------------
+
+    def _from_leader(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        self._pulse.enter("waiting", self._step)
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _emit(self, values: dict[str, float]) -> None:
+        self._metrics.update(values)
+        if self._log is not None:
+            self._log.log(self._step, values)
+
+    def _begin(self, phase: Phase) -> None:
+        self._pulse.enter(phase, self._step)
+        self._tell(phase)
+
+    def _tell(self, phase: str) -> None:
+        if not self._leads:
+            return
+        self._context.progress(
+            Progress(
+                step=self._step,
+                steps=self._steps,
+                phase=phase,
+                eta_s=self._account.pace_s * (self._steps - self._step),
+                tokens_per_second=self._metrics.get("train/tokens_per_second", 0.0),
+                metrics=dict(self._metrics),
+            )
+        )

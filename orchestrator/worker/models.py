@@ -1,0 +1,384 @@
+"""Base model + method -> a module with the right parameters trainable. `export` makes a plain folder of it again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
+from transformers.initialization import no_init_weights
+
+from orchestrator.architectures.families import model_config, model_shape
+from orchestrator.architectures.weight_names import HEAD_MODULES
+from orchestrator.errors import ModelError
+from orchestrator.locations import resolve
+from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head, lacking
+from orchestrator.planning.run_plan import RunPlan
+from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS, refuse_tied_targets
+from orchestrator.samples.prepare import PreparedData
+from orchestrator.spec import RunSpec, Task
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the precision of a plan."""
+AUTO_CLASSES: dict[Task, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "masked-lm": AutoModelForMaskedLM,
+    "text-classification": AutoModelForSequenceClassification,
+}
+_ADAPTED_AS: dict[Task, str | None] = {
+    "causal-lm": "CAUSAL_LM",
+    "masked-lm": None,  # peft has no name for it, and wraps the model as it is
+    "text-classification": "SEQ_CLS",
+}
+"""Tasks as peft calls them."""
+_USUAL_HEADS = ("classifier", "score")
+"""The classification head of an architecture that `HEAD_MODULES` does not know."""
+_LEFTOVERS = ("finetuning_task", "task_specific_params")
+"""What configurations remember of a task that their model was trained for before."""
+
+
+def _say_nothing(note: str) -> None:
+    return None
+
+
+def build_model(
+    spec: RunSpec, plan: RunPlan, data: PreparedData, *, say: Callable[[str], None] = _say_nothing
+) -> torch.nn.Module:
+    """The module to train, on the CPU in fp32 (DeepSpeed casts and moves it), seeded by `training.seed`.
+
+    `say` is told what a user should know of it.
+    Raises ModelError when the base model cannot be loaded for the task, or an adapter's target is not there.
+    """
+    _quieten()
+    torch.manual_seed(spec.training.seed)
+    with sharded_construction(plan):
+        model = _new_weights(spec, plan, data) if _is_new(spec) else _pretrained(spec, data, say)
+    if plan.activation_checkpointing:
+        # The reentrant kind needs inputs with gradients, which would send a frozen backbone's backward pass to its end.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.method == "head":
+        freeze_backbone(model)
+    if spec.method == "lora":
+        # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
+        torch.manual_seed(spec.training.seed)
+        model = add_lora(model, spec)
+        if plan.zero_stage == 3:
+            _cast(model, DTYPES[plan.precision])
+    return model
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Adapters in the number format of the base, which ZeRO-3 has built in it: it trains weights of one format only.
+
+    The other stages cast all weights by themselves; masters are in fp32 either way.
+    """
+    for parameter in model.parameters():
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _quieten() -> None:
+    """No progress bars and load reports; what matters in a report is checked in `_pretrained`."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _is_new(spec: RunSpec) -> bool:
+    return spec.model.base is None or spec.method == "scratch"
+
+
+@contextlib.contextmanager
+def sharded_construction(plan: RunPlan) -> Iterator[None]:
+    """Under ZeRO-3, transformers meanwhile builds each weight already sharded."""
+    if plan.zero_stage < 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    alive = HfDeepSpeedConfig(plan.deepspeed)  # transformers looks for such an object
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del alive
+
+
+def _auto_class(spec: RunSpec) -> Any:
+    return AUTO_CLASSES[spec.task]
+
+
+def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
+    """Configuration values that follow from the data: special tokens, and the classes by name."""
+    settings: dict[str, Any] = {}
+    if data.pad_id is not None:
+        settings["pad_token_id"] = data.pad_id
+    if spec.task == "text-classification":
+        names = data.label_names or ()
+        settings["num_labels"] = len(names)
+        settings["id2label"] = dict(enumerate(names))
+        settings["label2id"] = {name: index for index, name in enumerate(names)}
+        settings["problem_type"] = "single_label_classification"
+    return settings
+
+
+def _new_weights(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Module:
+    """Weights drawn by the seed, the same under every ZeRO stage.
+
+    Stage 3 draws each module's weights once, in the order of `initialize_weights`; the constructors' own draws, which
+    are overwritten anyway, would put the other stages out of step with it.
+    """
+    if plan.zero_stage == 3:
+        with _drawn_without_padding():
+            sharded: torch.nn.Module = _auto_class(spec).from_config(configuration(spec, data), dtype=torch.float32)
+        return sharded
+    model = blank_model(spec, data)
+    let_every_token_train(model)
+    model.initialize_weights()
+    model.tie_weights()
+    return model
+
+
+def blank_model(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
+    """The architecture with whatever the memory held for weights, none of them tied yet."""
+    with no_init_weights():
+        model: torch.nn.Module = _auto_class(spec).from_config(configuration(spec, data), dtype=torch.float32)
+    return model
+
+
+def let_every_token_train(model: torch.nn.Module) -> None:
+    """Takes the padding row out of the token table; the configuration goes on naming the padding token.
+
+    Many architectures make the row of `pad_token_id` zero at the start and give it no gradient. Where padding falls
+    back to the end of text, as in most language models, that token could never be learnt as an input. Language models
+    here have no padding, and a classifier's is masked, so a padding token of its own has no gradient anyway. The
+    position tables of RoBERTa and its kind keep their padding row, by which they count.
+    """
+    table = model.get_input_embeddings()
+    if getattr(table, "padding_idx", None) is not None:
+        table.padding_idx = None
+
+
+@contextlib.contextmanager
+def _drawn_without_padding() -> Iterator[None]:
+    """Under ZeRO-3 transformers draws weights as soon as it has built the modules; meanwhile without padding rows."""
+    from transformers.integrations import deepspeed as sharding
+
+    draw = sharding.initialize_weights_zero3
+
+    def draw_all(model: torch.nn.Module) -> None:
+        let_every_token_train(model)
+        draw(model)
+
+    sharding.initialize_weights_zero3 = draw_all
+    try:
+        yield
+    finally:
+        sharding.initialize_weights_zero3 = draw
+
+
+def configuration(spec: RunSpec, data: PreparedData) -> PretrainedConfig:
+    """The configuration of the model that is trained, without what a base's says of another task or way of use."""
+    settings = _task_settings(spec, data)
+    if not _is_new(spec):
+        return _base_configuration(spec, settings)
+    own = spec.model.base is None
+    values = model_config(
+        spec.model,
+        vocab_size=data.counts.vocab_size if own else None,
+        sequence_length=spec.data.sequence_length,
+    )
+    first = data.eos_id if data.cls_id is None else data.cls_id
+    special = {"bos_token_id": first, "eos_token_id": data.eos_id} if own else {}
+    values = {**values, **settings, **special}
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def _base_configuration(spec: RunSpec, settings: dict[str, Any]) -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(resolve(str(spec.model.base)), **settings)
+    for name in _LEFTOVERS:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
+    # Of a model that was saved to look inside it; `return_dict: false` would give tuples instead of named logits.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    if spec.task != "text-classification":
+        config.problem_type, config.num_labels = None, 2
+        config.id2label = {0: "LABEL_0", 1: "LABEL_1"}  # transformers' default, which it leaves out of the file
+        config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    if spec.task == "causal-lm":
+        config.use_cache = True  # off in what a training with activation checkpointing saved: slow, and no property
+    if spec.task == "masked-lm":
+        config.is_decoder, config.add_cross_attention = False, False  # it sees both sides
+    return config
+
+
+def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
+    base, own, names = resolve(str(spec.model.base)), model_config(spec.model), data.label_names or ()
+    new_head = spec.task == "text-classification" and not keeps_head(own, names)
+    try:
+        model, report = _auto_class(spec).from_pretrained(
+            base,
+            config=configuration(spec, data),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=new_head,
+            # ZeRO-3 knows only renaming: there another size ends rank 0 alone, and the others wait for ever.
+            key_mapping={OUTPUT_OF_HEAD.pattern: r"of_other_classes.\1"} if new_head else None,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"the base model cannot be loaded for task: {spec.task}",
+            got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
+            do="give a folder with config.json and model.safetensors whose architecture supports the task",
+        ) from error
+    in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_head
+    _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
+    absent = [name for name in report["missing_keys"] if not in_head(name, model)]
+    if absent:
+        raise lacking(str(spec.model.base), absent)
+    if new_head:
+        _draw_output_anew(model)
+    shape = model_shape(own, task=spec.task, num_labels=len(names) or None)
+    for note in base_notes(spec, own, shape, label_names=data.label_names):
+        say(note)
+    let_every_token_train(model)
+    loaded: torch.nn.Module = model
+    return loaded
+
+
+def _refuse_other_sizes(spec: RunSpec, names: list[str]) -> None:
+    """Only a head for other classes may have another size than its own in the file."""
+    other = sorted(name for name in names if not OUTPUT_OF_HEAD.fullmatch(name))
+    if other:
+        raise ModelError(
+            "the base model's config.json and weights do not go together",
+            got=f"{spec.model.base}: other sizes of {', '.join(other[:3])}",
+            do="copy both files from the same model",
+        )
+
+
+def _draw_output_anew(model: torch.nn.Module) -> None:
+    """A last layer of the head by the architecture's own rule, whatever was loaded; the seed decides."""
+    names = {name.rpartition(".")[0] for name, _ in model.named_parameters() if OUTPUT_OF_HEAD.fullmatch(name)}
+    for name in sorted(names):
+        module = model.get_submodule(name)
+        with _gathered(list(module.parameters())):
+            for parameter in module.parameters():
+                parameter._is_hf_initialized = False  # what transformers' rules look at
+            model._init_weights(module)
+
+
+@contextlib.contextmanager
+def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Weights whole meanwhile; those that ZeRO-3 has sharded are rank 0's afterwards."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+        yield
+
+
+def _head_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    return HEAD_MODULES.get(str(model.config.model_type), _USUAL_HEADS)
+
+
+def _in_head(name: str, model: torch.nn.Module) -> bool:
+    """Whether a parameter belongs to the task's head, by its full name."""
+    return any(part in _head_modules(model) for part in name.split("."))
+
+
+def _in_masked_lm_head(name: str, model: torch.nn.Module) -> bool:
+    """Whether a parameter lies behind the architecture's backbone, by its full name."""
+    return not name.startswith(f"{model.base_model_prefix}.")
+
+
+def freeze_backbone(model: torch.nn.Module) -> None:
+    """Leaves only the task's head trainable: the modules behind the backbone."""
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = _in_head(name, model)
+        trainable += parameter.requires_grad
+    if not trainable:
+        raise ModelError(
+            "method: head found no head to train in this architecture",
+            got=type(model).__name__,
+            allowed=f"a module named {' or '.join(_head_modules(model))}",
+            do="use method: lora or full",
+        )
+
+
+def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
+    """The model with low-rank adapters on the given or the architecture's usual projections.
+
+    A classification head is new, so it is trained whole besides them; `MASKED_LM_TRANSFORMS` may be.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model_type = str(model.config.model_type)
+    targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
+    if targets is None:
+        raise ModelError(
+            f"no usual adapter targets are known for the architecture {model_type!r}",
+            allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
+            do="name the modules in lora.targets",
+        )
+    refuse_tied_targets(targets, _tied_modules(model))
+    whole = {
+        "causal-lm": None,
+        "masked-lm": MASKED_LM_TRANSFORMS.get(model_type),
+        "text-classification": _head_modules(model),
+    }[spec.task]
+    config = LoraConfig(
+        r=spec.lora.rank,
+        lora_alpha=spec.lora.alpha,
+        lora_dropout=spec.lora.dropout,
+        target_modules=list(targets),
+        task_type=_ADAPTED_AS[spec.task],
+        modules_to_save=None if whole is None else list(whole),
+        fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
+    )
+    try:
+        adapted: torch.nn.Module = get_peft_model(model, config)
+    except ValueError as error:
+        leaves = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "weight")}
+        )
+        raise ModelError(
+            "lora.targets names no module of this model", got=", ".join(targets), allowed=", ".join(leaves)
+        ) from error
+    return adapted
+
+
+def _tied_modules(model: torch.nn.Module) -> tuple[str, ...]:
+    """Full names of token table and output layer where both have one weight."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return ()
+    return tuple(name for name, module in model.named_modules() if any(module is end for end in ends))
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay, biases and normalisation weights do not.
+
+    ZeRO-3 shards hide shapes, so the original ones (`ds_shape`) are read where they are.
+    """
+    decay: list[Any] = []
+    plain: list[Any] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decay if len(shape) >= 2 else plain).append(parameter)
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
