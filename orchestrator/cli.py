@@ -58,7 +58,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def run(
     spec: SpecPath,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of this spec.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the saved state of an earlier run and start over.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Do it: one training, or with a search block many. The same command after any stop goes on where it was.
@@ -270,7 +272,7 @@ def flush(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What did MLflow miss? Sends what waits on disk of runs whose server was away or whose driver was killed.
+    """Upload metrics buffered while MLflow was unreachable, and close the records of runs whose driver was killed.
 
     Exit code 0 when MLflow has everything, 1 when something still waits. Example: orchestrator flush --all
     """

@@ -15,7 +15,7 @@ def guarded(user: str, password: str) -> Iterator[tuple[str, list[int]]]:
     wanted = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
     answers: list[int] = []
 
-    class Guard(BaseHTTPRequestHandler):
+    class DivergenceGuard(BaseHTTPRequestHandler):
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status = 200 if self.headers.get("Authorization") == wanted else 401
@@ -32,7 +32,7 @@ def guarded(user: str, password: str) -> Iterator[tuple[str, list[int]]]:
         def log_message(self, *_: object) -> None:
             """Nothing on standard error."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Guard)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), DivergenceGuard)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"127.0.0.1:{server.server_port}", answers

@@ -180,7 +180,7 @@ def test_fine_tuning_passes_over_its_labels_as_often_as_the_film_reviews_asked_f
     assert fine_tuning_epochs(examples) == pytest.approx(epochs, rel=0.01)
 
 
-@pytest.mark.parametrize(("usd", "said"), [(0.5, "and asks for less"), (1.5, "and is the simpler method")])
+@pytest.mark.parametrize(("usd", "said"), [(0.5, "and needs fewer resources"), (1.5, "and is the simpler method")])
 def test_what_is_said_of_a_tie_is_true_of_its_figures(usd: float, said: str) -> None:
     question = labelled(3000)
     full, peft = (next(one for one in feasible(question) if one.strategy == name) for name in ("full", "peft"))

@@ -25,7 +25,7 @@ from orchestrator.worker.divergence_guard import (
     RECENT_STEPS,
     REWINDS_COUNT_STEPS,
     WINDOW_STEPS,
-    Guard,
+    DivergenceGuard,
     Rewind,
     RewindDecision,
     Verdict,
@@ -35,9 +35,9 @@ from orchestrator.worker.divergence_guard import (
 )
 
 
-def fed(losses: Sequence[float], *, samples_per_step: int = 64, **options: Any) -> Guard:
+def fed(losses: Sequence[float], *, samples_per_step: int = 64, **options: Any) -> DivergenceGuard:
     """A guard that has seen these losses and found nothing wrong with them."""
-    guard = Guard(samples_per_step=samples_per_step, **options)
+    guard = DivergenceGuard(samples_per_step=samples_per_step, **options)
     for step, loss in enumerate(losses):
         verdict = guard.judge(step, loss=loss, grad_norm=1.0)
         assert verdict.ok, f"step {step}: {verdict.reason}"
@@ -54,7 +54,7 @@ def noise(steps: int = 400, *, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("options", [{}, {"spikes": False}])
 def test_a_loss_that_is_not_finite_is_bad_from_the_first_step_on(loss: float, options: dict[str, bool]) -> None:
-    verdict = Guard(samples_per_step=8, **options).judge(0, loss=loss, grad_norm=1.0)
+    verdict = DivergenceGuard(samples_per_step=8, **options).judge(0, loss=loss, grad_norm=1.0)
     assert not verdict.ok
     assert "loss" in verdict.reason
     assert verdict.first_step == 0
@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_finite_is_bad_from_the_first_step_on(loss: float, op
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
 def test_a_gradient_that_is_not_finite_is_bad(norm: float) -> None:
-    assert Guard(samples_per_step=8).judge(5, loss=2.0, grad_norm=norm) == Verdict(
+    assert DivergenceGuard(samples_per_step=8).judge(5, loss=2.0, grad_norm=norm) == Verdict(
         ok=False, reason="the gradient is not finite", first_step=5
     )
 
@@ -70,7 +70,7 @@ def test_a_gradient_that_is_not_finite_is_bad(norm: float) -> None:
 def test_steps_that_a_loss_scaler_left_out_in_vain_blame_the_update_before_them() -> None:
     guard = fed([2.0] * 10)
     assert all(guard.judge(step, loss=2.0, grad_norm=None).ok for step in range(10, 13))
-    resumed = Guard(samples_per_step=64)
+    resumed = DivergenceGuard(samples_per_step=64)
     resumed.restore(json.loads(json.dumps(guard.state())))
     for one in (guard, resumed):
         verdict = one.judge(13, loss=2.0, grad_norm=math.inf)
@@ -86,8 +86,8 @@ def test_a_loss_scaler_that_found_its_scale_leaves_no_trace() -> None:
 
 
 def test_the_batch_before_a_broken_loss_may_be_to_blame_and_that_before_a_broken_gradient_not() -> None:
-    assert Guard(samples_per_step=8).judge(7, loss=math.nan, grad_norm=math.nan).first_step == 6
-    assert Guard(samples_per_step=8).judge(7, loss=2.0, grad_norm=math.nan).first_step == 7
+    assert DivergenceGuard(samples_per_step=8).judge(7, loss=math.nan, grad_norm=math.nan).first_step == 6
+    assert DivergenceGuard(samples_per_step=8).judge(7, loss=2.0, grad_norm=math.nan).first_step == 7
 
 
 def test_a_huge_finite_gradient_and_an_unknown_one_are_no_bad_steps() -> None:
@@ -128,7 +128,7 @@ def test_what_deepspeed_says_of_a_broken_gradient_is_judged_bad_at_every_zero_st
     assert lines, done.stderr
     norms = json.loads(lines[0].removeprefix("NORMS"))
     assert len(norms) == 3
-    assert not any(Guard(samples_per_step=2).judge(0, loss=1.0, grad_norm=norm).ok for norm in norms), norms
+    assert not any(DivergenceGuard(samples_per_step=2).judge(0, loss=1.0, grad_norm=norm).ok for norm in norms), norms
 
 
 # -- spikes: healthy series ------------------------------------------------------------------------------------------
@@ -227,12 +227,12 @@ def test_a_bad_step_leaves_no_trace_in_the_window() -> None:
 def test_a_resumed_guard_judges_as_the_one_that_went_on(stopped_at: int, seed: int) -> None:
     losses = [*np.abs(1.0 + 0.5 * noise(500, seed=seed)).tolist(), 40.0]
     losses[480:480] = [4.0] * 12
-    whole = Guard(samples_per_step=8)
+    whole = DivergenceGuard(samples_per_step=8)
     verdicts = [whole.judge(step, loss=loss, grad_norm=1.0) for step, loss in enumerate(losses)]
-    first = Guard(samples_per_step=8)
+    first = DivergenceGuard(samples_per_step=8)
     for step in range(stopped_at):
         first.judge(step, loss=losses[step], grad_norm=1.0)
-    resumed = Guard(samples_per_step=8)
+    resumed = DivergenceGuard(samples_per_step=8)
     resumed.restore(json.loads(json.dumps(first.state())))
     again = [resumed.judge(step, loss=losses[step], grad_norm=1.0) for step in range(stopped_at, len(losses))]
     assert again == verdicts[stopped_at:]
@@ -242,7 +242,7 @@ def test_a_resumed_guard_judges_as_the_one_that_went_on(stopped_at: int, seed: i
 def test_a_checkpoint_without_a_window_starts_a_new_one() -> None:
     guard = fed([3.0] * 200)
     guard.restore({})
-    assert guard.state() == Guard(samples_per_step=64).state()
+    assert guard.state() == DivergenceGuard(samples_per_step=64).state()
 
 
 def test_judging_costs_less_than_a_thousandth_of_a_step_of_100_ms() -> None:
@@ -280,7 +280,7 @@ class NextSymbol(torch.nn.Module):
 class Training:
     model: NextSymbol
     optimizer: torch.optim.Optimizer
-    guard: Guard
+    guard: DivergenceGuard
     draws: np.random.Generator
     step: int = 0
 
@@ -313,7 +313,7 @@ def healthy() -> Training:
     training = Training(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), fused=True),
-        guard=Guard(samples_per_step=SAMPLES),
+        guard=DivergenceGuard(samples_per_step=SAMPLES),
         draws=np.random.default_rng(0),
     )
     for _ in range(300):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.runs.heartbeat import Pulse, posting_period_s
+from orchestrator.runs.heartbeat import Heartbeat, posting_period_s
 from orchestrator.worker.forward_timer import ForwardTimer, collectives_begun
 
 
@@ -35,92 +35,92 @@ def clock() -> Clock:
 
 
 def test_a_new_pulse_is_starting() -> None:
-    beat = Pulse().beat()
+    beat = Heartbeat().beat()
     assert (beat.phase, beat.step, beat.collectives) == ("starting", 0, 0)
     assert beat.usual_step_s is None
     assert beat.own_low_s is None
 
 
 def test_a_rank_stands_still_from_its_mark_on(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
-    pulse.enter("waiting", 3)
-    pulse.beat()
+    heartbeat = Heartbeat(clock=clock)
+    heartbeat.enter("waiting", 3)
+    heartbeat.beat()
     clock.now_s += 2
-    pulse.beat()
+    heartbeat.beat()
     clock.now_s += 3
-    beat = pulse.beat()
+    beat = heartbeat.beat()
     assert (beat.phase, beat.step, beat.still_s) == ("waiting", 3, 5.0)
 
 
 def test_the_same_phase_entered_again_is_a_movement(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    heartbeat = Heartbeat(clock=clock)
     for _ in range(3):
-        pulse.enter("evaluating", 3)
-        pulse.beat()
+        heartbeat.enter("evaluating", 3)
+        heartbeat.beat()
         clock.now_s += 4
-    assert pulse.beat().still_s == 4.0
+    assert heartbeat.beat().still_s == 4.0
 
 
 def test_a_collective_that_was_begun_is_a_movement(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    heartbeat = Heartbeat(clock=clock)
     begun = [7]
-    pulse.count(lambda: begun[0])
-    pulse.beat()
+    heartbeat.count(lambda: begun[0])
+    heartbeat.beat()
     clock.now_s += 4
-    assert pulse.beat().still_s == 4.0
+    assert heartbeat.beat().still_s == 4.0
     begun[0] = 8
-    beat = pulse.beat()
+    beat = heartbeat.beat()
     assert (beat.still_s, beat.collectives) == (0.0, 8)
 
 
 def test_a_process_that_was_stopped_does_not_count_all_of_it_as_standstill(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
-    pulse.beat()
+    heartbeat = Heartbeat(clock=clock)
+    heartbeat.beat()
     clock.now_s += 3600
-    assert pulse.beat().still_s < 60
+    assert heartbeat.beat().still_s < 60
 
 
 def test_the_usual_step_is_the_median_and_leaves_out_a_pause(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
-    pulse.enter("computing", 0)
-    assert pulse.beat().usual_step_s is None
+    heartbeat = Heartbeat(clock=clock)
+    heartbeat.enter("computing", 0)
+    assert heartbeat.beat().usual_step_s is None
     for step, seconds in enumerate([2.0, 2.0, 50.0, 3.0], start=1):
         clock.now_s += seconds
-        pulse.enter("computing", step)
-    assert pulse.beat().usual_step_s == 2.5
+        heartbeat.enter("computing", step)
+    assert heartbeat.beat().usual_step_s == 2.5
 
 
 def test_steps_taken_again_after_a_rewind_are_not_timed_across_it(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    heartbeat = Heartbeat(clock=clock)
     for step, seconds in [(5, 0.0), (6, 1.0), (2, 40.0)]:
         clock.now_s += seconds
-        pulse.enter("computing", step)
-    assert pulse.beat().usual_step_s == 1.0
+        heartbeat.enter("computing", step)
+    assert heartbeat.beat().usual_step_s == 1.0
 
 
 def test_own_work_is_known_after_sixteen_stretches_as_what_most_of_them_took(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    heartbeat = Heartbeat(clock=clock)
     for stretch in range(16):
-        assert pulse.beat().own_low_s is None
+        assert heartbeat.beat().own_low_s is None
         clock.now_s += 1.0
-        pulse.computed(float(stretch))
-    assert (pulse.beat().own_low_s, pulse.beat().own_high_s) == (4.0, 11.0)
+        heartbeat.computed(float(stretch))
+    assert (heartbeat.beat().own_low_s, heartbeat.beat().own_high_s) == (4.0, 11.0)
     clock.now_s += 1.0
-    pulse.computed(500.0)
-    assert (pulse.beat().own_low_s, pulse.beat().own_high_s) == (5.0, 12.0)
+    heartbeat.computed(500.0)
+    assert (heartbeat.beat().own_low_s, heartbeat.beat().own_high_s) == (5.0, 12.0)
 
 
 def test_short_steps_are_averaged_over_a_second(clock: Clock) -> None:
-    pulse = Pulse(clock=clock)
+    heartbeat = Heartbeat(clock=clock)
     for _ in range(16 * 10):
         clock.now_s += 0.1000001
-        pulse.computed(0.04)
-    assert pulse.beat().own_low_s == pytest.approx(0.04)
+        heartbeat.computed(0.04)
+    assert heartbeat.beat().own_low_s == pytest.approx(0.04)
 
 
 def test_a_mark_costs_less_than_a_microsecond() -> None:
-    pulse, steps = Pulse(), itertools.count()
-    rounds = timeit.repeat(lambda: pulse.enter("waiting", next(steps)), number=1000, repeat=20)
+    heartbeat, steps = Heartbeat(), itertools.count()
+    rounds = timeit.repeat(lambda: heartbeat.enter("waiting", next(steps)), number=1000, repeat=20)
     assert min(rounds) / 1000 < 1e-6
 
 
@@ -149,7 +149,7 @@ def test_a_slow_rank_shows_in_its_own_work_and_a_stuck_one_in_its_collectives_th
 
 
 class Ranks:
-    """Two processes that train a few large layers under ZeRO-3 and send what their pulses say."""
+    """Two processes that train a few large layers under ZeRO-3 and send what their heartbeats say."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -224,21 +224,21 @@ def _train(pipe: Connection, rank: int, port: int) -> None:
     }
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
-    pulse, timer = Pulse(), ForwardTimer(engine.module, on_gpu=False)
-    pulse.count(collectives_begun)
+    heartbeat, timer = Heartbeat(), ForwardTimer(engine.module, on_gpu=False)
+    heartbeat.count(collectives_begun)
 
     def tell() -> None:
         while True:
-            pipe.send(vars(pulse.beat()))
+            pipe.send(vars(heartbeat.beat()))
             time.sleep(0.25)
 
     threading.Thread(target=tell, daemon=True).start()
     for step in itertools.count():
-        pulse.enter("computing", step)
+        heartbeat.enter("computing", step)
         if pipe.poll():
             time.sleep(3600)
         with timer.running():
             loss = engine(torch.randn(128, 512)).square().mean()
         engine.backward(loss)
         engine.step()
-        pulse.computed(timer.seconds())
+        heartbeat.computed(timer.seconds())

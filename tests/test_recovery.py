@@ -14,7 +14,7 @@ from orchestrator.errors import StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import LoopState, TrainingJob, WorkerContext
-from orchestrator.worker.recovery import COST_METRIC, INTERVAL_METRIC, Keeper
+from orchestrator.worker.recovery import COST_METRIC, INTERVAL_METRIC, RecoveryManager
 from tests.training_runs import pretrain
 
 pytestmark = pytest.mark.slow  # torch
@@ -44,16 +44,16 @@ def job(tmp_path: Path) -> TrainingJob:
 
 
 @contextmanager
-def keeper(job: TrainingJob, *, blocked_s: float) -> Iterator[Keeper]:
+def recovery(job: TrainingJob, *, blocked_s: float) -> Iterator[RecoveryManager]:
     state: Any = State(blocked_s=blocked_s)
-    keeping = Keeper(state, job, WorkerContext(), agree=lambda value: value, any_rank=bool)
+    keeping = RecoveryManager(state, job, WorkerContext(), agree=lambda value: value, any_rank=bool)
     try:
         yield keeping
     finally:
         keeping.close()
 
 
-def saved(keeping: Keeper, *, late_s: float = 0.0, until: int = 120) -> list[tuple[int, dict[str, float]]]:
+def saved(keeping: RecoveryManager, *, late_s: float = 0.0, until: int = 120) -> list[tuple[int, dict[str, float]]]:
     """(step, figures) of every checkpoint of a training whose first step after each takes so much longer."""
     found: list[tuple[int, dict[str, float]]] = []
     for step in range(1, until + 1):
@@ -65,7 +65,7 @@ def saved(keeping: Keeper, *, late_s: float = 0.0, until: int = 120) -> list[tup
 
 
 def test_each_checkpoint_is_as_far_from_the_last_as_was_decided_by_what_they_cost(job: TrainingJob) -> None:
-    with keeper(job, blocked_s=0.05) as keeping:
+    with recovery(job, blocked_s=0.05) as keeping:
         found = saved(keeping)
     assert [step for step, _ in found[:2]] == [FIRST_INTERVAL_STEPS, 2 * FIRST_INTERVAL_STEPS]
     assert COST_METRIC not in found[0][1], "none was complete"
@@ -79,9 +79,9 @@ def test_dearer_checkpoints_are_made_less_often_whether_training_waits_or_is_slo
     job: TrainingJob, tmp_path: Path, dear: dict[str, float]
 ) -> None:
     late_s = dear.get("late_s", 0.0)
-    with keeper(job, blocked_s=0.0) as keeping:
+    with recovery(job, blocked_s=0.0) as keeping:
         cheap = saved(keeping)
-    with keeper(replace(job, run_folder=tmp_path / "dear"), blocked_s=dear["blocked_s"]) as keeping:
+    with recovery(replace(job, run_folder=tmp_path / "dear"), blocked_s=dear["blocked_s"]) as keeping:
         rare = saved(keeping, late_s=late_s)
     assert rare[-1][1][COST_METRIC] == pytest.approx(0.5, abs=0.2)
     assert len(rare) < len(cheap)
@@ -94,7 +94,7 @@ def test_where_every_checkpoint_is_damaged_the_run_goes_on_once_one_is_whole_aga
     def attempt() -> TrainingJob:
         return replace(job, attempt=attempts.open(workers=1, cause="started again"))
 
-    with keeper(attempt(), blocked_s=0.0) as keeping:
+    with recovery(attempt(), blocked_s=0.0) as keeping:
         keeping.save(LoopState(step=1), step_s=STEP_S)
         keeping.newest()
     (file,) = Path(str(job.checkpoints)).rglob("model.pt")
@@ -102,12 +102,12 @@ def test_where_every_checkpoint_is_damaged_the_run_goes_on_once_one_is_whole_aga
     file.write_bytes(whole[:-1])
     for _ in range(2):  # the first refusal must not make the second one forget what there was
         with (
-            keeper(attempt(), blocked_s=0.0) as keeping,
+            recovery(attempt(), blocked_s=0.0) as keeping,
             pytest.raises(StorageError, match="no checkpoint of this run"),
         ):
             keeping.restore()
     file.write_bytes(whole)
-    with keeper(attempt(), blocked_s=0.0) as keeping:
+    with recovery(attempt(), blocked_s=0.0) as keeping:
         keeping._engine.load = lambda checkpoint: None  # type: ignore[method-assign]
         assert keeping.restore().step == 1
 
@@ -116,7 +116,7 @@ def test_where_every_checkpoint_is_damaged_the_run_goes_on_once_one_is_whole_aga
 def test_a_damaged_list_of_rewinds_is_named_for_what_it_is(job: TrainingJob, torn: str) -> None:
     (job.run_folder / "rewinds.json").write_text(torn)
     with (
-        keeper(job, blocked_s=0.0) as keeping,
+        recovery(job, blocked_s=0.0) as keeping,
         pytest.raises(StorageError, match="which samples this run has left out is damaged"),
     ):
         keeping.restore()

@@ -176,7 +176,7 @@ def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool,
         epilog=f"Example: ray job submit --working-dir . -- python -m {prog} --config configs/{job}/demo.yaml",
     )
     parser.add_argument("--config", required=True, help=f"spec file, such as configs/{job}/demo.yaml")
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier run of this spec")
+    parser.add_argument("--fresh", action="store_true", help="delete the saved state of an earlier run and start over")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the spec")
     options = parser.parse_intermixed_args(list(arguments))

@@ -42,10 +42,10 @@ def choose(feasible: Sequence[Candidate], question: Question) -> tuple[Candidate
     chosen = min(tied, key=lambda one: ORDER.index(one.strategy))
     for rival in sorted(tied, key=_money):
         if _materially_cheaper(rival, chosen, question):
-            return rival, f"as good as {chosen.strategy} as far as is known, and materially cheaper"
+            return rival, f"statistically tied with {chosen.strategy}, and materially cheaper"
     if chosen is not best:
-        asks = "asks for less" if _asks_for_less(chosen, best) else "is the simpler method"
-        return chosen, f"as good as {best.strategy} as far as is known, and {asks}"
+        why = "needs fewer resources" if _needs_less(chosen, best) else "is the simpler method"
+        return chosen, f"statistically tied with {best.strategy}, and {why}"
     plain = min(feasible, key=lambda one: one.expectation.badness if one.expectation else math.inf)
     if plain is not chosen:
         return chosen, f"the best once what the base forgets is counted; {plain.strategy} alone on the task"
@@ -91,7 +91,7 @@ def _money(one: Candidate) -> float:
     return one.price.usd.mid if one.price.usd is not None else one.price.gpu_hours.mid
 
 
-def _asks_for_less(one: Candidate, other: Candidate) -> bool:
+def _needs_less(one: Candidate, other: Candidate) -> bool:
     return all(own <= its for own, its in zip(_figures(one)[1:], _figures(other)[1:], strict=True))
 
 

@@ -1,8 +1,8 @@
-"""What runs have spent of a budget, in a folder that outlives them.
+"""The ledger of a budget: what each run has spent and reserved, in a folder that outlives the runs.
 
 One small file for each run that spends from the budget. From its own a run knows what the work cost that a crash has
-lost. The trials of a search spend one budget by all of them: each holds what its next steps and its closing work will
-take, takes a step only if that fits beside what the others hold, and gives back what it did not need.
+lost. The trials of a search share one budget: each reserves the cost of its next steps and of its closing work, starts
+a step only if that fits beside what the others have reserved, and releases the remainder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A rank's sign of life: what it does, since when, and how long its own work takes.
+"""The heartbeat of a rank: its phase, the time in that phase, and what its own work takes without waiting for others.
 
-The training loop marks a `Pulse`; the board's thread reads it; `scheduling.decisions.liveness` judges what all ranks'
-pulses say. No torch here: a driver stays light.
+The training loop marks a `Heartbeat`, the control channel's thread reads it, and `scheduling.decisions.liveness` judges
+the heartbeats of all ranks. No torch here: a driver stays light.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LONGEST_GAP_S = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a pulse says at one moment. Durations only, by this rank's own clock: hosts' clocks differ."""
+    """What a heartbeat says at one moment. Durations only, by this rank's own clock: hosts' clocks differ."""
 
     phase: Phase
     step: int
@@ -50,7 +50,7 @@ def _none_begun() -> int:
     return 0
 
 
-class Pulse:
+class Heartbeat:
     """Marked by one thread (0.3 us a mark), read by another; a mark is one assignment, so neither needs a lock."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,5 +111,5 @@ class Pulse:
 
 
 def posting_period_s(world_size: int) -> float:
-    """How often each rank posts its pulse, so that all of them together write at most 100 times a second."""
+    """How often each rank posts its heartbeat, so that all of them together write at most 100 times a second."""
     return max(1.0, world_size / 100)

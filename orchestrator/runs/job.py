@@ -12,7 +12,7 @@ from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.attempts import Held
 from orchestrator.runs.budget_ledger import evaluation_is_due
 from orchestrator.runs.file_exchange import Exchange, exchange_at
-from orchestrator.runs.heartbeat import Pulse
+from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
 
@@ -153,7 +153,7 @@ class WorkerContext:
     local_rank: int = 0
     nodes: int = 1
     """Machines that the workers are on."""
-    pulse: Pulse = field(default_factory=Pulse)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """What this rank does now, for whoever looks for hangs."""
     report: Callable[[int, Mapping[str, float]], None] = _ignore
     """Called on rank 0 with (step, metrics) after every evaluation; may not return when the trial is stopped."""

@@ -31,9 +31,9 @@ from orchestrator.errors import (
 )
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.attempts import Attempts
-from orchestrator.runs.heartbeat import Pulse
+from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.job import Outcome, TrainingJob, WorkerContext
-from orchestrator.scheduling.control_channel import DriverBoard, WorkerBoard
+from orchestrator.scheduling.control_channel import DriverChannel, WorkerChannel
 from orchestrator.scheduling.data_shipping import Parcel, pack, unpack
 from orchestrator.scheduling.decisions.liveness import Hang, Straggler, find_hang, find_straggler
 from orchestrator.scheduling.failures import explain, find_starved, raised_by_worker
@@ -109,27 +109,27 @@ def run_attempt(
 
     Raises Interrupted when the user stopped it before its first step, ClusterError when it did not react to that.
     """
-    board = DriverBoard(f"run-{uuid.uuid4().hex}")
+    channel = DriverChannel(f"run-{uuid.uuid4().hex}")
     future: Future[Any] = Future()
     # A thread, because fit() blocks and would replace this process's signal handlers.
-    threading.Thread(target=_fit, args=(job, board, future, without_nodes), name="ray-train", daemon=True).start()
-    watch = _Watch(job, board, future, watcher, lookout)
+    threading.Thread(target=_fit, args=(job, channel, future, without_nodes), name="ray-train", daemon=True).start()
+    watch = _Watch(job, channel, future, watcher, lookout)
     try:
         watch.until_the_end()
         return _end(future, watch)
     finally:
         if not future.done():
-            board.ask_to_stop()  # whatever of the abandoned attempt still comes up ends after its first step
-        future.add_done_callback(lambda _: _clear(board))
+            channel.ask_to_stop()  # whatever of the abandoned attempt still comes up ends after its first step
+        future.add_done_callback(lambda _: _clear(channel))
 
 
 class _Watch:
     """What the driver does while an attempt runs."""
 
     def __init__(
-        self, job: TrainingJob, board: DriverBoard, future: Future[Any], watcher: Watcher, lookout: Lookout
+        self, job: TrainingJob, channel: DriverChannel, future: Future[Any], watcher: Watcher, lookout: Lookout
     ) -> None:
-        self._job, self._board, self._future, self._watcher, self._lookout = job, board, future, watcher, lookout
+        self._job, self._channel, self._future, self._watcher, self._lookout = job, channel, future, watcher, lookout
         self.hang: Hang | None = None
         self._stacks = ""
         self._straggler: Straggler | None = None
@@ -150,17 +150,17 @@ class _Watch:
             if self._watcher.stop.is_set():
                 self._press()
             elif self.pause is not None:
-                self._board.ask_to_stop()  # one that does not listen ends as a hang, or with its node
+                self._channel.ask_to_stop()  # one that does not listen ends as a hang, or with its node
             else:
                 self._alive_s = time.monotonic()
                 self._look_out()
 
     def _listen(self) -> None:
-        progress = self._board.progress()
+        progress = self._channel.progress()
         if progress is not None and progress != self.last:
             self._watcher.on_progress(progress)
             self.last, self._alive_s = progress, time.monotonic()
-        for step, metrics in self._board.reports(self._reported):
+        for step, metrics in self._channel.reports(self._reported):
             self._reported += 1
             self._watcher.on_report(step, metrics)
 
@@ -179,7 +179,7 @@ class _Watch:
         if self.hang is not None:
             return
         world_size, timeout = self._job.plan.workers, self._job.spec.resources.hang_timeout_s
-        seen = self._board.pulses(world_size)
+        seen = self._channel.heartbeats(world_size)
         self.hang = find_hang(seen, world_size=world_size, timeout_s=None if timeout == "auto" else timeout)
         if self.hang is not None:
             places = [each.place for each in seen.values()]
@@ -196,9 +196,9 @@ class _Watch:
         """A hang, where the workers were ended for one; want of memory, where a kernel ended one for it."""
         if self.hang is not None and isinstance(error, TransientError | ClusterError):
             return HangError("the workers hang", got=self.hang.reason, do=self._stacks)
-        starved = find_starved(self._board.last_seen()) if type(error) is TransientError else ()
+        starved = find_starved(self._channel.last_seen()) if type(error) is TransientError else ()
         if starved:
-            got = f"the out-of-memory killer of {', '.join(starved)} has struck; {error.what}"
+            got = f"the kernel's out-of-memory killer ended a process on {', '.join(starved)}; {error.what}"
             return MemoryExhaustedError("a worker's machine ran out of memory", got=got)
         return error
 
@@ -206,7 +206,7 @@ class _Watch:
         """Asks the workers to save and end, and gives them up when they show no sign of it."""
         if self.last is None:
             raise Interrupted("stopped while its workers were starting", do="the same command starts them again")
-        self._board.ask_to_stop()
+        self._channel.ask_to_stop()
         if self.last["phase"] != "saving" and time.monotonic() - self._alive_s > _ABANDON_S:
             raise ClusterError(
                 f"the run was asked to stop, gave no sign for {_ABANDON_S:.0f} s and was ended",
@@ -225,11 +225,11 @@ def resources_of_worker(plan: RunPlan) -> dict[str, float]:
     return resources | {"GPU": float(plan.gpus_per_worker)} if plan.gpus_per_worker else resources
 
 
-def _clear(board: DriverBoard) -> None:
+def _clear(channel: DriverChannel) -> None:
     """Where Ray is going down, its store goes with it."""
     if ray.is_initialized():
         with contextlib.suppress(Exception):
-            board.clear()
+            channel.clear()
 
 
 def _end(future: Future[Any], watch: _Watch) -> AttemptEnd:
@@ -248,14 +248,14 @@ def _end(future: Future[Any], watch: _Watch) -> AttemptEnd:
     return AttemptEnd(outcome=Outcome.from_dict(value), pause=watch.pause, bad_nodes=left, last_step=last_step)
 
 
-def _fit(job: TrainingJob, board: DriverBoard, future: Future[Any], without_nodes: Sequence[str]) -> None:
+def _fit(job: TrainingJob, channel: DriverChannel, future: Future[Any], without_nodes: Sequence[str]) -> None:
     plan = job.plan
     storage = job.run_folder / "ray" / uuid.uuid4().hex[:8]
     try:
         try:
             trainer = LeanTrainer(
                 worker_main,
-                train_loop_config={"job": job, "board": board.key, "parcel": pack(job.data.path)},
+                train_loop_config={"job": job, "channel": channel.key, "parcel": pack(job.data.path)},
                 backend_config=RendezvousConfig(),
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=plan.workers,
@@ -291,7 +291,7 @@ def _remove(storage: Path) -> None:
 def worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs; the outcome of rank 0 is the run's. Raises one of ours, or WorkerError."""
     try:
-        return _train_one_rank(config["job"], config["board"], config["parcel"])
+        return _train_one_rank(config["job"], config["channel"], config["parcel"])
     except BaseException as error:
         raised = raised_by_worker(error)
         if raised is error:
@@ -308,19 +308,23 @@ def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> 
     place = ray.train.get_context()
     rank, world_size = place.get_world_rank(), place.get_world_size()
     answer_stack_signal()
-    pulse = Pulse()
-    board = WorkerBoard(board_key, pulse=pulse, rank=rank, world_size=world_size)
+    heartbeat = Heartbeat()
+    channel = WorkerChannel(board_key, heartbeat=heartbeat, rank=rank, world_size=world_size)
     # Progress, reports and the wish to stop are rank 0's.
-    seams: dict[str, Any] = {"report": board.report, "progress": board.post, "stop_requested": board.stop_requested}
+    seams: dict[str, Any] = {
+        "report": channel.report,
+        "progress": channel.post,
+        "stop_requested": channel.stop_requested,
+    }
     context = WorkerContext(
         rank=rank,
         world_size=world_size,
         local_rank=place.get_local_rank(),
         nodes=math.ceil(world_size / place.get_local_world_size()),
-        pulse=pulse,
+        heartbeat=heartbeat,
         **(seams if rank == 0 else {}),
     )
     try:
         return train(job, context).to_dict()
     finally:
-        board.close()
+        channel.close()

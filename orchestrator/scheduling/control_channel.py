@@ -1,4 +1,4 @@
-"""A notice board between a running training and its driver: progress and pulses one way, a wish to stop the other.
+"""Control channel: workers publish progress and heartbeats, the driver publishes stop requests.
 
 It lives in Ray's internal key-value store, so it costs no process and crosses hosts; it is advisory: what must not be
 lost goes to MLflow's outbox and to checkpoints.
@@ -25,7 +25,7 @@ from ray.experimental.internal_kv import (
     internal_kv_get_gcs_client,
 )
 
-from orchestrator.runs.heartbeat import Beat, Pulse, posting_period_s
+from orchestrator.runs.heartbeat import Beat, Heartbeat, posting_period_s
 from orchestrator.runs.job import Progress
 from orchestrator.runs.out_of_memory import kernel_kills
 from orchestrator.scheduling.decisions.liveness import Place, Sighting
@@ -34,11 +34,11 @@ _NAMESPACE = b"orchestrator"
 _PERIOD_S = 0.25
 """How often rank 0 posts and looks; a stop is seen within this time plus one step."""
 _LOST_LOOKS = 2.0
-"""Between two looks at the pulses at most so many periods count: a driver that was itself held up blames nobody."""
+"""Between two looks at the heartbeats at most so many periods count: a driver that was itself held up blames nobody."""
 
 
-class DriverBoard:
-    """The driver's side: reads progress and pulses, asks for a stop."""
+class DriverChannel:
+    """The driver's side: reads progress and heartbeats, asks for a stop."""
 
     def __init__(self, key: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.key = key
@@ -58,13 +58,13 @@ class DriverBoard:
         raw = _internal_kv_get(f"{self.key}/reports".encode(), namespace=_NAMESPACE)
         return [] if raw is None else [(step, metrics) for step, metrics in json.loads(raw)[already:]]
 
-    def pulses(self, world_size: int) -> Mapping[int, Sighting]:
-        """What is known of each rank that ever posted a pulse. Looks once a posting period, however often it is asked;
-        where Ray's store does not answer, nobody grows older."""
+    def heartbeats(self, world_size: int) -> Mapping[int, Sighting]:
+        """What is known of each rank that ever posted a heartbeat. Looks once a posting period, however often it is
+        called; where Ray's store does not answer, nobody grows older."""
         now, period_s = self._clock(), posting_period_s(world_size)
         if self._looked_at is not None and now - self._looked_at < period_s:
             return self._sightings
-        keys = {f"{self.key}/pulse/{rank}".encode(): rank for rank in range(world_size)}
+        keys = {f"{self.key}/heartbeat/{rank}".encode(): rank for rank in range(world_size)}
         since_s = 0.0 if self._looked_at is None else min(now - self._looked_at, _LOST_LOOKS * period_s)
         self._looked_at = now
         with contextlib.suppress(RayError):
@@ -73,7 +73,7 @@ class DriverBoard:
         return self._sightings
 
     def last_seen(self) -> Mapping[int, Sighting]:
-        """What the last look at the pulses has shown."""
+        """What the last look at the heartbeats has shown."""
         return self._sightings
 
     def _take(self, posts: Mapping[int, bytes], since_s: float) -> None:
@@ -103,15 +103,15 @@ def _sighting(raw: bytes, unseen_s: float) -> Sighting:
     )
 
 
-class WorkerBoard:
+class WorkerChannel:
     """A rank's side: a thread posts what is new and looks for a stop, so that a step pays nothing.
 
-    Every rank posts its pulse; only rank 0 has progress and reports to post, and looks for a wish to stop.
+    Every rank posts its heartbeat; only rank 0 has progress and reports to post, and looks for a wish to stop.
     """
 
-    def __init__(self, key: str, *, pulse: Pulse, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, key: str, *, heartbeat: Heartbeat, rank: int = 0, world_size: int = 1) -> None:
         self._key = key
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self._leads = rank == 0
         self._pulse_period_s = posting_period_s(world_size)
         self._place = Place(
@@ -129,7 +129,7 @@ class WorkerBoard:
         self._reported = 0
         self._stop = threading.Event()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="notice-board", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="notice-channel", daemon=True)
         self._thread.start()
 
     def post(self, progress: Progress) -> None:
@@ -180,10 +180,10 @@ class WorkerBoard:
         news = {
             "number": self._posts,
             "place": asdict(self._place),
-            "beat": asdict(self._pulse.beat()),
+            "beat": asdict(self._heartbeat.beat()),
             "kernel_kills": kernel_kills(),
         }
-        self._put(f"pulse/{self._place.rank}", news)
+        self._put(f"heartbeat/{self._place.rank}", news)
 
     def _put(self, part: str, value: Any) -> None:
         _internal_kv_put(f"{self._key}/{part}".encode(), json.dumps(value).encode(), namespace=_NAMESPACE)

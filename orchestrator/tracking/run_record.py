@@ -1,4 +1,5 @@
-"""What MLflow shall say of a run, kept in the run's folder: `sync` makes the store agree, now or when it is back.
+"""The desired state of a run in MLflow, kept in the run's folder: `reconcile` makes the server match it, at once or
+when it is back.
 
 The driver changes it (`create`, `change`); it never waits for a store. Beside it lie the points (`outbox`) and what the
 store has confirmed. A driver holds a lock in the folder as long as it lives, which no kill can leave behind: so others
@@ -69,7 +70,7 @@ class StoredRun:
 
 @dataclass(frozen=True, kw_only=True)
 class DesiredRun:
-    """All that the store shall say of a run, besides its metrics."""
+    """The desired state of a run in the store, apart from its metrics."""
 
     handle: RunHandle
     status: Status = "running"

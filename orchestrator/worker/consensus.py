@@ -1,4 +1,4 @@
-"""What all ranks must know of each other after a step, in one small all-reduce."""
+"""Per-step all-reduce of the loss, the control signal and a failure flag: the same result on every rank."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from enum import IntEnum
 import torch
 
 
-class Wish(IntEnum):
-    """What rank 0 wants to happen after a step."""
+class ControlSignal(IntEnum):
+    """What rank 0 decides to do after a step."""
 
     GO_ON = 0
     STOP = 1
@@ -27,22 +27,22 @@ class Agreed:
     """Mean over all ranks."""
     grad_norm: float | None
     """Rank 0's, so that all judge by the same bits."""
-    wish: Wish
+    wish: ControlSignal
     failed: bool
     """Whether some rank has met a failure of its own, beside the step, that ends the attempt."""
 
 
-class Agreement:
+class Consensus:
     """One rank's side of the exchange. All ranks call it in the same order."""
 
     def __init__(self, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor], *, rank: int, world_size: int) -> None:
         self._sum, self._rank, self._world_size = sum_over_ranks, rank, world_size
 
-    def wish(self, own: Wish) -> Wish:
+    def wish(self, own: ControlSignal) -> ControlSignal:
         """Rank 0's wish, without a step."""
         return self._wish_of(self._sum(torch.tensor([float(own) if self._rank == 0 else 0.0]))[0])
 
-    def after_step(self, *, loss: torch.Tensor, grad_norm: float | None, wish: Wish, failed: bool) -> Agreed:
+    def after_step(self, *, loss: torch.Tensor, grad_norm: float | None, wish: ControlSignal, failed: bool) -> Agreed:
         """Exchanges this rank's mean loss (0-d), wish and state of health."""
         leads = self._rank == 0
         knows_norm = leads and grad_norm is not None
@@ -60,5 +60,5 @@ class Agreement:
             failed=total[4] > 0,
         )
 
-    def _wish_of(self, value: float | torch.Tensor) -> Wish:
-        return Wish(int(value))
+    def _wish_of(self, value: float | torch.Tensor) -> ControlSignal:
+        return ControlSignal(int(value))

@@ -63,7 +63,7 @@ class Verdict:
     """The earliest step whose batch may be to blame; the step itself when it is good."""
 
 
-class Guard:
+class DivergenceGuard:
     """Judges every step by the window of good steps before it, which is its whole state."""
 
     def __init__(self, *, samples_per_step: int, spikes: bool = True) -> None:

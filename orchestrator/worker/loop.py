@@ -24,8 +24,8 @@ from orchestrator.samples.masking import Masking
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker import models
 from orchestrator.worker.budget import Account
-from orchestrator.worker.consensus import Agreement, Wish
-from orchestrator.worker.divergence_guard import Guard, Verdict
+from orchestrator.worker.consensus import Consensus, ControlSignal
+from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
 from orchestrator.worker.engine import Engine, join_process_group
 from orchestrator.worker.evaluation import evaluate
 from orchestrator.worker.export import Sample, check_batch, export
@@ -33,7 +33,7 @@ from orchestrator.worker.forward_timer import collectives_begun
 from orchestrator.worker.lr_schedule import learning_rate
 from orchestrator.worker.measurement import Pace, figures
 from orchestrator.worker.objectives import objective_for
-from orchestrator.worker.recovery import Keeper
+from orchestrator.worker.recovery import RecoveryManager
 from orchestrator.worker.step_data import StepData
 
 _HOLD_POLL_S = 0.05
@@ -69,9 +69,9 @@ class _Loop:
         held_out = job.data.counts.validation_samples
         self._account = Account(job.plan, validation_samples=held_out, started_s_ago=job.started_s_ago)
         self._objective = objective_for(job.spec.task)
-        self._pulse = context.pulse
+        self._heartbeat = context.heartbeat
         join_process_group(job.plan, context)
-        self._pulse.count(collectives_begun)
+        self._heartbeat.count(collectives_begun)
         training = job.spec.training
         masking = Masking(rate=training.masking_rate, seed=training.seed)
         self._validation = open_split(job.data.path, "validation", masking=masking)
@@ -79,9 +79,11 @@ class _Loop:
             open_split(job.data.path, "train", masking=masking), plan=job.plan, seed=training.seed, rank=context.rank
         )
         self._engine = self._build()
-        self._keeper = Keeper(self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank)
-        self._agreement = Agreement(self._sum, rank=context.rank, world_size=job.plan.workers)
-        self._guard = Guard(
+        self._recovery = RecoveryManager(
+            self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
+        )
+        self._consensus = Consensus(self._sum, rank=context.rank, world_size=job.plan.workers)
+        self._guard = DivergenceGuard(
             samples_per_step=job.plan.global_batch,
             spikes=job.spec.training.bad_steps.spikes == "auto",
         )
@@ -122,8 +124,8 @@ class _Loop:
 
     def restore(self) -> None:
         """Goes on from the newest good checkpoint, or begins."""
-        self._pulse.enter("loading", self._step)
-        state = self._keeper.restore()
+        self._heartbeat.enter("loading", self._step)
+        state = self._recovery.restore()
         self._account.resume(state, self._job.held_before)
         self._take_up(state)
         if self._leads:
@@ -132,22 +134,22 @@ class _Loop:
                 job.run_folder,
                 attempt=max(1, job.attempt),
                 resumed_from=state.step,
-                holds=self._keeper.holds,
+                holds=self._recovery.holds,
             )
 
     def run(self) -> Status:
         """Steps until the end or a reason to stop."""
         self._tell("training")
-        wish = self._agreement.wish(self._wish())
-        while wish != Wish.STOP:
+        wish = self._consensus.wish(self._wish())
+        while wish != ControlSignal.STOP:
             if self._step == self._steps:
                 return "finished"
             # Before the step and not after the last one: a run that was stopped in between makes up for it.
             if self._job.is_evaluated_after(self._step) and self._evaluated_step != self._step:
                 self._evaluate()
-            if self._keeper.is_due(self._step):
+            if self._recovery.is_due(self._step):
                 self._save()
-            if wish == Wish.OVER_BUDGET:
+            if wish == ControlSignal.OVER_BUDGET:
                 return "stopped_by_budget"
             wish = self._take_step()
         return "interrupted"
@@ -172,7 +174,7 @@ class _Loop:
             file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
             with catalog.storage_errors(self._job.run_folder):
                 write_json(file, outcome.to_dict())
-            self._keeper.show(file)
+            self._recovery.show(file)
         return outcome
 
     def close(self) -> None:
@@ -181,37 +183,37 @@ class _Loop:
             if self._log is not None:
                 self._log.close()
         finally:
-            self._keeper.close()
+            self._recovery.close()
             self._engine.close()
 
     # -- one step ----------------------------------------------------------------------------------------------
 
-    def _take_step(self) -> Wish:
+    def _take_step(self) -> ControlSignal:
         """One optimizer step on all ranks, undone if it went bad; returns rank 0's wish after it."""
         started = time.monotonic()
         step = self._step
-        self._pulse.enter("computing", step)
-        share = self._data.share(step, skipped=self._keeper.skipped)
+        self._heartbeat.enter("computing", step)
+        share = self._data.share(step, skipped=self._recovery.skipped)
         reading_s = time.monotonic() - started
         rate = learning_rate(self._spec.training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
         loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds)
         self._account.add_step(
             seconds=time.monotonic() - started, tokens=share.tokens, padded_tokens=share.padded_tokens
         )
-        self._pulse.enter("waiting", step)
-        agreed = self._agreement.after_step(
-            loss=loss, grad_norm=norm, wish=self._wish(), failed=self._keeper.has_failed()
+        self._heartbeat.enter("waiting", step)
+        agreed = self._consensus.after_step(
+            loss=loss, grad_norm=norm, wish=self._wish(), failed=self._recovery.has_failed()
         )
-        self._pulse.computed(reading_s + self._engine.forward_s)
+        self._heartbeat.computed(reading_s + self._engine.forward_s)
         if agreed.failed:
-            self._keeper.raise_failure()
+            self._recovery.raise_failure()
         verdict = self._guard.judge(step, loss=agreed.loss, grad_norm=agreed.grad_norm)
         if not verdict.ok:
             self._rewind(verdict, step)
-            return self._agreement.wish(self._wish())
+            return self._consensus.wish(self._wish())
         seconds = time.monotonic() - started
         self._pace.add_step(seconds=seconds, tokens=share.tokens)
-        self._keeper.add_step(seconds)
+        self._recovery.add_step(seconds)
         news = {
             "train/loss": agreed.loss,
             "train/learning_rate": rate,
@@ -226,19 +228,19 @@ class _Loop:
         while self._leads and self._step == self._job.hold_after_step and self._job.hold_file.exists():
             time.sleep(_HOLD_POLL_S)
 
-    def _wish(self) -> Wish:
+    def _wish(self) -> ControlSignal:
         """Rank 0's wish: someone asked to stop, or one more step would overrun the budget."""
         if not self._leads:
-            return Wish.GO_ON
+            return ControlSignal.GO_ON
         if self._context.stop_requested() or self._step == self._job.stop_after_step:
-            return Wish.STOP
+            return ControlSignal.STOP
         budget = self._spec.parsed_budget
         if budget is None or self._step == self._steps:
-            return Wish.GO_ON
+            return ControlSignal.GO_ON
         decision = self._account.decide(budget)
         if not decision.go_on:
             self._note(decision.reason)
-        return Wish.GO_ON if decision.go_on else Wish.OVER_BUDGET
+        return ControlSignal.GO_ON if decision.go_on else ControlSignal.OVER_BUDGET
 
     def _record(self, news: dict[str, float]) -> None:
         """A step's figures, with what the run has cost up to it."""
@@ -263,11 +265,11 @@ class _Loop:
     def _rewind(self, verdict: Verdict, step: int) -> None:
         """Undoes a bad step and what led to it. Raises DivergedError when that has not helped."""
         self._tell("rewinding")
-        state = self._keeper.rewind(verdict, step, samples_of=self._data.samples)
+        state = self._recovery.rewind(verdict, step, samples_of=self._data.samples)
         if state is None:
             self._engine.close()
             self._engine = self._build()
-            self._keeper.attach(self._engine)
+            self._recovery.attach(self._engine)
             state = LoopState()
         self._account.rewind(state)
         self._take_up(state)
@@ -286,7 +288,7 @@ class _Loop:
             plan=self._plan,
             rank=self._context.rank,
             covered_bytes=self._job.data.covered_bytes,
-            before_batch=lambda: self._pulse.enter("evaluating", self._step),
+            before_batch=lambda: self._heartbeat.enter("evaluating", self._step),
         )
         self._evaluated_step = self._step
         self._emit(summary)
@@ -322,7 +324,7 @@ class _Loop:
             metrics=dict(self._metrics),
             guard=self._guard.state(),
         )
-        figures = self._keeper.save(state, step_s=self._account.pace_s)
+        figures = self._recovery.save(state, step_s=self._account.pace_s)
         if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
             self._log.log(self._step, figures)
         seconds = time.monotonic() - started
@@ -338,21 +340,21 @@ class _Loop:
         batch, job, wrong = check_batch(self._validation, self._plan), self._job, None
         trained, state = Sample(batch=batch, logits=self._engine.logits(batch)), self._engine.full_state()
         if self._leads:
-            self._keeper.check_fence()
+            self._recovery.check_fence()
             with catalog.storage_errors(job.run_folder, what="the model"):
                 wrong = export(state, job.spec, job.plan, job.data, job.model_folder, trained=trained)
         wrong = self._from_leader(wrong)
         if wrong is not None:
             self._save()
-            self._keeper.newest()
+            self._recovery.newest()
             raise wrong
         if self._leads:
-            self._keeper.show(job.model_folder)
+            self._recovery.show(job.model_folder)
 
     def _outcome(self, status: Status) -> Outcome:
         """Once every rank has written all that it was given to write."""
         self._begin("saving")
-        newest = self._keeper.newest()
+        newest = self._recovery.newest()
         dist.barrier()
         return Outcome(
             status=status,
@@ -361,7 +363,7 @@ class _Loop:
             metrics=dict(self._metrics),
             checkpoint=newest,
             model_path=None if status == "interrupted" else str(self._job.model_folder),
-            notes=(*self._keeper.notes, *self._notes),
+            notes=(*self._recovery.notes, *self._notes),
         )
 
     def _earlier_stop(self) -> dict[str, Any] | None:
@@ -374,7 +376,7 @@ class _Loop:
     def _from_leader(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         box = [value]
-        self._pulse.enter("waiting", self._step)
+        self._heartbeat.enter("waiting", self._step)
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -384,7 +386,7 @@ class _Loop:
             self._log.log(self._step, values)
 
     def _begin(self, phase: Phase) -> None:
-        self._pulse.enter(phase, self._step)
+        self._heartbeat.enter(phase, self._step)
         self._tell(phase)
 
     def _tell(self, phase: str) -> None:

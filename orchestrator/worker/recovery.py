@@ -1,6 +1,6 @@
-"""What a training keeps and goes back to, for one rank: checkpoints, the steps it undid, and its right to write.
+"""Per-rank checkpoint manager: restore, rollback, checkpoint schedule, and the fence that grants the right to write.
 
-The loop says when; here is decided what to load, when the next checkpoint is due, and what is told on disk. All ranks
+The loop says when; this decides what to load, when the next checkpoint is due, and what is recorded on disk. All ranks
 call each method at the same step unless it says otherwise.
 """
 
@@ -47,7 +47,7 @@ Agree = Callable[[Any], Any]
 """Gives rank 0's value to every rank."""
 
 
-class Keeper:
+class RecoveryManager:
     """One rank's share of keeping a run, within one attempt."""
 
     def __init__(

@@ -48,31 +48,31 @@ def restarts(rounds: int) -> tuple[list[float], list[float]]:
 
 
 def guards_s() -> float:
-    """Seconds that one step spends on the drain flag, the spike check, the pulse, own work's timer and the fence."""
+    """Seconds that one step spends on the drain flag, the spike check, the heartbeat, the work timer and the fence."""
     import torch
 
     from orchestrator.runs.attempts import Attempts
-    from orchestrator.runs.heartbeat import Pulse
-    from orchestrator.worker.divergence_guard import Guard
+    from orchestrator.runs.heartbeat import Heartbeat
+    from orchestrator.worker.divergence_guard import DivergenceGuard
     from orchestrator.worker.forward_timer import ForwardTimer
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         attempts = Attempts(Path(folder))
         fence = attempts.fence(attempts.open(workers=2, cause="first start"))
-        guard, pulse, step = Guard(samples_per_step=32), Pulse(), iter(range(10**9))
+        guard, heartbeat, step = DivergenceGuard(samples_per_step=32), Heartbeat(), iter(range(10**9))
         module = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(8)))
         inputs = torch.zeros(1, 1)
         timer = ForwardTimer(module, on_gpu=False)
 
         def guarded() -> None:
             number = next(step)
-            pulse.enter("computing", number)
+            heartbeat.enter("computing", number)
             with timer.running():
                 module(inputs)
-            pulse.enter("waiting", number)
+            heartbeat.enter("waiting", number)
             fence.holds()
             guard.judge(number, loss=3.0 + 0.01 * (number % 7), grad_norm=1.0)
-            pulse.computed(timer.seconds())
+            heartbeat.computed(timer.seconds())
             fence.holds()
 
         watched = _typical_s(guarded)

@@ -166,8 +166,8 @@ def _curves(advice: Recommendation, question: Question) -> Iterator[str]:
     yield picture(f"What each strategy should give {along}", curves_picture(swept, advice.flips), kind="svg+xml")
     yield (
         '<p class="note">Middles only. Above the curves: what would be advised. Of strategies that are tied as far as '
-        "is known, the one that asks for less is advised, so it need not be the best line. A line ends where its "
-        "strategy would no longer fit the memory or the budget.</p>"
+        "is known, the one that needs fewer resources is advised, so it need not be the best line. A line ends where "
+        "its strategy would no longer fit the memory or the budget.</p>"
     )
 
 

@@ -1,4 +1,5 @@
-"""Whether a training hangs or is held up, and by whom. Pure: `control_channel` brings the pulses, `run_training` acts.
+"""Whether a training hangs or is held up, and by whom. Pure: `control_channel` reads the heartbeats, `run_training`
+acts.
 
 Ages only, each by one clock: how long a rank says that it stood still, and how long the driver saw nothing new of it.
 """
@@ -98,7 +99,7 @@ _NAMED = 4
 
 
 def find_hang(sightings: Mapping[int, Sighting], *, world_size: int, timeout_s: float | None = None) -> Hang | None:
-    """The hang that the pulses of all ranks show; None while any of them moves, or may be forgiven that it does not.
+    """The hang that all ranks' heartbeats show; None while any of them moves, or has an excuse for standing still.
 
     `timeout_s` is how long a rank may stand still in a step; None derives it from what starting again costs. Other
     phases are given multiples of it, and ten usual steps are waited for in any case.

@@ -67,9 +67,9 @@ def decide_retry(
         if not can_split:
             return RetryDecision(retry=False, reason="its micro-batch is one sample already")
         return RetryDecision(retry=True, reason="again with half the micro-batch", smaller_steps=True)
-    allowed, setting = (MAX_HANGS, "hangs in a row") if kind == "hang" else (max_failures, "resources.max_failures")
+    allowed, setting = (MAX_HANGS, "consecutive hangs") if kind == "hang" else (max_failures, "resources.max_failures")
     if failures > allowed:
-        limit = f"{setting} is {allowed}" if kind == "worker" else f"at most {allowed} {setting} are borne"
+        limit = f"{setting} is {allowed}" if kind == "worker" else f"limit: {allowed} {setting}"
         return RetryDecision(retry=False, reason=f"{failures} attempts failed without progress and {limit}")
     what = "a rank hung" if kind == "hang" else "a worker was lost"
     return RetryDecision(retry=True, reason=f"{what}; attempt {failures + 1} of {allowed + 1}")
