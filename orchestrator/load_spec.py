@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.methods.registry import method_of
 from orchestrator.spec import RunSpec
 from orchestrator.yaml_file import parse_yaml, read_yaml
 
@@ -53,9 +54,12 @@ def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec
 def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
     """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
     try:
-        return RunSpec.model_validate(raw)
+        spec = RunSpec.model_validate(raw)
     except ValidationError as error:
         raise _spec_error(error, source) from error
+    if (problem := method_of(spec.method).problem(spec)) is not None:
+        raise SpecError(f"{source}: {problem}")
+    return spec
 
 
 def parse_value(text: str) -> Any:

@@ -23,7 +23,7 @@ from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec
 
 Kind = Literal["pretrain", "finetune"]
-Method = Literal["full", "head", "lora", "scratch"]
+MethodName = Literal["full", "head", "lora", "scratch"]
 Task = Literal["causal-lm", "masked-lm", "text-classification"]
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -239,7 +239,7 @@ class RunSpec(Block):
     """`pretrain` trains every weight on raw text; `finetune` adapts a base model to a task."""
     model: ModelSpec
     """Which model."""
-    method: Method = "full"
+    method: MethodName = "full"
     """Fine-tuning: `full` trains every weight, `head` only a new head on frozen features, `lora` low-rank adapters,
     `scratch` the same architecture with new weights, to compare with."""
     lora: LoraSpec = LoraSpec()
@@ -279,14 +279,10 @@ class RunSpec(Block):
             raise ValueError(
                 f"kind: pretrain learns task: causal-lm or masked-lm; for task: {self.task} use kind: finetune"
             )
-        if self.kind == "pretrain" and self.method not in ("full", "scratch"):
-            raise ValueError(f"method: {self.method} adapts a base model: use kind: finetune, or remove method")
         if self.kind == "finetune" and self.model.base is None:
             raise ValueError("kind: finetune needs model.base; to compare with new weights use method: scratch")
         if self.models_language and self.data.label_column is not None:
             raise ValueError("data.label_column is for task: text-classification; remove it, or set that task")
-        if self.models_language and self.method == "head":
-            raise ValueError(f"method: head trains a new classification head; for task: {self.task} use full or lora")
         return self
 
     @model_validator(mode="after")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
+from orchestrator.architectures.masked_lm_heads import lacks_masked_lm_head
 from orchestrator.architectures.text_part import TAKEN_APART
 from orchestrator.errors import ModelError
 from orchestrator.planning.base_fit import base_notes, check_tokenizer, keeps_head
 from orchestrator.planning.plan import check_samples, make_plan, plan_to_run
 from orchestrator.planning.supported import supported
-from orchestrator.planning.trainable import lacks_masked_lm_head
 from orchestrator.spec import RunSpec
 from tests.bases import Shapes, body_of, write_base, write_weights
 from tests.specs import CLASSIFY, PRETRAIN, spec

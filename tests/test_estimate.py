@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.errors import SpecError
-from orchestrator.planning.estimate import METHODS, Workload, estimate, precision_of, usable_gib
+from orchestrator.methods.priced import PRICED
+from orchestrator.planning.estimate import Workload, estimate, precision_of, usable_gib
 from orchestrator.planning.hardware import catalogue, find_device
 
 SEVEN = Workload(parameters=7_000_000_000, tokens=1e10, device=find_device("A100-80GB"))
@@ -33,7 +34,7 @@ workloads = st.builds(
     tokens=st.floats(1, 1e14),
     device=st.sampled_from([find_device(name) for name in DEVICES]),
     gpus=st.sampled_from([1, 2, 8, 64, 1024]),
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(sorted(PRICED)),
     sequence_length=st.sampled_from([1, 512, 8192]),
     micro_batch=st.integers(1, 16),
     activation_checkpointing=st.booleans(),

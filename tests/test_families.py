@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_config, model_shape
+from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
 from orchestrator.architectures.weight_names import HEAD_MODULES, KNOWN
 from orchestrator.errors import ModelError
-from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS, trainable_parameters
+from orchestrator.methods.lora import DEFAULT_LORA_TARGETS
+from orchestrator.methods.registry import trainable_parameters
 from orchestrator.spec import ModelSpec, RunSpec, Task
 
 BERT = {

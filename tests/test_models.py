@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
-from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS
+from orchestrator.methods.lora import DEFAULT_LORA_TARGETS
 from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.batches import open_split
 from orchestrator.worker import models

@@ -25,8 +25,10 @@ LAYERS = (
     {"spec_survival"},
     {"spec_data", "spec_search"},
     {"spec", "console"},
+    {"tasks", "architectures"},
+    {"methods"},
     {"load_spec"},
-    {"search_space", "tasks", "architectures"},
+    {"search_space"},
     {"planning"},
     {"data"},
     {"samples"},
@@ -55,11 +57,11 @@ INNER_LAYERS: dict[str, tuple[set[str], ...]] = {
 OWNERS = {
     "ray": {"scheduling"},
     "mlflow": {"tracking"},
-    "torch": {"checkpoints", "worker", "facts"},
+    "torch": {"checkpoints", "worker", "facts", "methods"},
     "deepspeed": {"worker"},
     "transformers": {"samples", "worker", "facts"},
     "datasets": {"data"},
-    "peft": {"worker"},
+    "peft": {"methods"},
 }
 """The only units that may import a library."""
 LIGHT = {unit for unit, rank in RANK.items() if rank < RANK["tracking"]} | {"runs"}

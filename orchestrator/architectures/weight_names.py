@@ -31,6 +31,18 @@ layer and a projection. BERT's dense layer is its pooler, which may come with th
 because sentence encoders such as MiniLM average the tokens instead and never trained the one they carry, and a masked
 language model of ALBERT or DeBERTa-v2 has none.
 """
+USUAL_HEADS = ("classifier", "score")
+"""The classification head of an architecture that `HEAD_MODULES` does not know."""
+
+
+def head_modules(model_type: str) -> tuple[str, ...]:
+    """Names of the modules that are the classification head of an architecture."""
+    return HEAD_MODULES.get(model_type, USUAL_HEADS)
+
+
+def is_in_head(name: str, model_type: str) -> bool:
+    """Whether a parameter belongs to the classification head, by its full name."""
+    return any(part in head_modules(model_type) for part in name.split("."))
 
 
 def weights_of(config: Mapping[str, Any], sizes: Sizes, *, labels: int) -> Weights | None:

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.architectures.families import ModelShape
+from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
 from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import StoredWeights, read_weights
 from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
-from orchestrator.planning.trainable import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
+from orchestrator.methods.registry import method_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -36,7 +37,7 @@ def base_notes(
     Raises ModelError where its files cannot be used, or do not hold what its config.json says.
     """
     base = spec.model.base
-    if base is None or spec.method == "scratch":
+    if base is None or method_of(spec.method).is_from_scratch:
         return ()
     _refuse_quantised(base, config)
     stored = read_weights(base)
@@ -110,11 +111,11 @@ def _refuse_quantised(base: str, config: Mapping[str, Any]) -> None:
 
 
 def _refuse_frozen_head(spec: RunSpec, kind: str) -> None:
-    if spec.method == "lora" and kind not in MASKED_LM_TRANSFORMS:
+    if not method_of(spec.method).trains_new_masked_lm_head(kind):
         raise ModelError(
-            "the base model has no masked-LM head, and method: lora would leave a new one as it was drawn",
+            f"the base model has no masked-LM head, and method: {spec.method} would leave a new one as it was drawn",
             got=f"{spec.model.base} ({kind})",
-            allowed=f"method: lora with {', '.join(MASKED_LM_TRANSFORMS)}, or a base with its masked-LM head",
+            allowed=f"method: {spec.method} with {', '.join(MASKED_LM_TRANSFORMS)}, or a base with its masked-LM head",
             do="use method: full",
         )
 

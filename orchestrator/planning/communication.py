@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.methods.priced import COSTS
 from orchestrator.planning.hardware import Device
 
 COLLECTIVE_EFFICIENCY = 0.68
@@ -19,9 +20,6 @@ HOST_ADAM_SECONDS_PER_WEIGHT = 0.25e-9
 """Adam's step on all cores of a host: about 0.25 s for 1B weights (Ren 2021, ZeRO-Offload, table 4; from memory)."""
 DEVICES_PER_NODE = 8
 """Devices of a usual machine, where the number of nodes is not given."""
-
-FROZEN_BASE = ("lora", "qlora", "prefix", "prompt", "ia3", "adapter")
-"""Methods that train small additions all along a frozen model, so the backward pass goes through all of it."""
 
 _STATES_BYTES = {0: 16, 1: 4, 2: 4}  # per weight that a device must hold whole, by ZeRO stage (Rajbhandari 2020)
 
@@ -46,12 +44,12 @@ class Step:
     @property
     def flops_per_weight(self) -> float:
         """Of a token: 6 in full training, 4 with a frozen base, 2 below a trained head."""
-        return {"head": 2.0, **dict.fromkeys(FROZEN_BASE, 4.0)}.get(self.method, 6.0)
+        return COSTS[self.method].flops_per_weight
 
     @property
     def bytes_per_weight(self) -> float:
         """That ZeRO-3 moves for a micro-batch: 2 to gather weights for each pass, and 2 to scatter gradients."""
-        return {"head": 2.0, **dict.fromkeys(FROZEN_BASE, 4.0), "qlora": 1.0}.get(self.method, 6.0)
+        return COSTS[self.method].bytes_per_weight
 
 
 def nodes_of(devices: int) -> int:

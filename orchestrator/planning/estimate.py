@@ -13,25 +13,17 @@ from orchestrator.architectures.families import ModelShape
 from orchestrator.architectures.standard_shape import MOST_SIZES, standard_shape
 from orchestrator.errors import SpecError
 from orchestrator.intervals import Interval
+from orchestrator.methods.priced import COSTS, PRICED, QUANTISABLE, AdaptMethod, trainable_of, virtual_tokens
 from orchestrator.planning.hardware import Device
-from orchestrator.planning.memory import GIB, AdaptMethod, Layout, MemoryEstimate, Optimizer, load_bytes, peak_memory
+from orchestrator.planning.memory import GIB, Layout, MemoryEstimate, Optimizer, load_bytes, peak_memory
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision
 from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
 from orchestrator.quantities import MOST_SAMPLES, MOST_WORKERS, human_count
 
 Offload = Literal["none", "optimizer", "all"]
 
-_NAMES: tuple[AdaptMethod, ...] = ("full", "scratch", "lora", "qlora", "prefix", "prompt", "ia3", "adapter", "head")
-METHODS: dict[str, AdaptMethod] = {**{name: name for name in _NAMES}, "frozen": "head", "features": "head"}
-"""Methods by the names they go by."""
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw")
 
-PREFIX_TOKENS = 50
-"""Keys and values learnt in every layer by `prefix`: as in peft's comparison; 10 to 200 in Li and Liang (2021)."""
-PROMPT_TOKENS = 100
-"""Virtual tokens that `prompt` puts before every sample: Lester et al. (2021)."""
-ADAPTER_TOKENS = 10
-"""Rows learnt in every layer by `adapter`: LLaMA-Adapter (Zhang et al. 2023), as litgpt measured it."""
 HEAD_CLASSES = 2
 """Classes of the head on frozen features: the number does not show in memory or time."""
 ASSUMED_SHAPE = Interval(low=0.75, mid=1.0, high=1.10)
@@ -56,7 +48,7 @@ class Workload:
     gpus: int = 1
     """Devices; on a CPU, worker processes of one core each."""
     method: str = "full"
-    """One of `METHODS`."""
+    """One of `PRICED`."""
     precision: ChosenPrecision | None = None
     """None: what `run` takes on the device, 16-bit weights with fp32 master copies (fp32 on a CPU)."""
     master_weights: bool | None = None
@@ -105,9 +97,9 @@ class Estimate:
 def estimate(workload: Workload) -> Estimate:
     """Prices a workload. Raises SpecError when it cannot be as stated."""
     _refuse_nonsense(workload)
-    method = METHODS[workload.method]
+    method = PRICED[workload.method]
     shape = workload.shape or standard_shape(workload.parameters)
-    if method == "head" and not shape.head_parameters:
+    if not COSTS[method].passes_back and not shape.head_parameters:
         shape = replace(shape, head_parameters=HEAD_CLASSES * shape.hidden)
     trainable = trainable_of(method, shape, rank=workload.lora_rank)
     stage, memory, why_stage = _choose_stage(workload, shape, trainable)
@@ -132,22 +124,6 @@ def estimate(workload: Workload) -> Estimate:
         trainable=trainable,
         reasons=tuple(reasons),
     )
-
-
-def trainable_of(method: AdaptMethod, shape: ModelShape, *, rank: int) -> int:
-    """Weights that a method trains in a shape; adapters of rank `rank` sit on queries and values (Hu et al. 2021)."""
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return {
-        "full": shape.parameters,
-        "scratch": shape.parameters,
-        "lora": shape.layers * rank * (2 * shape.hidden + q + kv),
-        "qlora": shape.layers * rank * (2 * shape.hidden + q + kv),
-        "prefix": shape.layers * PREFIX_TOKENS * 2 * kv,
-        "prompt": PROMPT_TOKENS * shape.hidden,
-        "ia3": shape.layers * (2 * kv + shape.intermediate),
-        "adapter": shape.layers * ADAPTER_TOKENS * shape.hidden,
-        "head": shape.head_parameters,
-    }[method]
 
 
 def usable_gib(device: Device) -> float:
@@ -177,7 +153,7 @@ def _keeps_master(workload: Workload) -> bool:
 
 
 def _layout(workload: Workload, stage: int) -> Layout:
-    virtual = PROMPT_TOKENS if METHODS[workload.method] == "prompt" else 0
+    virtual = virtual_tokens(PRICED[workload.method])
     return Layout(
         workers=workload.gpus,
         device="cpu" if workload.device.kind == "cpu" else "cuda",
@@ -191,7 +167,7 @@ def _layout(workload: Workload, stage: int) -> Layout:
 
 
 def _memory(workload: Workload, shape: ModelShape, stage: int) -> MemoryEstimate:
-    method = METHODS[workload.method]
+    method = PRICED[workload.method]
     memory = peak_memory(
         _layout(workload, stage),
         shape=shape,
@@ -238,9 +214,8 @@ def _choose_stage(workload: Workload, shape: ModelShape, trainable: int) -> tupl
 
 
 def _cost(workload: Workload, method: AdaptMethod, shape: ModelShape, trainable: int) -> RunCost:
-    counted = "full" if method == "scratch" else method
     flops = workload.tokens * flops_per_token(
-        shape, method=counted, trainable=trainable, sequence_length=workload.sequence_length
+        shape, method=method, trainable=trainable, sequence_length=workload.sequence_length
     )
     return run_cost(
         flops,
@@ -250,7 +225,7 @@ def _cost(workload: Workload, method: AdaptMethod, shape: ModelShape, trainable:
         precision=precision_of(workload),
         usd_per_device_hour=workload.device.usd_per_hour,
         activation_checkpointing=workload.activation_checkpointing,
-        method=counted,
+        method=method,
         parameters=shape.parameters,
         trainable=trainable,
         zero_stage=workload.zero_stage,
@@ -271,10 +246,10 @@ def _about_shape(workload: Workload, shape: ModelShape) -> str:
 def _about_states(
     workload: Workload, shape: ModelShape, trainable: int, stage: int, memory: MemoryEstimate
 ) -> Iterator[str]:
-    precision, method = precision_of(workload), METHODS[workload.method]
+    precision, method = precision_of(workload), PRICED[workload.method]
     share = 100 * trainable / shape.parameters
     yield f"method: {method} trains {human_count(trainable)} of them ({share:.3g} %)"
-    if precision == "fp32" or method not in ("full", "scratch"):
+    if precision == "fp32" or not COSTS[method].trains_all:
         return
     other = _memory(replace(workload, master_weights=not _keeps_master(workload)), shape, stage).peak_gib.mid
     if not _keeps_master(workload):
@@ -341,7 +316,7 @@ def _changes(workload: Workload, stage: int) -> Iterator[tuple[str, Workload, in
             yield f"{flags} --zero-stage 3 --offload {offload}", changed, 3
         for count in (workload.gpus * 2**power for power in range(1, 8)):
             yield f"{flags} --gpus {count} --zero-stage 3", replace(light, gpus=count, nodes=None), 3
-        if METHODS[workload.method] in ("full", "scratch", "lora"):
+        if PRICED[workload.method] in QUANTISABLE:
             yield f"{flags} --method qlora", replace(light, method="qlora"), stage
 
 
@@ -349,8 +324,8 @@ def _changes(workload: Workload, stage: int) -> Iterator[tuple[str, Workload, in
 
 
 def _refuse_nonsense(workload: Workload) -> None:
-    if workload.method not in METHODS:
-        raise SpecError("no such method", got=f"--method {workload.method}", allowed=", ".join(METHODS))
+    if workload.method not in PRICED:
+        raise SpecError("no such method", got=f"--method {workload.method}", allowed=", ".join(PRICED))
     if workload.optimizer not in OPTIMIZERS:
         raise SpecError("no such optimizer", got=f"--optimizer {workload.optimizer}", allowed=", ".join(OPTIMIZERS))
     for option, value, most in (

@@ -11,6 +11,7 @@ from typing import Literal
 
 from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
+from orchestrator.methods.priced import COSTS, AdaptMethod
 
 GIB = 2**30
 BUCKET_ELEMENTS = 200_000_000
@@ -18,7 +19,6 @@ BUCKET_ELEMENTS = 200_000_000
 LIVE_ELEMENTS = 1_000_000_000
 """Most weights that ZeRO-3 keeps gathered: DeepSpeed's default for `stage3_max_live_parameters`."""
 
-AdaptMethod = Literal["full", "scratch", "lora", "qlora", "prefix", "prompt", "ia3", "adapter", "head"]
 """What is trained: all weights, some kind of adapter beside frozen weights, or a head on frozen features."""
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw"]
 """AdamW with moments in the number format of the weights or master weights, of one byte each, or paged to the host."""
@@ -210,7 +210,7 @@ def _checkpoint_bytes(layout: Layout, trainable: int, states: float) -> float:
 
 def _weight_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
     """All weights; bitsandbytes leaves embeddings and the output layer as they are."""
-    if method != "qlora":
+    if not COSTS[method].is_quantised:
         return layout.weight_bytes * shape.parameters
     whole = min(shape.parameters, shape.embedding_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
     return layout.weight_bytes * whole + NF4_BYTES * (shape.parameters - whole)
@@ -219,7 +219,7 @@ def _weight_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> flo
 def _activation_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
     """What the forward pass keeps for the backward pass."""
     layer = layout.tokens * _layer_bytes_per_token(layout, shape, method)
-    if method == "head":
+    if not COSTS[method].passes_back:
         return layer  # the backbone keeps nothing; one layer's tensors are alive at a time
     if layout.activation_checkpointing:
         return shape.layers * layout.tokens * layout.weight_bytes * shape.hidden + layer
@@ -239,7 +239,7 @@ def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: AdaptMetho
     kept = attention + norms + mlp
     # Frozen modules keep no input: the MLP's two, and attention's output or both norms' scaled rows.
     inputs = e * (h + i + (2 * h if shape.rms_norm else h))
-    if method not in ("full", "scratch", "qlora"):  # quantised ones keep theirs (bitsandbytes 0.41)
+    if not COSTS[method].keeps_inputs:
         kept -= inputs
     if not shape.dropout:
         return kept
@@ -260,11 +260,11 @@ def _gathered_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> f
     layer = (shape.parameters - shape.embedding_parameters) / shape.layers
     gathers = layout.zero_stage == 3 and (layout.workers > 1 or layout.offload == "all")
     if not gathers:
-        return layout.weight_bytes * shape.hidden * shape.intermediate if method == "qlora" else 0.0
+        return layout.weight_bytes * shape.hidden * shape.intermediate if COSTS[method].is_quantised else 0.0
     largest = max(layer, shape.vocab * shape.hidden)
-    trains = method in ("full", "scratch")
     live = min(shape.parameters, max(LIVE_ELEMENTS, largest))
-    return layout.weight_bytes * (live + (largest if trains else 0))  # gradients of a layer are whole before reduction
+    gradients = largest if COSTS[method].trains_all else 0  # those of a layer are whole before they are reduced
+    return layout.weight_bytes * (live + gradients)
 
 
 def _bucket_bytes(layout: Layout, trainable: int) -> float:

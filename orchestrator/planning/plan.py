@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, model_config, model_shape
 from orchestrator.errors import CapacityError, ModelError, SpecError
+from orchestrator.methods.registry import trainable_parameters
 from orchestrator.planning.base_fit import base_notes
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
@@ -29,7 +30,6 @@ from orchestrator.planning.placement import (
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.supported import check_supported
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
-from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.quantities import human_count
 
 if TYPE_CHECKING:

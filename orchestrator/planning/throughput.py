@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
-from orchestrator.planning.communication import FROZEN_BASE, Step, nodes_of, slowdown
+from orchestrator.methods.priced import COSTS
+from orchestrator.planning.communication import Step, nodes_of, slowdown
 from orchestrator.planning.hardware import Device
 from orchestrator.planning.utilization import without_tensor_cores
 
@@ -71,9 +72,10 @@ def flops_per_token(shape: ModelShape, *, method: str, trainable: int, sequence_
         weights += shape.vocab * shape.hidden
     width = shape.heads * shape.head_dim
     attention = 12 * shape.layers * width * sequence_length * (0.5 if shape.causal else 1.0)
-    if method == "head":
+    cost = COSTS[method]
+    if not cost.passes_back:
         return 2 * weights + attention / 3 + 6 * trainable / sequence_length
-    if method in FROZEN_BASE:
+    if not cost.trains_all:
         return 4 * weights + attention + 6 * (trainable - shape.head_parameters)
     return 6 * weights + attention
 
@@ -111,7 +113,7 @@ def run_cost(
     """
     cores = cpus_per_worker if device.kind == "cpu" else 1
     speed = cores * device.peak_flops(precision)
-    work = flops_per_step * steps * (DEQUANTISATION if method == "qlora" else 1.0)
+    work = flops_per_step * steps * (DEQUANTISATION if COSTS[method].is_quantised else 1.0)
     fraction, goodput, reasons = _fraction(device, precision, work / cores, workers=workers, parameters=parameters)
     repeated, slower = RECOMPUTATION if activation_checkpointing else 1.0, 1.0
     if parameters is not None:

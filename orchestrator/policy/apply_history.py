@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from orchestrator.methods.registry import METHODS
 from orchestrator.policy.candidates import Candidate, candidates
 from orchestrator.policy.corrections import Corrected, Corrections, RunRecord, what_changed
 from orchestrator.policy.labelled_quality import TASK_SPREAD, labelled_expectation
@@ -15,7 +16,7 @@ from orchestrator.policy.pricing import Work, changes_of_price, longest_sample, 
 from orchestrator.policy.question import Learned, Question
 from orchestrator.policy.strategies import Name
 
-_STRATEGIES: dict[str, Name] = {"head": "features", "lora": "peft", "full": "full", "scratch": "scratch"}
+_STRATEGIES: dict[str, Name] = {method.name: method.strategy for method in METHODS}
 
 
 def learn(question: Question, corrections: Corrections, *, data: str | None) -> Question:

@@ -10,6 +10,7 @@ from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.data.layouts import Layout
 from orchestrator.errors import SpecError
 from orchestrator.facts.row_lengths import LONGEST_CUT_OFF, fine_tuning_batch
+from orchestrator.methods.registry import METHODS
 from orchestrator.policy.advise import Recommendation
 from orchestrator.policy.candidates import SCRATCH_MORE_EPOCHS, Candidate, fine_tuning_epochs
 from orchestrator.policy.language_quality import SCARCE_EPOCHS
@@ -21,13 +22,7 @@ PILOT_EXAMPLES = 1000
 """Labels of a pilot: enough that one standard error of the difference is about 2 points on 400 held-out rows."""
 PILOT_TOKENS = 2_000_000
 """Tokens of a pilot on raw text."""
-_METHODS: dict[Name, str] = {
-    "features": "head",
-    "peft": "lora",
-    "full": "full",
-    "continued": "full",
-    "scratch": "scratch",
-}
+_METHODS: dict[Name, str] = {**{method.strategy: method.name for method in METHODS}, "continued": "full"}
 _TUNED_PARAMETERS, _TUNED_RATE, _RATE_EXPONENT = 22.7e6, 1e-4, -0.36
 """Fine-tuning rates: 1e-4 for MiniLM on film reviews, falling with size as pretraining rates do (Porian 2024)."""
 _HEAD_RATE, _SCRATCH_RATE = 3e-3, 3e-4

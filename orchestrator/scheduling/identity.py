@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator import locations
 from orchestrator.architectures.families import FAMILY_DEFAULTS
 from orchestrator.data.contents import digests, hub_commit
+from orchestrator.methods.registry import method_of
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
 
@@ -57,7 +58,7 @@ def _model(spec: RunSpec) -> list[Any]:
         return [location, hub_commit(location, "model")]
     if spec.model.base is None:
         return digests([path / "config.json"])
-    wanted = _CONFIGURATION if spec.method == "scratch" else _MODEL_FILES
+    wanted = _CONFIGURATION if method_of(spec.method).is_from_scratch else _MODEL_FILES
     files = sorted(file for file in path.iterdir() if file.is_file() and _is_read(file.name, wanted))
     return [[file.name, digest] for file, digest in zip(files, digests(files), strict=True)]
 

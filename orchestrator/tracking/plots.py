@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.charts import GREY, INK, PALETTE, drawn, format_log_axis, name_line_ends, name_points, pareto_front
+from orchestrator.methods.registry import METHODS
 from orchestrator.quantities import human_count
 from orchestrator.tracking.compare import LossCurve
 from orchestrator.tracking.rows import RunRow, group_titles, told_apart
@@ -22,10 +23,7 @@ MOST_LABELS = 8
 """Points of a panel that get a name."""
 
 METHOD_STYLE: Mapping[str, tuple[str, str]] = {
-    "full": (PALETTE[0], "o"),
-    "lora": (PALETTE[1], "s"),
-    "head": (PALETTE[2], "^"),
-    "scratch": (PALETTE[3], "D"),
+    method.name: (PALETTE[method.colour], method.marker) for method in METHODS
 }
 """Colour and marker of each method: the shape tells them apart without colour."""
 OTHER_STYLE = ("#666666", "v")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from transformers import GenerationConfig
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.methods.registry import method_of
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.batches import Samples
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
-from orchestrator.worker.models import AUTO_CLASSES, DTYPES, add_lora, blank_model
+from orchestrator.worker.models import AUTO_CLASSES, DTYPES, blank_model
 from orchestrator.worker.objectives import Batch, logits_of
 from orchestrator.worker.step_data import tensors
 
@@ -90,16 +90,12 @@ def export(
 def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path) -> None:
     model = blank_model(spec, data)
     model.tie_weights()
-    if spec.method == "lora":
-        model = add_lora(model, spec)
+    method = method_of(spec.method)
+    model = method.adapt(model, spec)
     model.load_state_dict(state, strict=True)
-    if spec.method == "lora":
-        with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
-            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
-            model = model.merge_and_unload()
-    model = model.to(DTYPES[plan.precision])
+    model = method.merged(model).to(DTYPES[plan.precision])
     model.save_pretrained(folder)
-    if spec.task == "causal-lm" and spec.model.base is not None and spec.method != "scratch":
+    if spec.task == "causal-lm" and spec.model.base is not None and not method.is_from_scratch:
         with contextlib.suppress(OSError):  # many bases have none
             # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
             # of published models do: a temperature without do_sample.

@@ -19,12 +19,12 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from orchestrator.architectures.families import model_config, model_shape
-from orchestrator.architectures.weight_names import HEAD_MODULES
+from orchestrator.architectures.weight_names import is_in_head
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.methods.registry import method_of
 from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head, lacking
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.planning.trainable import DEFAULT_LORA_TARGETS, MASKED_LM_TRANSFORMS, refuse_tied_targets
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec, Task
 
@@ -35,14 +35,6 @@ AUTO_CLASSES: dict[Task, Any] = {
     "masked-lm": AutoModelForMaskedLM,
     "text-classification": AutoModelForSequenceClassification,
 }
-_ADAPTED_AS: dict[Task, str | None] = {
-    "causal-lm": "CAUSAL_LM",
-    "masked-lm": None,  # peft has no name for it, and wraps the model as it is
-    "text-classification": "SEQ_CLS",
-}
-"""Tasks as peft calls them."""
-_USUAL_HEADS = ("classifier", "score")
-"""The classification head of an architecture that `HEAD_MODULES` does not know."""
 _LEFTOVERS = ("finetuning_task", "task_specific_params")
 """What configurations remember of a task that their model was trained for before."""
 
@@ -66,15 +58,10 @@ def build_model(
     if plan.activation_checkpointing:
         # The reentrant kind needs inputs with gradients, which would send a frozen backbone's backward pass to its end.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if spec.method == "head":
-        freeze_backbone(model)
-    if spec.method == "lora":
-        # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
-        torch.manual_seed(spec.training.seed)
-        model = add_lora(model, spec)
-        if plan.zero_stage == 3:
-            _cast(model, DTYPES[plan.precision])
-    return model
+    adapted: torch.nn.Module = method_of(spec.method).adapt(model, spec)
+    if plan.zero_stage == 3:
+        _cast(adapted, DTYPES[plan.precision])
+    return adapted
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -94,7 +81,7 @@ def _quieten() -> None:
 
 
 def _is_new(spec: RunSpec) -> bool:
-    return spec.model.base is None or spec.method == "scratch"
+    return spec.model.base is None or method_of(spec.method).is_from_scratch
 
 
 @contextlib.contextmanager
@@ -241,7 +228,7 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
             got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
-    in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_head
+    in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_classification_head
     _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
     absent = [name for name in report["missing_keys"] if not in_head(name, model)]
     if absent:
@@ -290,83 +277,14 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def _head_modules(model: torch.nn.Module) -> tuple[str, ...]:
-    return HEAD_MODULES.get(str(model.config.model_type), _USUAL_HEADS)
-
-
-def _in_head(name: str, model: torch.nn.Module) -> bool:
-    """Whether a parameter belongs to the task's head, by its full name."""
-    return any(part in _head_modules(model) for part in name.split("."))
+def _in_classification_head(name: str, model: torch.nn.Module) -> bool:
+    """Whether a parameter belongs to the classification head, by its full name."""
+    return is_in_head(name, str(model.config.model_type))
 
 
 def _in_masked_lm_head(name: str, model: torch.nn.Module) -> bool:
     """Whether a parameter lies behind the architecture's backbone, by its full name."""
     return not name.startswith(f"{model.base_model_prefix}.")
-
-
-def freeze_backbone(model: torch.nn.Module) -> None:
-    """Leaves only the task's head trainable: the modules behind the backbone."""
-    trainable = 0
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = _in_head(name, model)
-        trainable += parameter.requires_grad
-    if not trainable:
-        raise ModelError(
-            "method: head found no head to train in this architecture",
-            got=type(model).__name__,
-            allowed=f"a module named {' or '.join(_head_modules(model))}",
-            do="use method: lora or full",
-        )
-
-
-def add_lora(model: torch.nn.Module, spec: RunSpec) -> torch.nn.Module:
-    """The model with low-rank adapters on the given or the architecture's usual projections.
-
-    A classification head is new, so it is trained whole besides them; `MASKED_LM_TRANSFORMS` may be.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    model_type = str(model.config.model_type)
-    targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
-    if targets is None:
-        raise ModelError(
-            f"no usual adapter targets are known for the architecture {model_type!r}",
-            allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
-            do="name the modules in lora.targets",
-        )
-    refuse_tied_targets(targets, _tied_modules(model))
-    whole = {
-        "causal-lm": None,
-        "masked-lm": MASKED_LM_TRANSFORMS.get(model_type),
-        "text-classification": _head_modules(model),
-    }[spec.task]
-    config = LoraConfig(
-        r=spec.lora.rank,
-        lora_alpha=spec.lora.alpha,
-        lora_dropout=spec.lora.dropout,
-        target_modules=list(targets),
-        task_type=_ADAPTED_AS[spec.task],
-        modules_to_save=None if whole is None else list(whole),
-        fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
-    )
-    try:
-        adapted: torch.nn.Module = get_peft_model(model, config)
-    except ValueError as error:
-        leaves = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "weight")}
-        )
-        raise ModelError(
-            "lora.targets names no module of this model", got=", ".join(targets), allowed=", ".join(leaves)
-        ) from error
-    return adapted
-
-
-def _tied_modules(model: torch.nn.Module) -> tuple[str, ...]:
-    """Full names of token table and output layer where both have one weight."""
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    if ends[1] is None or ends[0].weight is not ends[1].weight:
-        return ()
-    return tuple(name for name, module in model.named_modules() if any(module is end for end in ends))
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -134,6 +134,7 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> float:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from orchestrator.methods.lora import Lora
     from orchestrator.runs.job import WorkerContext
     from orchestrator.worker import models
     from orchestrator.worker.engine import Engine, join_process_group
@@ -148,7 +149,7 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> float:
     if plan.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if configuration.method == "lora":
-        model = models.add_lora(model, spec)
+        model = Lora().adapt(model, spec)
     engine = Engine(model, plan=plan, weight_decay=0.0, objective=objective_for("causal-lm"), context=context)
     ids = torch.randint(0, sizes["vocab_size"], (plan.micro_batch, plan.sequence_length))
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}

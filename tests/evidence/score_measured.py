@@ -21,8 +21,8 @@ from scipy.optimize import minimize
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, ModelShape, model_shape
 from orchestrator.intervals import Interval
+from orchestrator.methods.registry import trainable_parameters
 from orchestrator.planning.memory import ALLOCATOR_SHARE, BASELINE_GIB, Layout, MemoryEstimate, peak_memory
-from orchestrator.planning.trainable import trainable_parameters
 from orchestrator.spec import RunSpec
 from tests import specs
 

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.architectures.families import model_shape
-from orchestrator.errors import ModelError
-from orchestrator.planning.trainable import trainable_parameters
+from orchestrator.errors import ModelError, SpecError
+from orchestrator.methods import registry
+from orchestrator.methods.priced import COSTS, AdaptMethod
+from orchestrator.methods.registry import METHODS, method_of, trainable_parameters
+from orchestrator.spec import MethodName
 from tests import specs
+
+NAMES = typing.get_args(MethodName)
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 SIZES |= {"vocab_size": 1000, "max_position_embeddings": 64}
@@ -33,3 +40,29 @@ def test_untied_layers_and_a_classifiers_token_table_may_have_adapters() -> None
     assert trained("unknown", ["embed_tokens", "lm_head"], tie_word_embeddings=False) > 0
     assert trained("unknown", ["embed_tokens"], task="text-classification", tie_word_embeddings=True) > 0
     assert trained("gemma3_text", ["q_proj"], tie_word_embeddings=True) > 0
+
+
+# -- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_every_name_of_a_spec_has_one_object_in_a_file_of_its_name() -> None:
+    assert [method_of(name).name for name in NAMES] == list(NAMES)
+    assert {method.name for method in METHODS} == set(NAMES)
+    files = {path.stem for path in Path(registry.__file__).parent.glob("*.py")}
+    assert files == {*NAMES, "__init__", "base", "priced", "registry"}
+
+
+def test_every_method_that_is_priced_has_a_cost_and_those_of_a_spec_their_own() -> None:
+    assert set(COSTS) == set(typing.get_args(AdaptMethod)) >= set(NAMES)
+    assert all(COSTS[method.name] is method.cost for method in METHODS)
+
+
+def test_plots_tell_all_methods_apart_with_and_without_colour() -> None:
+    assert len({method.colour for method in METHODS}) == len({method.marker for method in METHODS}) == len(METHODS)
+
+
+def test_a_method_that_cannot_train_what_a_spec_asks_for_says_so() -> None:
+    with pytest.raises(SpecError, match="the spec: method: lora adapts a base model: use kind: finetune"):
+        specs.spec(specs.PRETRAIN, method="lora")
+    with pytest.raises(SpecError, match="head trains a new classification head"):
+        specs.spec(specs.PRETRAIN, kind="finetune", model={"base": "base"}, method="head")

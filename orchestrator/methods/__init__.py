@@ -1,0 +1,1 @@
+"""How a model is adapted: one file a method, one line in the registry."""

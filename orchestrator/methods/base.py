@@ -1,0 +1,76 @@
+"""What a method of adapting a model is: what it trains, what that costs, and how a module is made ready for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from orchestrator.architectures.families import ModelShape
+    from orchestrator.spec import RunSpec
+
+Strategy = Literal["features", "peft", "full", "scratch"]
+"""What the advisor calls methods."""
+Module = Any
+"""A `torch.nn.Module`: no torch is loaded before one is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCost:
+    """What a step costs for each weight of the backbone, and what it keeps for its backward pass."""
+
+    flops_per_weight: float
+    """Of a token: 2 forward, 2 for the gradients of activations, 2 for those of weights (Kaplan 2020, section 2.1)."""
+    bytes_per_weight: float
+    """That ZeRO-3 moves for a micro-batch: 2 to gather weights for each pass, 2 to scatter gradients."""
+    trains_all: bool = False
+    """Whether every weight has a gradient."""
+    passes_back: bool = True
+    """Whether the backward pass goes through the backbone; below a trained head it does not."""
+    keeps_inputs: bool = False
+    """Whether every module keeps its input for the backward pass: frozen ones do not, quantised ones do."""
+    is_quantised: bool = False
+    """Whether the backbone is stored in 4 bits, which each pass turns into 16."""
+
+
+ALL_WEIGHTS = MethodCost(flops_per_weight=6.0, bytes_per_weight=6.0, trains_all=True, keeps_inputs=True)
+"""Of methods that train every weight."""
+FROZEN_BACKBONE = MethodCost(flops_per_weight=4.0, bytes_per_weight=4.0)
+"""Of methods that train small additions all along a frozen backbone."""
+
+
+class Method(ABC):
+    """A value of `method`. Each has one object, in the file of its name."""
+
+    name: ClassVar[str]
+    strategy: ClassVar[Strategy]
+    cost: ClassVar[MethodCost]
+    is_from_scratch: ClassVar[bool] = False
+    """Whether the weights of a base are left unread."""
+    colour: ClassVar[int]
+    """Of its runs in plots, in the palette."""
+    marker: ClassVar[str]
+    """Of its runs in plots, as matplotlib calls it; tells methods apart without colour."""
+
+    def problem(self, spec: RunSpec) -> str | None:
+        """Why a spec cannot train by this method, in a sentence; None where it can."""
+        if spec.kind == "pretrain" and not self.cost.trains_all:
+            return f"method: {self.name} adapts a base model: use kind: finetune, or remove method"
+        return None
+
+    @abstractmethod
+    def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
+        """How many weights it trains. Raises ModelError where the architecture lacks what it needs."""
+
+    def trains_new_masked_lm_head(self, model_type: str) -> bool:
+        """Whether a masked-LM head that a base comes without is trained, not left as it was drawn."""
+        return True
+
+    def adapt(self, model: Module, spec: RunSpec) -> Module:
+        """The module with the right parameters trainable. Raises ModelError where it lacks what the method needs."""
+        return model
+
+    def merged(self, model: Module) -> Module:
+        """An adapted module as a plain one that computes the same."""
+        return model

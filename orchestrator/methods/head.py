@@ -1,0 +1,47 @@
+"""`method: head`: a classification head on frozen features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.architectures.weight_names import head_modules, is_in_head
+from orchestrator.errors import ModelError
+from orchestrator.methods.base import Method, MethodCost, Module, Strategy
+
+if TYPE_CHECKING:
+    from orchestrator.architectures.families import ModelShape
+    from orchestrator.spec import RunSpec
+
+
+class Head(Method):
+    """See the module."""
+
+    name = "head"
+    strategy: ClassVar[Strategy] = "features"
+    cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, passes_back=False)
+    colour, marker = 2, "^"
+
+    def problem(self, spec: RunSpec) -> str | None:
+        """See `Method`."""
+        if not spec.models_language:
+            return super().problem(spec)
+        return f"method: head trains a new classification head; for task: {spec.task} use full or lora"
+
+    def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
+        """See `Method`."""
+        return shape.head_parameters
+
+    def adapt(self, model: Module, spec: RunSpec) -> Module:
+        """Leaves only the modules behind the backbone trainable."""
+        model_type, trainable = str(model.config.model_type), 0
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = is_in_head(name, model_type)
+            trainable += parameter.requires_grad
+        if not trainable:
+            raise ModelError(
+                "method: head found no head to train in this architecture",
+                got=type(model).__name__,
+                allowed=f"a module named {' or '.join(head_modules(model_type))}",
+                do="use method: lora or full",
+            )
+        return model

@@ -1,0 +1,189 @@
+"""`method: lora`: low-rank adapters beside frozen projections, merged into them at export (Hu et al. 2021).
+
+A classification head is new, so it is trained whole besides them; so are `MASKED_LM_TRANSFORMS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from orchestrator.architectures.families import LLAMA_LIKE
+from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
+from orchestrator.architectures.weight_names import head_modules
+from orchestrator.errors import ModelError
+from orchestrator.methods.base import FROZEN_BACKBONE, Method, Module, Strategy
+
+if TYPE_CHECKING:
+    from orchestrator.architectures.families import ModelShape
+    from orchestrator.spec import RunSpec
+
+DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("c_attn",),
+    **dict.fromkeys(LLAMA_LIKE, ("q_proj", "v_proj")),
+    "phi3": ("qkv_proj",),
+    "gpt_neox": ("query_key_value",),
+    "opt": ("q_proj", "v_proj"),
+    **dict.fromkeys(("bert", "roberta", "camembert", "xlm-roberta", "albert", "electra"), ("query", "value")),
+    "deberta-v2": ("query_proj", "value_proj"),
+    "distilbert": ("q_lin", "v_lin"),
+    "modernbert": ("Wqkv",),
+}
+"""Modules that get an adapter when `lora.targets` is not set, by model type: as in peft 0.21 and Hu et al. (2021)."""
+
+TOKEN_MODULES = (
+    *("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "lm_head", "embed_out", "decoder"),
+    *("vocab_projector", "generator_lm_head"),
+)
+"""What architectures call the token table and the output layer, which in a tied model are one weight."""
+_ADAPTED_AS: dict[str, str | None] = {
+    "causal-lm": "CAUSAL_LM",
+    "masked-lm": None,  # peft has no name for it, and wraps the model as it is
+    "text-classification": "SEQ_CLS",
+}
+"""Tasks as peft calls them."""
+
+
+class Lora(Method):
+    """See the module."""
+
+    name = "lora"
+    strategy: ClassVar[Strategy] = "peft"
+    cost = FROZEN_BACKBONE
+    colour, marker = 1, "s"
+
+    def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
+        """Adapters, and the head or `MASKED_LM_TRANSFORMS`.
+
+        Raises ModelError when `lora.targets` names no module of the architecture, or is needed and missing.
+        """
+        targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(shape.model_type)
+        if targets is None:
+            raise ModelError(
+                f"which modules of {shape.model_type} should get an adapter is not known",
+                allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
+                do="set lora.targets to the names of the attention's projections",
+            )
+        if shape.tied and spec.task != "text-classification":  # a classifier has no output layer to be tied
+            refuse_tied_targets(targets, TOKEN_MODULES)
+        whole = shape.head_parameters
+        if spec.task == "masked-lm":
+            transforms = MASKED_LM_TRANSFORMS.get(shape.model_type, ())
+            whole = sum(
+                math.prod(size)
+                for name, size in shape.weights.items()
+                if any(f".{part}." in f".{name}" for part in transforms)
+            )
+        return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + whole
+
+    def trains_new_masked_lm_head(self, model_type: str) -> bool:
+        """See `Method`."""
+        return model_type in MASKED_LM_TRANSFORMS
+
+    def adapt(self, model: Module, spec: RunSpec) -> Module:
+        """The model with adapters, drawn by `training.seed`, on the given or the architecture's usual projections."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
+        torch.manual_seed(spec.training.seed)
+
+        model_type = str(model.config.model_type)
+        targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
+        if targets is None:
+            raise ModelError(
+                f"no usual adapter targets are known for the architecture {model_type!r}",
+                allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
+                do="name the modules in lora.targets",
+            )
+        refuse_tied_targets(targets, _tied_modules(model))
+        whole = {
+            "causal-lm": None,
+            "masked-lm": MASKED_LM_TRANSFORMS.get(model_type),
+            "text-classification": head_modules(model_type),
+        }[spec.task]
+        config = LoraConfig(
+            r=spec.lora.rank,
+            lora_alpha=spec.lora.alpha,
+            lora_dropout=spec.lora.dropout,
+            target_modules=list(targets),
+            task_type=_ADAPTED_AS[spec.task],
+            modules_to_save=None if whole is None else list(whole),
+            fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
+        )
+        try:
+            adapted: Module = get_peft_model(model, config)
+        except ValueError as error:
+            leaves = sorted(
+                {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "weight")}
+            )
+            raise ModelError(
+                "lora.targets names no module of this model", got=", ".join(targets), allowed=", ".join(leaves)
+            ) from error
+        return adapted
+
+    def merged(self, model: Module) -> Module:
+        """See `Method`."""
+        with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+            return model.merge_and_unload()
+
+
+def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:
+    """Weights of the two factors of every adapter: rank x (inputs + outputs) for each matched module."""
+    modules = _linear_modules(shape)
+    if not modules:  # an architecture we do not know by name: its projections are about hidden x hidden
+        return len(targets) * shape.layers * rank * 2 * shape.hidden
+    for target in targets:
+        if not any(matches(name, target) for name in modules):
+            names = sorted({name.rpartition(".")[2] for name in modules})
+            near = difflib.get_close_matches(target, names, n=1)
+            raise ModelError(
+                f"{shape.model_type} has no module {target}",
+                got=f"lora.targets: {', '.join(targets)}",
+                allowed=", ".join(names),
+                do=f"did you mean {near[0]}?" if near else None,
+            )
+    matched = [size for name, size in modules.items() if any(matches(name, target) for target in targets)]
+    return sum(rank * (inputs + outputs) for inputs, outputs in matched)
+
+
+def refuse_tied_targets(targets: Sequence[str], tied: Sequence[str]) -> None:
+    """Raises ModelError when an adapter is wanted on a module whose weight is another's too.
+
+    Both would train with one of them adapted and be merged into both: the finished model would compute something else.
+    """
+    wrong = [target for target in targets if any(matches(name, target) or matches(target, name) for name in tied)]
+    if wrong:
+        rest = [target for target in targets if target not in wrong]
+        raise ModelError(
+            "an adapter on one of two tied layers cannot be merged: token table and output layer are one weight",
+            got=f"lora.targets: {', '.join(targets)}",
+            allowed="projections of attention and MLP",
+            do=f"set lora.targets=[{', '.join(rest)}]" if rest else "leave lora.targets out, or use method: full",
+        )
+
+
+def matches(name: str, target: str) -> bool:
+    """peft's rule for a list of names: the whole name, or its end after a dot."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """The two sizes of the linear modules of all layers, by name; empty for an unknown architecture."""
+    return {
+        name.removesuffix(".weight"): (size[0], size[1])
+        for name, size in shape.weights.items()
+        if len(size) == 2 and any(part.isdigit() for part in name.split("."))
+    }
+
+
+def _tied_modules(model: Module) -> tuple[str, ...]:
+    """Full names of token table and output layer where both have one weight."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return ()
+    return tuple(name for name, module in model.named_modules() if any(module is end for end in ends))
