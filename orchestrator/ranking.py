@@ -11,22 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import SpecError
+from orchestrator.tasks.base import BITS_PER_BYTE
+from orchestrator.tasks.registry import LEARNT
 
-BITS_PER_BYTE = "eval/bits_per_byte"
-"""All nats over the held-out tokens that are predicted, over ln 2 and over the UTF-8 bytes that these stand for."""
-QUALITY_OF_TASK: Mapping[str, str] = {
-    "causal-lm": BITS_PER_BYTE,
-    # There are no bits per byte of hidden tokens: a finer tokenizer leaves other pieces of a hidden word in sight, so
-    # pseudo-likelihoods of two tokenizers do not compare (Kauf and Ivanova 2023).
-    "masked-lm": "eval/loss",
-    "text-classification": "eval/accuracy",
-}
-"""The metric that says how good a task's result is."""
 HIGHER_IS_BETTER = ("eval/accuracy", "eval/macro_f1")
 PER_TOKEN = ("eval/loss", "eval/perplexity", "train/loss")
 """Metrics that, of a language model, are a mean over tokens: values of two tokenizers are of different units."""
 
 WORST = -math.inf
+_IN_BITS = {name for name, task in LEARNT.items() if BITS_PER_BYTE in task.metrics}
 
 
 def is_higher_better(metric: str, mode: str | None = None) -> bool:
@@ -71,17 +64,18 @@ class Measured:
 
     def unit(self, metric: str) -> str | None:
         """What a value of the metric is a mean over, where that is not the same for all results of the task."""
-        if metric not in PER_TOKEN or self.task not in ("causal-lm", "masked-lm"):
+        task = LEARNT.get(self.task or "")
+        if metric not in PER_TOKEN or task is None or not task.models_language:
             return None
         cut = None if self.tokenizer is None else f"tokens of tokenizer {self.tokenizer[:6]}"
-        masked = self.task == "masked-lm" and self.masking_rate is not None
+        masked = task.hides_tokens and self.masking_rate is not None
         return ", ".join(filter(None, (cut, f"{self.masking_rate:.0%} hidden" if masked else None))) or None
 
 
 def check_alike(trials: Mapping[str, Measured], metric: str) -> None:
     """Raises SpecError when the trials of a search, by name, are not measured alike and so cannot be ranked."""
     remedy = "search over it in runs of their own, which `orchestrator compare` shows in groups"
-    bits = trials and all(trial.task == "causal-lm" for trial in trials.values())
+    bits = trials and all(trial.task in _IN_BITS for trial in trials.values())
     for what, found, do in (
         ("do not learn the same task", {name: trial.task for name, trial in trials.items()}, remedy),
         (

@@ -16,15 +16,17 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from orchestrator.credentials import hide, public
 from orchestrator.quantities import Budget, divisors, parse_budget
-from orchestrator.ranking import QUALITY_OF_TASK, Goal
+from orchestrator.ranking import Goal
 from orchestrator.spec_data import DataSpec
 from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed, SmallCount
 from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec
+from orchestrator.tasks.names import TrainedTask
+from orchestrator.tasks.registry import task_of
 
 Kind = Literal["pretrain", "finetune"]
 MethodName = Literal["full", "head", "lora", "scratch"]
-Task = Literal["causal-lm", "masked-lm", "text-classification"]
+Task = TrainedTask
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Offload = Literal["auto", "none", "optimizer", "all"]
@@ -287,7 +289,7 @@ class RunSpec(Block):
 
     @model_validator(mode="after")
     def _masks_can_be_drawn(self) -> Self:
-        if self.task != "masked-lm":
+        if not task_of(self.task).hides_tokens:
             if self.training.masking_rate != MASKING_RATE:
                 raise ValueError(
                     f"training.masking_rate is for task: masked-lm, and this is task: {self.task}: remove it, or set "
@@ -344,7 +346,7 @@ class RunSpec(Block):
     @property
     def models_language(self) -> bool:
         """Whether the examples are raw text, whose own tokens are predicted."""
-        return self.task in ("causal-lm", "masked-lm")
+        return task_of(self.task).models_language
 
     @property
     def parsed_budget(self) -> Budget | None:
@@ -355,7 +357,7 @@ class RunSpec(Block):
     def goal(self) -> Goal:
         """What ranks the result: the metric that a search names, else that of the task."""
         named = (None, "auto") if self.search is None else (self.search.metric, self.search.mode)
-        return Goal.of(named[0] or QUALITY_OF_TASK[self.task], named[1])
+        return Goal.of(named[0] or task_of(self.task).ranked_by, named[1])
 
     def fingerprint(self) -> str:
         """Eight hex digits over what `identity` gives: equal for a run and its resumption."""
@@ -370,7 +372,7 @@ class RunSpec(Block):
         left_out: dict[str, Any] = dict.fromkeys(
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
-        unused = set() if self.task == "masked-lm" else {"masking_rate"}
+        unused = set() if task_of(self.task).hides_tokens else {"masking_rate"}
         usual = type(self.data).model_fields
         later = ("split_seed", "delimiter", "incomplete_rows")
         unset = {name for name in later if getattr(self.data, name) == usual[name].default}

@@ -15,7 +15,7 @@ from orchestrator.runs.job import TrainingJob, WorkerContext
 from orchestrator.samples.batches import open_split
 from orchestrator.worker import loop, models
 from orchestrator.worker.export import DIFFERENT, Sample, check_batch, export
-from orchestrator.worker.models import AUTO_CLASSES
+from orchestrator.worker.models import auto_class
 from orchestrator.worker.objectives import logits_of
 from tests import training_runs
 from tests.training_runs import LLAMA, classify, continued, fill_gaps, pretrain
@@ -277,7 +277,7 @@ def test_a_classifier_is_one_of_single_labels_whatever_its_base_was(tmp_path: Pa
     assert config["problem_type"] == "single_label_classification"
     assert config["id2label"] == {"0": "bad", "1": "good"}
     assert "sts-b" not in json.dumps(config)
-    loaded = AUTO_CLASSES[job.spec.task].from_pretrained(job.model_folder)
+    loaded = auto_class(job.spec.task).from_pretrained(job.model_folder)
     batch = sample(job, loaded).batch
     labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
     wanted = torch.nn.functional.cross_entropy(loaded(**batch).logits, labels)

@@ -312,12 +312,12 @@ def _meta_model(config: dict[str, Any], task: Task) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from orchestrator.worker.models import AUTO_CLASSES
+    from orchestrator.worker.models import auto_class
 
     rest = {key: value for key, value in config.items() if key != "model_type"}
     built = AutoConfig.for_model(config["model_type"], **rest, num_labels=3)
     with torch.device("meta"):
-        return AUTO_CLASSES[task].from_config(built)
+        return auto_class(task).from_config(built)
 
 
 def test_every_known_architecture_is_compared_with_the_real_one() -> None:

@@ -399,10 +399,10 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
     import torch
     from sklearn.metrics import f1_score
 
-    from orchestrator.worker.models import AUTO_CLASSES
+    from orchestrator.worker.models import auto_class
 
     classifies = job.spec.task == "text-classification"
-    model = AUTO_CLASSES[job.spec.task].from_pretrained(job.model_folder).eval()
+    model = auto_class(job.spec.task).from_pretrained(job.model_folder).eval()
     samples = open_split(job.data.path, "validation")
     losses: list[float] = []
     correct = []

@@ -236,7 +236,7 @@ def elsewhere(exports: dict[str, TrainingJob], tmp_path_factory: pytest.TempPath
     requests = []
     for name, job in exports.items():
         file = held_out(job, folder / f"{name}.npz")
-        requests.append([str(job.model_folder), str(file), models.AUTO_CLASSES[job.spec.task].__name__])
+        requests.append([str(job.model_folder), str(file), models.auto_class(job.spec.task).__name__])
     done = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE],
         cwd=folder,

@@ -115,7 +115,7 @@ def plain_model(job: TrainingJob) -> torch.nn.Module:
         config = first.config.__class__(**{**first.config.to_dict(), "dtype": "float32"})
         if job.spec.task == "causal-lm":
             config.pad_token_id = None
-        model = models.AUTO_CLASSES[job.spec.task].from_config(config)
+        model = models.auto_class(job.spec.task).from_config(config)
         model.load_state_dict(first.state_dict())
     trained = FROZEN_BUT.get(job.spec.method, ("",))
     for name, weight in model.named_parameters():

@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import refuse_gguf
@@ -21,8 +21,35 @@ from orchestrator.architectures.weight_names import HEAD_MODULES, weights_of
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 
-if TYPE_CHECKING:  # it takes 0.2 s to load, which `estimate` need not wait for
-    from orchestrator.spec import ModelSpec, Task
+
+class ModelChoice(Protocol):
+    """Which model: the fields of a spec's `model` block, which says what each means."""
+
+    @property
+    def config(self) -> str | None:
+        """A family of `FAMILY_DEFAULTS`, or a path, for new weights."""
+        ...
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """Values in place of the architecture's."""
+        ...
+
+    @property
+    def base(self) -> str | None:
+        """Pretrained weights."""
+        ...
+
+    @property
+    def tokenizer(self) -> str:
+        """`auto`, a folder or a hub name."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of a tokenizer that is trained."""
+        ...
+
 
 # Beginning- and end-of-text and padding are null: their ids come from the tokenizer, and the published ones lie outside
 # a small vocabulary.
@@ -143,7 +170,7 @@ class ModelShape:
 
 
 def model_config(
-    model: ModelSpec, *, vocab_size: int | None = None, sequence_length: int | None = None
+    model: ModelChoice, *, vocab_size: int | None = None, sequence_length: int | None = None
 ) -> dict[str, Any]:
     """The Hugging Face configuration of a model, without building it.
 
@@ -180,7 +207,7 @@ def _check_vocabulary(config: dict[str, Any], vocab_size: int | None) -> None:
         )
 
 
-def _check_overrides(config: dict[str, Any], overrides: dict[str, Any]) -> None:
+def _check_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     valid = set(config) | set(FAMILY_DEFAULTS.get(str(config.get("model_type")), ()))
     valid -= {"model_type", "vocab_size", "architectures", "transformers_version", "_name_or_path"}
     for name in overrides:
@@ -301,7 +328,7 @@ def _no_size(config: dict[str, Any], name: str) -> ModelError:
     )
 
 
-def model_shape(config: dict[str, Any], *, task: Task, num_labels: int | None = None) -> ModelShape:
+def model_shape(config: dict[str, Any], *, task: str, num_labels: int | None = None) -> ModelShape:
     """The sizes and the number of parameters of a configuration with the head of a task (2 labels if not said).
 
     Exact for the architectures of `architectures.KNOWN`; a standard transformer's otherwise.

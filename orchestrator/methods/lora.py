@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.architectures.families import LLAMA_LIKE
 from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
-from orchestrator.architectures.weight_names import head_modules
 from orchestrator.errors import ModelError
 from orchestrator.methods.base import FROZEN_BACKBONE, Method, Module, Strategy
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
@@ -39,12 +39,6 @@ TOKEN_MODULES = (
     *("vocab_projector", "generator_lm_head"),
 )
 """What architectures call the token table and the output layer, which in a tied model are one weight."""
-_ADAPTED_AS: dict[str, str | None] = {
-    "causal-lm": "CAUSAL_LM",
-    "masked-lm": None,  # peft has no name for it, and wraps the model as it is
-    "text-classification": "SEQ_CLS",
-}
-"""Tasks as peft calls them."""
 
 
 class Lora(Method):
@@ -67,10 +61,10 @@ class Lora(Method):
                 allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
                 do="set lora.targets to the names of the attention's projections",
             )
-        if shape.tied and spec.task != "text-classification":  # a classifier has no output layer to be tied
+        if shape.tied and spec.models_language:  # a classifier has no output layer to be tied
             refuse_tied_targets(targets, TOKEN_MODULES)
         whole = shape.head_parameters
-        if spec.task == "masked-lm":
+        if task_of(spec.task).hides_tokens:
             transforms = MASKED_LM_TRANSFORMS.get(shape.model_type, ())
             whole = sum(
                 math.prod(size)
@@ -100,17 +94,14 @@ class Lora(Method):
                 do="name the modules in lora.targets",
             )
         refuse_tied_targets(targets, _tied_modules(model))
-        whole = {
-            "causal-lm": None,
-            "masked-lm": MASKED_LM_TRANSFORMS.get(model_type),
-            "text-classification": head_modules(model_type),
-        }[spec.task]
+        task = task_of(spec.task)
+        whole = task.trained_beside_adapters(model_type)
         config = LoraConfig(
             r=spec.lora.rank,
             lora_alpha=spec.lora.alpha,
             lora_dropout=spec.lora.dropout,
             target_modules=list(targets),
-            task_type=_ADAPTED_AS[spec.task],
+            task_type=task.peft_type,
             modules_to_save=None if whole is None else list(whole),
             fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
         )

@@ -16,6 +16,7 @@ from orchestrator.architectures.stored_weights import StoredWeights, read_weight
 from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
 from orchestrator.methods.registry import method_of
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -45,9 +46,9 @@ def base_notes(
         return (f"base: {base} is not on this machine yet, so its files were not looked at",)
     _check_against_config(base, stored, config)
     _check_names(spec, stored, shape)
-    if spec.task == "text-classification":
+    if not spec.models_language:
         return tuple(_about_classifier(base, stored, config, label_names))
-    if spec.task == "masked-lm" and lacks_masked_lm_head(stored.shapes):
+    if task_of(spec.task).hides_tokens and lacks_masked_lm_head(stored.shapes):
         _refuse_frozen_head(spec, str(config.get("model_type")))
         note = f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
         return (note,)
@@ -186,9 +187,9 @@ def _outputs(held: Mapping[str, Shape]) -> set[Shape]:
 
 
 def _in_head(name: str, spec: RunSpec, shape: ModelShape, body: str) -> bool:
-    if spec.task == "text-classification":
+    if not spec.models_language:
         return not set(name.split(".")).isdisjoint(HEAD_MODULES[shape.model_type])
-    return spec.task == "masked-lm" and not name.startswith(f"{body}.")
+    return task_of(spec.task).hides_tokens and not name.startswith(f"{body}.")
 
 
 def check_tokenizer(

@@ -31,10 +31,10 @@ from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, Ru
 from orchestrator.planning.supported import check_supported
 from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
 from orchestrator.quantities import human_count
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
-
 
 _NOMINAL_STEPS = 1000
 """Steps over which layouts are compared while the length is open."""
@@ -68,7 +68,7 @@ class _Job:
             shape=self.shape,
             method=self.spec.method,
             trainable=self.trainable,
-            predicted_share=self.spec.training.masking_rate if self.spec.task == "masked-lm" else 1.0,
+            predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
             copies_checkpoints=True,
             accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
         )
@@ -336,7 +336,7 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
         f"parameters: {about}{human_count(shape.parameters)}, of which method {spec.method} trains "
         f"{human_count(trainable)} ({100 * trainable / shape.parameters:.3g} %)"
     )
-    if spec.task == "text-classification" and (counts is None or counts.num_labels is None):
+    if not spec.models_language and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
     yield from job.about_base
     if kept is not None:

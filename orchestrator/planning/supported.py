@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ModelError
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import Task
-
-_TABLES: dict[str, str] = {
-    "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-    "text-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-}
 
 
 def check_supported(config: dict[str, Any], task: Task) -> None:
@@ -50,7 +45,7 @@ def supported(task: Task) -> frozenset[str]:
         return frozenset()
     try:
         source = (Path(found.origin).parent / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
-        return _keys(source, _TABLES[task])
+        return _keys(source, task_of(task).model_table)
     except (OSError, SyntaxError, ValueError):
         return frozenset()
 

@@ -20,6 +20,7 @@ from orchestrator.errors import StorageError
 from orchestrator.planning.length import PAD_MULTIPLE
 from orchestrator.samples.counter_rng import GOLDEN, mix
 from orchestrator.samples.masking import Batch, Masking, Vocabulary, mask
+from orchestrator.tasks.registry import LEARNT
 
 _FEISTEL_ROUNDS = 8
 """Four make a strong permutation of large domains (Luby and Rackoff 1988); small domains want more."""
@@ -215,11 +216,11 @@ def masked_tokens(samples: int, length: int) -> int:
 
 def shapes(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """What `DatasetCounts` says of the lengths of rows, or of the end of a stream that fills no block."""
-    if meta["task"] == "text-classification":
+    if not LEARNT[meta["task"]].models_language:
         train, validation = (row_columns(path, split, meta["sequence_length"]) for split in SPLITS)
         return {"columns": histogram(train), "longest": int(max(train.max(), validation.max()))}
     stream = (path / "train.bin").stat().st_size // np.dtype(meta["dtype"]).itemsize
-    used = masked_tokens if meta["task"] == "masked-lm" else packed_tokens
+    used = masked_tokens if LEARNT[meta["task"]].hides_tokens else packed_tokens
     return {"left_over_tokens": stream - used(meta["train_samples"], meta["sequence_length"])}
 
 
@@ -234,9 +235,10 @@ def open_split(path: Path, split: Split, *, masking: Masking | None = None) -> S
         tokens = np.memmap(path / f"{split}.bin", dtype=meta["dtype"], mode="r")
         # A plain array over the same map: np.memmap's own indexing costs 10 us more each time.
         plain = np.asarray(tokens)
-        if meta["task"] == "causal-lm":
+        task = LEARNT[meta["task"]]
+        if task.models_language and not task.hides_tokens:
             return PackedSamples(plain, length=meta["sequence_length"])
-        if meta["task"] == "masked-lm":
+        if task.hides_tokens:
             vocabulary = Vocabulary.of(meta)
             return MaskedSamples(
                 plain, length=meta["sequence_length"], vocabulary=vocabulary, masking=masking or Masking()

@@ -27,6 +27,7 @@ from orchestrator.samples.new_tokenizer import BPE_SAMPLE_BYTES
 from orchestrator.samples.prepare import PreparedData, Unprepared, document_notes, find_data
 from orchestrator.samples.tokenization import Chunk, TextTokenizer
 from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 
 SAMPLE_ROWS = 4000
 """Rows that are tokenised of a larger table: 0.1 to 0.3 s, and a standard error of some 0.1 % of the tokens."""
@@ -240,7 +241,7 @@ def _row_lengths(texts: Sequence[str], encode: Callable[[Chunk], tuple[np.ndarra
 
 
 def _documents(found: Unprepared, train: Chosen, validation: Chosen) -> DataLook:
-    spec, is_masked = found.spec, found.spec.task == "masked-lm"
+    spec, is_masked = found.spec, task_of(found.spec.task).hides_tokens
     size, held = _bytes(train), _bytes(validation)
     is_whole = size + held <= WHOLE_BYTES
     most = BPE_SAMPLE_BYTES if is_whole else NEW_TOKENIZER_BYTES

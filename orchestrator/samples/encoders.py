@@ -14,6 +14,7 @@ from orchestrator.errors import ModelError
 from orchestrator.samples import base_tokenizer, new_tokenizer, tokenization
 from orchestrator.samples.tokenization import Chunk, TextTokenizer
 from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 
 
 def row_encoder(spec: RunSpec, tokenizer: TextTokenizer) -> Callable[[Chunk], tuple[np.ndarray, np.ndarray]]:
@@ -39,7 +40,7 @@ def around(tokenizer: TextTokenizer, spec: RunSpec) -> tuple[tuple[int, ...], tu
 
     So Llama's documents begin with <s> and end with </s>, and GPT-2's have only <|endoftext|> between them.
     """
-    if spec.task == "masked-lm":
+    if task_of(spec.task).hides_tokens:
         return (), (int(mask_ids(tokenizer, spec)["sep_id"]),)
     if tokenizer.eos_id is None:
         raise ModelError(
@@ -70,7 +71,7 @@ def tokenizer_of(spec: RunSpec, train: Chosen, *, most_bytes: int = new_tokenize
         sample(train, spec.data.split_seed, most_bytes),
         vocab_size=spec.model.vocab_size,
         sequence_length=spec.data.sequence_length,
-        for_encoder=spec.task == "masked-lm",
+        for_encoder=task_of(spec.task).hides_tokens,
     )
 
 

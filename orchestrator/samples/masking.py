@@ -15,13 +15,12 @@ import numpy as np
 
 from orchestrator.samples.counter_rng import GOLDEN, mix
 from orchestrator.spec import MASKING_RATE
+from orchestrator.tasks.masked_lm import NO_LABEL
 
 Batch = dict[str, np.ndarray]
 
 HIDDEN, REPLACED = 0.8, 0.1
 """Shares of the chosen tokens that become the mask token, and any other token; the rest stays (Devlin et al. 2019)."""
-NO_LABEL = -100
-"""Label of a position that is not predicted: what PyTorch's cross entropy ignores."""
 # What the draws are for, so that they share none with each other or with the order of the samples.
 _TRAINING, _EVALUATION = np.uint64(0x6D61736B65642D31), np.uint64(0x6D61736B65642D32)
 

@@ -6,18 +6,13 @@ In MLflow each stands against the optimizer step. Called by `plan`.
 from __future__ import annotations
 
 from orchestrator.errors import SpecError
-from orchestrator.ranking import BITS_PER_BYTE
-from orchestrator.spec import RunSpec, Task
+from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 
 EVERY_STEP = (
     *("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second", "train/tokens"),
     *("cost/gpu_hours", "cost/flops", "cost/usd"),
 )
-AT_EVALUATIONS: dict[Task, tuple[str, ...]] = {
-    "causal-lm": ("eval/loss", "eval/perplexity", BITS_PER_BYTE),
-    "masked-lm": ("eval/loss", "eval/perplexity"),
-    "text-classification": ("eval/loss", "eval/accuracy", "eval/macro_f1"),
-}
 AT_THE_END = (
     *("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib"),
     *("predicted/tokens_per_second", "measured/tokens_per_second", "measured/step_s", "measured/goodput"),
@@ -30,12 +25,12 @@ AT_CHECKPOINTS = ("checkpoint/interval_steps", "checkpoint/lost_s")
 def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What a training of this spec logs."""
     saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
-    return (*EVERY_STEP, *AT_EVALUATIONS[spec.task], *AT_THE_END, *saving)
+    return (*EVERY_STEP, *task_of(spec.task).metrics, *AT_THE_END, *saving)
 
 
 def check_goal(spec: RunSpec) -> None:
     """Raises SpecError when a search is to be ranked by a metric that its trials do not have at an evaluation."""
-    known = (*AT_EVALUATIONS[spec.task], *EVERY_STEP)
+    known = (*task_of(spec.task).metrics, *EVERY_STEP)
     if spec.search is not None and spec.goal.metric not in known:
         raise SpecError(
             f"search.metric: trials of task {spec.task} have no such metric at an evaluation",

@@ -32,6 +32,8 @@ from orchestrator.samples.patience import go_on, patiently
 from orchestrator.samples.tokenization import Chunk, TextTokenizer
 from orchestrator.samples.whole_folder import is_whole, whole_folder
 from orchestrator.spec import RunSpec
+from orchestrator.tasks.base import BITS_PER_BYTE
+from orchestrator.tasks.registry import task_of
 
 T = TypeVar("T")
 
@@ -266,7 +268,7 @@ def _write(inputs: _Inputs, folder: Path, encode: EncodeMany, pause: Callable[[]
         "tokenizer_fingerprint": tokenizer.fingerprint()[:16],
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
-        **(mask_ids(tokenizer, inputs.spec) if inputs.spec.task == "masked-lm" else {}),
+        **(mask_ids(tokenizer, inputs.spec) if task_of(inputs.spec.task).hides_tokens else {}),
         **found,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
@@ -310,7 +312,7 @@ def _write_documents(
     _compare(inputs, train)
     tokenizer = inputs.tokenizer or patiently(lambda: tokenizer_of(spec, train), pause)
     function = document_encoder(spec, tokenizer)
-    count_samples = batches.masked_samples if spec.task == "masked-lm" else batches.packed_samples
+    count_samples = batches.masked_samples if task_of(spec.task).hides_tokens else batches.packed_samples
     found: dict[str, Any] = {"label_names": None}
     # The small one first: if it is too short, nothing long was encoded in vain.
     account = Account()
@@ -325,7 +327,7 @@ def _write_documents(
         if samples == 0:
             raise _too_short(split, tokens, inputs)
         found |= {f"{split}_samples": samples, f"{split}_tokens": samples * spec.data.sequence_length}
-        if split == "validation" and spec.task == "causal-lm":
+        if split == "validation" and BITS_PER_BYTE in task_of(spec.task).metrics:
             before, after = around(tokenizer, spec)
             encoding = DocumentEncoding(encoder=tokenizer.encoder, cuts=tokenizer.cuts, before=before, after=after)
             left_over = tokens - batches.packed_tokens(samples, spec.data.sequence_length)
@@ -367,7 +369,7 @@ def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> 
 
 def _too_short(split: Split, tokens: int, inputs: _Inputs) -> DataError:
     spec, length = inputs.spec, inputs.spec.data.sequence_length
-    masked = spec.task == "masked-lm"
+    masked = task_of(spec.task).hides_tokens
     needed = length - 2 if masked else length + 1
     why = "less a first and a last token" if masked else "and the token after it"
     hold_out = ""

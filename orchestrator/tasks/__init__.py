@@ -1,1 +1,1 @@
-"""What can be learnt: one file a task."""
+"""What can be learnt: one file a task, one line in the registry."""

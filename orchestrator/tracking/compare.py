@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from orchestrator.credentials import hide
 from orchestrator.errors import SpecError
-from orchestrator.ranking import BITS_PER_BYTE
+from orchestrator.tasks.base import BITS_PER_BYTE
 from orchestrator.tracking import store
 from orchestrator.tracking.mlflow_backend import (
     BEST_RUN_TAG,

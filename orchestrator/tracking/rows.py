@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from orchestrator.ranking import WORST, Goal, Measured
+from orchestrator.tasks.registry import LEARNT
 
 NO_RESULT = "no result"
 _PRUNED = "stopped early"
@@ -107,9 +108,9 @@ class RunRow:
     @property
     def group(self) -> Group:
         """Whom it is ranked against."""
-        kind = self.kind or "other"
+        kind, task = self.kind or "other", LEARNT.get(self.task or "")
         return Group(
-            kind=f"{kind} masked-lm" if self.task == "masked-lm" else kind,
+            kind=kind if task is None else task.group(kind),
             goal=self.goal,
             held_out=None if self.goal is None else self.held_out_fingerprint,
             unit=None if self.goal is None else self.measured.unit(self.goal.metric),

@@ -28,10 +28,11 @@ from orchestrator.errors import SpecError, StorageError
 from orchestrator.planning.deepspeed_config import sums_in_fp32
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.job import WorkerContext
+from orchestrator.tasks.base import Objective
 from orchestrator.worker.forward_timer import ForwardTimer
 from orchestrator.worker.measurement import host_peak_gib, reset_host_peak
 from orchestrator.worker.models import parameter_groups
-from orchestrator.worker.objectives import Batch, Objective, logits_of
+from orchestrator.worker.objectives import Batch, logits_of
 
 _STATE = "state"
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)

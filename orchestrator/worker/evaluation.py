@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.ranking import BITS_PER_BYTE
 from orchestrator.samples.batches import Samples
+from orchestrator.tasks.base import BITS_PER_BYTE, Objective
 from orchestrator.worker.engine import Engine
-from orchestrator.worker.objectives import Objective
 from orchestrator.worker.step_data import tensors
 
 

@@ -25,7 +25,8 @@ from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.batches import Samples
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
-from orchestrator.worker.models import AUTO_CLASSES, DTYPES, blank_model
+from orchestrator.tasks.registry import task_of
+from orchestrator.worker.models import DTYPES, auto_class, blank_model
 from orchestrator.worker.objectives import Batch, logits_of
 from orchestrator.worker.step_data import tensors
 
@@ -95,7 +96,7 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
     model.load_state_dict(state, strict=True)
     model = method.merged(model).to(DTYPES[plan.precision])
     model.save_pretrained(folder)
-    if spec.task == "causal-lm" and spec.model.base is not None and not method.is_from_scratch:
+    if task_of(spec.task).generates and spec.model.base is not None and not method.is_from_scratch:
         with contextlib.suppress(OSError):  # many bases have none
             # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
             # of published models do: a temperature without do_sample.
@@ -107,7 +108,7 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
 def _difference(folder: Path, spec: RunSpec, plan: RunPlan, trained: Sample) -> str | None:
     """What a plainly loaded folder has else than the trained model; None where they are the same."""
     dtype = DTYPES[plan.precision]
-    model, report = AUTO_CLASSES[spec.task].from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, report = auto_class(spec.task).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     wrong = [f"{kind.replace('_', ' ')}: {', '.join(map(str, names))[:200]}" for kind, names in report.items() if names]
     if wrong:
         return f"from_pretrained reports {'; '.join(wrong)}"

@@ -11,9 +11,6 @@ import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     PretrainedConfig,
 )
 from transformers.initialization import no_init_weights
@@ -27,14 +24,10 @@ from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_hea
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec, Task
+from orchestrator.tasks.registry import task_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the precision of a plan."""
-AUTO_CLASSES: dict[Task, Any] = {
-    "causal-lm": AutoModelForCausalLM,
-    "masked-lm": AutoModelForMaskedLM,
-    "text-classification": AutoModelForSequenceClassification,
-}
 _LEFTOVERS = ("finetuning_task", "task_specific_params")
 """What configurations remember of a task that their model was trained for before."""
 
@@ -101,8 +94,13 @@ def sharded_construction(plan: RunPlan) -> Iterator[None]:
         del alive
 
 
+def auto_class(task: Task) -> Any:
+    """The class of transformers that builds and loads models for a task."""
+    return getattr(transformers, task_of(task).auto_class)
+
+
 def _auto_class(spec: RunSpec) -> Any:
-    return AUTO_CLASSES[spec.task]
+    return auto_class(spec.task)
 
 
 def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if data.pad_id is not None:
         settings["pad_token_id"] = data.pad_id
-    if spec.task == "text-classification":
+    if not spec.models_language:
         names = data.label_names or ()
         settings["num_labels"] = len(names)
         settings["id2label"] = dict(enumerate(names))
@@ -198,20 +196,20 @@ def _base_configuration(spec: RunSpec, settings: dict[str, Any]) -> PretrainedCo
             setattr(config, name, None)
     # Of a model that was saved to look inside it; `return_dict: false` would give tuples instead of named logits.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
-    if spec.task != "text-classification":
+    if spec.models_language:
         config.problem_type, config.num_labels = None, 2
         config.id2label = {0: "LABEL_0", 1: "LABEL_1"}  # transformers' default, which it leaves out of the file
         config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
-    if spec.task == "causal-lm":
+    if task_of(spec.task).generates:
         config.use_cache = True  # off in what a training with activation checkpointing saved: slow, and no property
-    if spec.task == "masked-lm":
+    if task_of(spec.task).hides_tokens:
         config.is_decoder, config.add_cross_attention = False, False  # it sees both sides
     return config
 
 
 def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
     base, own, names = resolve(str(spec.model.base)), model_config(spec.model), data.label_names or ()
-    new_head = spec.task == "text-classification" and not keeps_head(own, names)
+    new_head = not spec.models_language and not keeps_head(own, names)
     try:
         model, report = _auto_class(spec).from_pretrained(
             base,
@@ -228,7 +226,7 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
             got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
-    in_head = _in_masked_lm_head if spec.task == "masked-lm" else _in_classification_head
+    in_head = _in_masked_lm_head if task_of(spec.task).hides_tokens else _in_classification_head
     _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
     absent = [name for name in report["missing_keys"] if not in_head(name, model)]
     if absent:

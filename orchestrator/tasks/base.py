@@ -1,0 +1,70 @@
+"""What a task is: its metrics, the kind of model that learns it, its loss, and the sums that its evaluation rests on.
+
+Torch is loaded inside functions alone, so that a plan knows tasks without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    Batch = dict[str, Tensor]
+
+BITS_PER_BYTE = "eval/bits_per_byte"
+"""All nats over the held-out tokens that are predicted, over ln 2 and over the UTF-8 bytes that these stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A task's loss for training and its sums for evaluation."""
+
+    loss: Callable[[Module, Batch], Tensor]
+    """Mean loss of a micro-batch, a scalar in fp32."""
+    evaluate: Callable[[Module, Batch], Tensor]
+    """Per sample, shape (n, 3 or more): summed loss in nats, correct predictions, predictions; a task may add sums that
+    its `summarize` takes."""
+    summarize: Callable[..., dict[str, float]]
+    """The sums over all held-out samples as named metrics."""
+    predictions: Callable[[Batch], Tensor] | None = None
+    """How many a micro-batch's loss is the mean of, a scalar; None where equal micro-batches hold equally many."""
+
+
+class LearntTask(ABC):
+    """A value of `task`. Each has one object, in the file of its name."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    """Logged at each evaluation."""
+    ranked_by: ClassVar[str]
+    """The metric that says how good a result is."""
+    models_language: ClassVar[bool] = True
+    """Whether the examples are raw text, whose own tokens are predicted; else each has a class."""
+    hides_tokens: ClassVar[bool] = False
+    """Whether a share of the tokens is hidden and predicted from both sides."""
+    generates: ClassVar[bool] = False
+    """Whether the result continues a text."""
+    auto_class: ClassVar[str]
+    """The class of transformers that builds a model for it."""
+    model_table: ClassVar[str]
+    """The table in transformers' `modeling_auto.py` of the architectures that have one."""
+    peft_type: ClassVar[str | None]
+    """What peft calls the task; None where it has no name, and wraps the model as it is."""
+
+    @abstractmethod
+    def trained_beside_adapters(self, model_type: str) -> tuple[str, ...] | None:
+        """Modules that an adapted model trains whole, by their names; None for none."""
+
+    def group(self, kind: str) -> str:
+        """The heading under which results are compared, for a run of a `kind`."""
+        return kind
+
+    @property
+    @abstractmethod
+    def objective(self) -> Objective:
+        """Its loss and sums."""
