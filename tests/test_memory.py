@@ -23,6 +23,7 @@ from orchestrator.planning.memory import (
     LIVE_ELEMENTS,
     NF4_BYTES,
     Layout,
+    Trainer,
     peak_memory,
 )
 from tests.bench import memory as bench
@@ -124,7 +125,9 @@ def test_offload_moves_the_optimizer_and_then_the_weights_to_the_host() -> None:
 
 def test_the_copy_of_a_checkpoint_is_part_of_a_cpus_peak_and_host_memory_beside_a_gpu() -> None:
     def memory(layout: Layout, *, copies: bool) -> Any:
-        return peak_memory(layout, shape=SHAPE, method="full", trainable=SHAPE.parameters, copies_checkpoints=copies)
+        return peak_memory(
+            layout, shape=SHAPE, method="full", trainable=SHAPE.parameters, trainer=Trainer(copies_checkpoints=copies)
+        )
 
     cpu, gpu = replace(CPU, workers=2, zero_stage=2), replace(GPU, workers=2, zero_stage=2)
     copied = memory(cpu, copies=True).peak_gib.mid - memory(cpu, copies=False).peak_gib.mid
@@ -174,8 +177,8 @@ def test_peak_grows_with_the_micro_batch(
     assert peak(layout) <= peak(replace(layout, micro_batch=micro_batch + 1))
 
 
-def lora(layout: Layout, **keywords: Any) -> Any:
-    return peak_memory(layout, shape=LLAMA, method="lora", trainable=4_194_304, **keywords)
+def lora(layout: Layout, **traits: Any) -> Any:
+    return peak_memory(layout, shape=LLAMA, method="lora", trainable=4_194_304, trainer=Trainer(**traits))
 
 
 def test_quantised_weights_take_half_a_byte_and_their_scales_except_embedding_and_output_layer() -> None:
@@ -192,14 +195,18 @@ def test_quantised_modules_keep_their_inputs_which_frozen_ones_do_not() -> None:
 
 
 def test_states_in_16_bits_take_8_bytes_a_weight() -> None:
-    memory = peak_memory(GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, master_weights=False)
+    memory = peak_memory(
+        GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, trainer=Trainer(master_weights=False)
+    )
     states = memory.weights_gib + memory.gradients_gib + memory.optimizer_gib
     assert states * GIB / LLAMA.parameters == pytest.approx(8)
 
 
 @pytest.mark.parametrize(("optimizer", "bytes_per_weight"), [("adamw", 8), ("adamw-8bit", 2), ("paged-adamw", 0)])
 def test_optimizers_differ_in_their_moments(optimizer: Any, bytes_per_weight: int) -> None:
-    memory = peak_memory(GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, optimizer=optimizer)
+    memory = peak_memory(
+        GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, trainer=Trainer(optimizer=optimizer)
+    )
     assert memory.optimizer_gib * GIB / LLAMA.parameters == pytest.approx(4 + bytes_per_weight)
 
 
@@ -362,7 +369,9 @@ def test_states_of_each_stage_are_what_deepspeed_holds_on_two_ranks() -> None:
     for one in measured:
         layout = replace(CPU, workers=2, zero_stage=one["stage"], precision=one["precision"], sequence_length=32)
         accumulates = one["accumulation"] > 1
-        memory = peak_memory(layout, shape=shape, method="full", trainable=shape.parameters, accumulates=accumulates)
+        memory = peak_memory(
+            layout, shape=shape, method="full", trainable=shape.parameters, trainer=Trainer(accumulates=accumulates)
+        )
         weight = GIB / shape.parameters
         states = (memory.weights_gib + memory.optimizer_gib) * weight
         buckets = min(1, layout.zero_stage) * layout.weight_bytes

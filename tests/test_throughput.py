@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
 from orchestrator.planning.hardware import Device, catalogue, find_device
-from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost, usual_batch_tokens
+from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost, usual_batch_tokens
 
 LLAMA_7B = model_shape(
     {
@@ -28,7 +28,11 @@ EVERY_GPU = [device for device in catalogue().values() if device.kind == "gpu"]
 
 def cost_of(parameters: float, tokens: float, *, gpu: str = "A100", workers: int = 1024, **settings: Any) -> RunCost:
     arguments: dict[str, Any] = {"precision": "bf16", "usd_per_device_hour": None, "parameters": parameters, **settings}
-    return run_cost(6 * parameters * tokens, steps=1, workers=workers, device=find_device(gpu), **arguments)
+    return run_cost(
+        PricedRun(
+            flops_per_step=6 * parameters * tokens, steps=1, workers=workers, device=find_device(gpu), **arguments
+        )
+    )
 
 
 GPT2 = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
@@ -90,12 +94,14 @@ def test_published_trainings_lie_in_the_interval(
     device: str, parameters: float, tokens: float, published_gpu_hours: float
 ) -> None:
     cost = run_cost(
-        6 * parameters * 4e6,
-        steps=round(tokens / 4e6),
-        workers=1024,
-        device=find_device(device),
-        precision="bf16",
-        usd_per_device_hour=None,
+        PricedRun(
+            flops_per_step=6 * parameters * 4e6,
+            steps=round(tokens / 4e6),
+            workers=1024,
+            device=find_device(device),
+            precision="bf16",
+            usd_per_device_hour=None,
+        )
     )
     assert cost.gpu_hours.low < published_gpu_hours < cost.gpu_hours.high
 
@@ -106,28 +112,39 @@ def test_measured_cpu_step_lies_in_the_interval() -> None:
         {**FAMILY_DEFAULTS["gpt2"], "n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 8192}, task="causal-lm"
     )
     flops = 8 * 256 * flops_per_token(shape, method="full", trainable=shape.parameters, sequence_length=256)
-    cost = run_cost(flops, steps=1000, workers=1, device=find_device("cpu"), precision="fp32", usd_per_device_hour=None)
+    cost = run_cost(
+        PricedRun(
+            flops_per_step=flops,
+            steps=1000,
+            workers=1,
+            device=find_device("cpu"),
+            precision="fp32",
+            usd_per_device_hour=None,
+        )
+    )
     assert cost.wall_hours.low < 4.96 * 1000 / 3600 < cost.wall_hours.high
 
 
 def test_money_is_device_hours_times_the_price_and_unknown_without_one() -> None:
     common = {"steps": 10**6, "workers": 8, "device": find_device("H100"), "precision": "bf16"}
-    priced = run_cost(1e15, usd_per_device_hour=2.0, **common)  # type: ignore[arg-type]
+    priced = run_cost(PricedRun(flops_per_step=1e15, usd_per_device_hour=2.0, **common))  # type: ignore[arg-type]
     assert priced.usd is not None
     assert priced.usd.mid == pytest.approx(2.0 * priced.gpu_hours.mid) == pytest.approx(16.0 * priced.wall_hours.mid)
-    assert run_cost(1e15, usd_per_device_hour=None, **common).usd is None  # type: ignore[arg-type]
+    assert run_cost(PricedRun(flops_per_step=1e15, usd_per_device_hour=None, **common)).usd is None  # type: ignore[arg-type]
 
 
 def test_recomputation_takes_a_third_more_time() -> None:
     plain, recomputed = (
         run_cost(
-            1e18,
-            steps=10**6,
-            workers=1,
-            device=find_device("A100"),
-            precision="bf16",
-            usd_per_device_hour=None,
-            activation_checkpointing=checkpointing,
+            PricedRun(
+                flops_per_step=1e18,
+                steps=10**6,
+                workers=1,
+                device=find_device("A100"),
+                precision="bf16",
+                usd_per_device_hour=None,
+                activation_checkpointing=checkpointing,
+            )
         )
         for checkpointing in (False, True)
     )
@@ -137,13 +154,15 @@ def test_recomputation_takes_a_third_more_time() -> None:
 def test_cores_of_a_cpu_worker_share_its_work() -> None:
     one, four = (
         run_cost(
-            1e12,
-            steps=10**5,
-            workers=2,
-            device=find_device("cpu"),
-            precision="fp32",
-            cpus_per_worker=cores,
-            usd_per_device_hour=0.05 * cores,
+            PricedRun(
+                flops_per_step=1e12,
+                steps=10**5,
+                workers=2,
+                device=find_device("cpu"),
+                precision="fp32",
+                cpus_per_worker=cores,
+                usd_per_device_hour=0.05 * cores,
+            )
         )
         for cores in (1, 4)
     )
@@ -154,12 +173,14 @@ def test_cores_of_a_cpu_worker_share_its_work() -> None:
 def test_hours_grow_with_steps_and_shrink_with_workers(steps: int, workers: int) -> None:
     def wall(steps: int, workers: int) -> float:
         cost = run_cost(
-            1e15,
-            steps=steps,
-            workers=workers,
-            device=find_device("H100"),
-            precision="bf16",
-            usd_per_device_hour=None,
+            PricedRun(
+                flops_per_step=1e15,
+                steps=steps,
+                workers=workers,
+                device=find_device("H100"),
+                precision="bf16",
+                usd_per_device_hour=None,
+            )
         )
         assert cost.wall_hours.low < cost.wall_hours.mid < cost.wall_hours.high
         return cost.wall_hours.mid

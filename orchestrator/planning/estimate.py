@@ -15,9 +15,9 @@ from orchestrator.errors import SpecError
 from orchestrator.intervals import Interval
 from orchestrator.methods.priced import COSTS, PRICED, QUANTISABLE, AdaptMethod, trainable_of, virtual_tokens
 from orchestrator.planning.hardware import Device
-from orchestrator.planning.memory import GIB, Layout, MemoryEstimate, Optimizer, load_bytes, peak_memory
+from orchestrator.planning.memory import GIB, Layout, MemoryEstimate, Optimizer, Trainer, load_bytes, peak_memory
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision
-from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
+from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost
 from orchestrator.quantities import MOST_SAMPLES, MOST_WORKERS, human_count
 
 Offload = Literal["none", "optimizer", "all"]
@@ -173,8 +173,7 @@ def _memory(workload: Workload, shape: ModelShape, stage: int) -> MemoryEstimate
         shape=shape,
         method=method,
         trainable=trainable_of(method, shape, rank=workload.lora_rank),
-        master_weights=_keeps_master(workload),
-        optimizer=workload.optimizer,
+        trainer=Trainer(master_weights=_keeps_master(workload), optimizer=workload.optimizer),
     )
     if workload.shape is not None:
         return memory
@@ -218,19 +217,21 @@ def _cost(workload: Workload, method: AdaptMethod, shape: ModelShape, trainable:
         shape, method=method, trainable=trainable, sequence_length=workload.sequence_length
     )
     return run_cost(
-        flops,
-        steps=1,
-        workers=workload.gpus,
-        device=workload.device,
-        precision=precision_of(workload),
-        usd_per_device_hour=workload.device.usd_per_hour,
-        activation_checkpointing=workload.activation_checkpointing,
-        method=method,
-        parameters=shape.parameters,
-        trainable=trainable,
-        zero_stage=workload.zero_stage,
-        offload=workload.offload or "none",
-        nodes=workload.nodes,
+        PricedRun(
+            flops_per_step=flops,
+            steps=1,
+            workers=workload.gpus,
+            device=workload.device,
+            precision=precision_of(workload),
+            usd_per_device_hour=workload.device.usd_per_hour,
+            activation_checkpointing=workload.activation_checkpointing,
+            method=method,
+            parameters=shape.parameters,
+            trainable=trainable,
+            zero_stage=workload.zero_stage,
+            offload=workload.offload or "none",
+            nodes=workload.nodes,
+        )
     )
 
 

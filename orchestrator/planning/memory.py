@@ -116,58 +116,68 @@ class MemoryEstimate:
         return self.spread.scaled(max(kept + working, self.load_gib))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """What the software that trains does with memory; by default as plain PyTorch with DeepSpeed's optimizers."""
+
+    master_weights: bool = True
+    """Whether 16-bit weights have fp32 copies; without, everything is in 16 bits, as plain PyTorch trains a model that
+    was loaded so."""
+    optimizer: Optimizer = "adamw"
+    fused_step: bool = False
+    """Whether the optimizer steps inside the backward pass, so that no gradients gather."""
+    loss_chunks: int = 1
+    """In how many pieces the loss is computed."""
+    predicted_share: float = 1.0
+    """For which part of the tokens."""
+    loads_whole: bool = False
+    """Whether the whole model is on every device before it is sharded, as in DeepSpeed without `zero.Init`."""
+    copies_checkpoints: bool = False
+    """Whether a copy in host memory is kept for checkpoints, as `run` does."""
+    accumulates: bool = False
+    """Whether gradients of several micro-batches are summed: those of bf16 in fp32, 4 bytes each."""
+
+
+_PLAIN = Trainer()
+
+
 def peak_memory(
-    layout: Layout,
-    *,
-    shape: ModelShape,
-    method: AdaptMethod,
-    trainable: int,
-    master_weights: bool = True,
-    optimizer: Optimizer = "adamw",
-    fused_step: bool = False,
-    loss_chunks: int = 1,
-    predicted_share: float = 1.0,
-    loads_whole: bool = False,
-    copies_checkpoints: bool = False,
-    accumulates: bool = False,
+    layout: Layout, *, shape: ModelShape, method: AdaptMethod, trainable: int, trainer: Trainer = _PLAIN
 ) -> MemoryEstimate:
     """Memory of one device while it trains `trainable` of the shape's weights by a method.
 
     Bytes per weight follow DeepSpeed 0.19's ZeRO optimizers: in 16 bits 2 for the weight, 2 for its gradient and 12
     for master and moments, and at the step 4 for the fp32 gradient; in fp32 4, 4 and 8, and 4 more for the master
-    copy that stages 1 to 3 keep all the same. Without `master_weights` everything is in 16 bits, 2 + 2 + 4, as
-    plain PyTorch trains a model that was loaded so. With a `fused_step` the optimizer steps inside the backward pass,
-    so that no gradients gather; `loss_chunks` is in how many pieces the loss is computed, `predicted_share` for which
-    part of the tokens; a framework that `loads_whole` puts the whole model on every device before it shards, as
-    DeepSpeed does without `zero.Init`; one that `copies_checkpoints` to host memory, as `run` does, keeps the copy.
-    One that `accumulates` gradients of several micro-batches sums those of bf16 in fp32, 4 bytes each.
+    copy that stages 1 to 3 keep all the same; without master weights 2 + 2 + 4.
     """
     width, shared = layout.weight_bytes, trainable / layout.shards(1)
-    states = _optimizer_bytes(layout, master_weights=master_weights, optimizer=optimizer)
+    states = _optimizer_bytes(layout, master_weights=trainer.master_weights, optimizer=trainer.optimizer)
     offloaded = layout.offload != "none"
     weights = 0.0 if layout.offload == "all" else _weight_bytes(layout, shape, method) / layout.shards(3)
     host = 0.0
     if offloaded:  # 16 bytes a weight, 18 with the weights, half as much again: DeepSpeed's own estimators
         held = _weight_bytes(layout, shape, method) / layout.workers if layout.offload == "all" else 0
         host = 1.5 * (16 * shared + held)
-    copied = _checkpoint_bytes(layout, trainable, states) if copies_checkpoints else 0.0
+    copied = _checkpoint_bytes(layout, trainable, states) if trainer.copies_checkpoints else 0.0
     on_cpu = layout.device == "cpu"
-    gradient = 4 if accumulates and layout.precision == "bf16" else width
+    gradient = 4 if trainer.accumulates and layout.precision == "bf16" else width
     activations = _activation_bytes(layout, shape, method)
-    logits = _logit_bytes(layout, shape, predicted_share) / loss_chunks if not shape.head_parameters else 0.0
+    logits = (
+        _logit_bytes(layout, shape, trainer.predicted_share) / trainer.loss_chunks if not shape.head_parameters else 0.0
+    )
     return MemoryEstimate(
         weights_gib=weights / GIB,
-        gradients_gib=0.0 if offloaded or fused_step else gradient * trainable / layout.shards(2) / GIB,
+        gradients_gib=0.0 if offloaded or trainer.fused_step else gradient * trainable / layout.shards(2) / GIB,
         optimizer_gib=0.0 if offloaded else states * shared / GIB,
         activations_gib=activations / GIB,
         logits_gib=logits / GIB,
         # With master weights 4 for the fp32 gradient and 4 for Adam's denominator; else the denominator alone, or
         # before it DeepSpeed's bucket of all gradients, which is as large.
-        step_gib=0.0 if offloaded else (8 if _copied(layout, master_weights) else width) * shared / GIB,
+        step_gib=0.0 if offloaded else (8 if _copied(layout, trainer.master_weights) else width) * shared / GIB,
         gathered_gib=_gathered_bytes(layout, shape, method) / GIB,
         buffers_gib=BASELINE_GIB[layout.device] + _bucket_bytes(layout, trainable) / GIB,
         reserve_gib=0.0 if on_cpu else ALLOCATOR_SHARE * (activations + logits) / GIB,
-        load_gib=load_bytes(layout, shape) / GIB if loads_whole else 0.0,
+        load_gib=load_bytes(layout, shape) / GIB if trainer.loads_whole else 0.0,
         checkpoint_gib=copied / GIB if on_cpu else 0.0,
         host_gib=(host if on_cpu else host + copied) / GIB,
         spread=_spread(layout),

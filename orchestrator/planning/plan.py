@@ -18,7 +18,7 @@ from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
 from orchestrator.planning.length import Length, training_length, warmup_steps
-from orchestrator.planning.memory import Layout, MemoryEstimate, peak_memory
+from orchestrator.planning.memory import Layout, MemoryEstimate, Trainer, peak_memory
 from orchestrator.planning.placement import (
     Site,
     check_room,
@@ -29,7 +29,7 @@ from orchestrator.planning.placement import (
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.supported import check_supported
-from orchestrator.planning.throughput import STARTUP_SECONDS, RunCost, flops_per_token, run_cost
+from orchestrator.planning.throughput import STARTUP_SECONDS, PricedRun, RunCost, flops_per_token, run_cost
 from orchestrator.quantities import human_count
 from orchestrator.tasks.registry import task_of
 
@@ -68,30 +68,34 @@ class _Job:
             shape=self.shape,
             method=self.spec.method,
             trainable=self.trainable,
-            predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
-            copies_checkpoints=True,
-            accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
+            trainer=Trainer(
+                predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
+                copies_checkpoints=True,
+                accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
+            ),
         )
 
     def cost(self, site: Site, layout: Layout) -> RunCost:
         batch = self.spec.training.global_batch
         return run_cost(
-            self.flops_per_step,
-            steps=self.steps or _NOMINAL_STEPS,
-            workers=layout.workers,
-            device=site.device,
-            precision=layout.precision,
-            cpus_per_worker=self.spec.resources.cpus_per_worker,
-            usd_per_device_hour=site.usd_per_device_hour,
-            activation_checkpointing=layout.activation_checkpointing,
-            method=self.spec.method,
-            parameters=self.shape.parameters,
-            trainable=self.trainable,
-            zero_stage=layout.zero_stage,
-            offload=layout.offload,
-            nodes=site.nodes,
-            tokens_per_device_step=self.padded_tokens_per_step / layout.workers,
-            accumulation=batch // layout.workers // layout.micro_batch,
+            PricedRun(
+                flops_per_step=self.flops_per_step,
+                steps=self.steps or _NOMINAL_STEPS,
+                workers=layout.workers,
+                device=site.device,
+                precision=layout.precision,
+                cpus_per_worker=self.spec.resources.cpus_per_worker,
+                usd_per_device_hour=site.usd_per_device_hour,
+                activation_checkpointing=layout.activation_checkpointing,
+                method=self.spec.method,
+                parameters=self.shape.parameters,
+                trainable=self.trainable,
+                zero_stage=layout.zero_stage,
+                offload=layout.offload,
+                nodes=site.nodes,
+                tokens_per_device_step=self.padded_tokens_per_step / layout.workers,
+                accumulation=batch // layout.workers // layout.micro_batch,
+            )
         )
 
     def hours_of_steps(self, site: Site, layout: Layout) -> float:

@@ -85,61 +85,71 @@ def usual_batch_tokens(parameters: float) -> float:
     return max(SMALLEST_USUAL_BATCH, LARGEST_USUAL_BATCH * math.sqrt(min(1.0, parameters / 1e10)))
 
 
-def run_cost(
-    flops_per_step: float,
-    *,
-    steps: int,
-    workers: int,
-    device: Device,
-    precision: Precision,
-    cpus_per_worker: int = 1,
-    usd_per_device_hour: float | None,
-    activation_checkpointing: bool = False,
-    method: str = "full",
-    parameters: float | None = None,
-    trainable: float | None = None,
-    zero_stage: int | None = None,
-    offload: str = "none",
-    nodes: int | None = None,
-    tokens_per_device_step: float | None = None,
-    accumulation: int = 1,
-) -> RunCost:
-    """Hours and money of `steps` steps and the start.
+@dataclass(frozen=True, kw_only=True)
+class PricedRun:
+    """A training to be priced."""
 
-    On a CPU one device is a worker with its `cpus_per_worker` cores. `parameters` turns on the effect of model size,
-    and with it `zero_stage` and `offload` theirs, for `tokens_per_device_step` (a usual batch over the workers) in
-    `accumulation` micro-batches. Without `zero_stage` the fraction of the peak is that of published trainings, which
-    mix data, tensor and pipeline parallelism so that the network keeps up; give it where it is really chosen.
-    """
-    cores = cpus_per_worker if device.kind == "cpu" else 1
-    speed = cores * device.peak_flops(precision)
-    work = flops_per_step * steps * (DEQUANTISATION if COSTS[method].is_quantised else 1.0)
-    fraction, goodput, reasons = _fraction(device, precision, work / cores, workers=workers, parameters=parameters)
-    repeated, slower = RECOMPUTATION if activation_checkpointing else 1.0, 1.0
-    if parameters is not None:
-        usual = max(usual_batch_tokens(parameters) / workers, SHORTEST_DEVICE_STEP)
+    flops_per_step: float
+    """Model FLOPs."""
+    steps: int
+    workers: int
+    device: Device
+    precision: Precision
+    cpus_per_worker: int = 1
+    """On a CPU one device is a worker with so many cores."""
+    usd_per_device_hour: float | None
+    activation_checkpointing: bool = False
+    method: str = "full"
+    """One of `COSTS`."""
+    parameters: float | None = None
+    """All weights; turns on the effect of model size, and with it those of `zero_stage` and `offload`."""
+    trainable: float | None = None
+    """Weights with gradients; None is all."""
+    zero_stage: int | None = None
+    """None takes the fraction of the peak of published trainings, which mix data, tensor and pipeline parallelism so
+    that the network keeps up; give it where it is really chosen."""
+    offload: str = "none"
+    nodes: int | None = None
+    """None is as few machines of 8 devices as hold the workers."""
+    tokens_per_device_step: float | None = None
+    """None is a usual batch over the workers."""
+    accumulation: int = 1
+    """Micro-batches that a step comes in."""
+
+
+def run_cost(run: PricedRun) -> RunCost:
+    """Hours and money of a training's steps and its start."""
+    cores = run.cpus_per_worker if run.device.kind == "cpu" else 1
+    speed = cores * run.device.peak_flops(run.precision)
+    work = run.flops_per_step * run.steps * (DEQUANTISATION if COSTS[run.method].is_quantised else 1.0)
+    fraction, goodput, reasons = _fraction(
+        run.device, run.precision, work / cores, workers=run.workers, parameters=run.parameters
+    )
+    repeated, slower = RECOMPUTATION if run.activation_checkpointing else 1.0, 1.0
+    if run.parameters is not None:
+        usual = max(usual_batch_tokens(run.parameters) / run.workers, SHORTEST_DEVICE_STEP)
         step = Step(
-            parameters=parameters,
-            trainable=parameters if trainable is None else trainable,
-            workers=workers,
-            nodes=nodes or nodes_of(workers),
-            zero_stage=zero_stage,
-            offload=offload,
-            tokens_per_device=tokens_per_device_step or usual,
-            accumulation=accumulation,
-            method=method,
+            parameters=run.parameters,
+            trainable=run.parameters if run.trainable is None else run.trainable,
+            workers=run.workers,
+            nodes=run.nodes or nodes_of(run.workers),
+            zero_stage=run.zero_stage,
+            offload=run.offload,
+            tokens_per_device=run.tokens_per_device_step or usual,
+            accumulation=run.accumulation,
+            method=run.method,
         )
-        slower, why = slowdown(step, device, flops_per_second=speed * fraction / repeated)
+        slower, why = slowdown(step, run.device, flops_per_second=speed * fraction / repeated)
         reasons += why
-    reached = device.utilization.interval(fraction)
-    wall = _wall_hours(work * repeated * slower / (workers * speed), reached)
-    device_hours = wall.scaled(workers)
+    reached = run.device.utilization.interval(fraction)
+    wall = _wall_hours(work * repeated * slower / (run.workers * speed), reached)
+    device_hours = wall.scaled(run.workers)
     return RunCost(
         wall_hours=wall,
         gpu_hours=device_hours,
-        usd=None if usd_per_device_hour is None else device_hours.scaled(usd_per_device_hour),
+        usd=None if run.usd_per_device_hour is None else device_hours.scaled(run.usd_per_device_hour),
         achieved_fraction=reached.scaled(1 / slower),
-        benchmark_fraction=device.utilization.benchmark_at(parameters),
+        benchmark_fraction=run.device.utilization.benchmark_at(run.parameters),
         goodput=goodput,
         reasons=reasons,
     )

@@ -18,7 +18,7 @@ from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate, Workload, estimate, trainable_of
 from orchestrator.planning.hardware import catalogue
-from orchestrator.planning.memory import Layout, peak_memory
+from orchestrator.planning.memory import Layout, Trainer, peak_memory
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY
 
 EVIDENCE = Path(__file__).with_name("memory.csv")
@@ -109,13 +109,15 @@ def predict(raw: dict[str, str], *, scale: float = 1.0) -> Row:
     memory = peak_memory(
         layout,
         shape=shape,
-        method=method,  # type: ignore[arg-type]
-        trainable=trainable_of(method, shape, rank=8),  # type: ignore[arg-type]
-        master_weights=raw["master_weights"] == "yes",
-        optimizer=raw["optimizer"],  # type: ignore[arg-type]
-        fused_step=raw["fused_step"] == "yes",
-        loss_chunks=int(raw["loss_chunks"]),
-        loads_whole=raw["loads_whole"] == "yes",
+        method=method,
+        trainable=trainable_of(method, shape, rank=8),
+        trainer=Trainer(
+            master_weights=raw["master_weights"] == "yes",
+            optimizer=raw["optimizer"],
+            fused_step=raw["fused_step"] == "yes",
+            loss_chunks=int(raw["loss_chunks"]),
+            loads_whole=raw["loads_whole"] == "yes",
+        ),
     )
     return _row(raw, memory.peak_gib, scale=scale)
 

@@ -26,7 +26,7 @@ import numpy as np
 from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
 from orchestrator.planning.hardware import Device, find_device
-from orchestrator.planning.throughput import RunCost, flops_per_token, run_cost
+from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost
 from orchestrator.planning.utilization import (
     FEWEST_TOKENS,
     MOST_TOKENS,
@@ -178,14 +178,16 @@ def predict(run: PublishedRun, utilization: Utilization | None = None) -> Predic
 
 def _cost(run: PublishedRun, utilization: Utilization | None = None) -> RunCost:
     return run_cost(
-        _flops_per_token(run.parameters) * run.tokens,
-        steps=1,
-        workers=run.devices or UNPUBLISHED_DEVICES,
-        device=run.device if utilization is None else replace(run.device, utilization=utilization),
-        precision="bf16",
-        usd_per_device_hour=None,
-        parameters=run.parameters,
-        zero_stage=run.zero_stage,
+        PricedRun(
+            flops_per_step=_flops_per_token(run.parameters) * run.tokens,
+            steps=1,
+            workers=run.devices or UNPUBLISHED_DEVICES,
+            device=run.device if utilization is None else replace(run.device, utilization=utilization),
+            precision="bf16",
+            usd_per_device_hour=None,
+            parameters=run.parameters,
+            zero_stage=run.zero_stage,
+        )
     )
 
 
