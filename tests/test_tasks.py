@@ -5,8 +5,8 @@ from pathlib import Path
 
 from orchestrator.ranking import Goal
 from orchestrator.tasks import registry
-from orchestrator.tasks.names import Task, TrainedTask
-from orchestrator.tasks.registry import LEARNT, task_of
+from orchestrator.tasks.names import TASKS, Task, TrainedTask
+from orchestrator.tasks.registry import LEARNT, advised_task, task_of
 
 NAMES = typing.get_args(TrainedTask)
 
@@ -14,11 +14,12 @@ NAMES = typing.get_args(TrainedTask)
 def test_every_name_of_a_spec_has_one_object_in_a_file_of_its_name() -> None:
     assert [task_of(name).name for name in NAMES] == list(NAMES) == list(LEARNT)
     files = {path.stem for path in Path(registry.__file__).parent.glob("*.py")}
-    assert files == {*(name.replace("-", "_") for name in NAMES), "__init__", "base", "names", "registry"}
+    assert files == {*(name.replace("-", "_") for name in TASKS), "__init__", "base", "names", "registry"}
 
 
 def test_the_advisor_answers_for_every_task_that_is_trained() -> None:
-    assert set(NAMES) <= set(typing.get_args(Task))
+    assert set(NAMES) <= set(TASKS) == set(typing.get_args(Task))
+    assert [advised_task(name).name for name in TASKS] == list(TASKS)
 
 
 def test_a_task_is_ranked_by_a_metric_that_it_logs_and_whose_direction_is_known() -> None:

@@ -14,6 +14,7 @@ from orchestrator.facts.domains import Domain
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.quantities import MOST_WORKERS, Budget, human_count
 from orchestrator.tasks.names import Task
+from orchestrator.tasks.registry import advised_task
 
 if TYPE_CHECKING:
     from orchestrator.facts.row_lengths import Seen
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
 
 Goal = Literal["quality", "cost", "retain"]
 GOALS: tuple[Goal, ...] = ("quality", "cost", "retain")
-
-TOKENS_PER_EXAMPLE = {"causal-lm": 512, "masked-lm": 512, "text-classification": 128, "image-classification": 197}
-"""Assumed when nothing was measured: an instruction with its answer (73M tokens in 110K examples are 660: Biderman
-2024), a snippet or sentence pair (GLUE runs at 128), and the patches of a ViT-B/16 (Dosovitskiy 2021)."""
-
-ASSUMED_BASE = {
-    "causal-lm": (8_000_000_000, 15e12),
-    "masked-lm": (125_000_000, 30e9),
-    "text-classification": (125_000_000, 30e9),
-    "image-classification": (86_000_000, 2.8e9),
-}
-"""Parameters and training tokens of a usual public base when none is named: Llama-3-8B (its model card), RoBERTa-base
-(160 GB of text, about 30B words; Liu 2019), ViT-B/16 on ImageNet-21k (14M images of 197 patches)."""
 
 UNEQUAL = 3.0
 """Rows of the largest class over those of the smaller ones from which accuracy is said to hide these. A guess."""
@@ -115,12 +103,12 @@ class Question:
     @property
     def is_classification(self) -> bool:
         """Whether the result is a class, and its quality an accuracy."""
-        return self.task in ("text-classification", "image-classification")
+        return advised_task(self.task).is_classification
 
     @property
     def tokens_per_example(self) -> float:
         """Mean length of a labelled example."""
-        return self.tokens / self.examples if self.examples else float(TOKENS_PER_EXAMPLE[self.task])
+        return self.tokens / self.examples if self.examples else float(advised_task(self.task).tokens_per_example)
 
     @property
     def balanced_examples(self) -> float:
@@ -175,13 +163,13 @@ def ask(given: Given) -> Question:
     _refuse_contradictions(given)
     assumed: list[str] = []
     task = given.task or _task(given, assumed)
-    classification = task in ("text-classification", "image-classification")
+    classification = advised_task(task).is_classification
     classes = given.classes or 2 if classification else 1
     if classification and given.classes is None:
         assumed.append("2 classes: the number of labels was not given")
     examples, tokens = _amounts(given, task, classes, assumed)
     base = _base(given, task, assumed)
-    if base is not None and task == "masked-lm":
+    if base is not None and advised_task(task).hides_tokens:
         base = replace(base, is_encoder=True)  # nothing else learns it, whether it has a name or only a size
     if given.gpu is None:
         assumed.append(f"priced on {ASSUMED_DEVICE}, as many as the memory asks for: no --gpu was given")
@@ -235,7 +223,8 @@ def _refuse_contradictions(given: Given) -> None:
                 got=f"{given.labels_per_class} per class in {given.classes} classes, {given.examples} examples",
                 do="give --examples or --labels-per-class, or make them agree",
             )
-    if given.task == "masked-lm" and given.base is not None and given.base.name and not given.base.is_encoder:
+    hides = given.task is not None and advised_task(given.task).hides_tokens
+    if hides and given.base is not None and given.base.name and not given.base.is_encoder:
         raise SpecError(
             "a decoder cannot learn to fill gaps in a text",
             got=f"--task masked-lm with --base-model {given.base.name}",
@@ -274,7 +263,7 @@ def _amounts(given: Given, task: Task, classes: int, assumed: list[str]) -> tupl
                 do="give one of them, or check the numbers",
             )
         return examples, given.tokens
-    each = TOKENS_PER_EXAMPLE[task]
+    each = advised_task(task).tokens_per_example
     assumed.append(f"{each} tokens an example: nothing was measured")
     return examples, float(examples * each)
 
@@ -285,7 +274,7 @@ def _base(given: Given, task: Task, assumed: list[str]) -> Base | None:
     if given.base is None:
         if given.examples is None and given.tokens is None and given.labels_per_class is None:
             return None  # only a budget: what to pretrain
-        parameters, tokens = ASSUMED_BASE[task]
+        parameters, tokens = advised_task(task).assumed_base
         assumed.append(
             f"a usual public base of {human_count(parameters)} parameters trained on {human_count(tokens)} tokens: "
             "no --base-params or --base-model was given"

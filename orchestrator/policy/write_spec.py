@@ -17,6 +17,7 @@ from orchestrator.policy.language_quality import SCARCE_EPOCHS
 from orchestrator.policy.laws.hyperparameters import lora_learning_rate, suggested_learning_rate
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
+from orchestrator.tasks.registry import advised_task
 
 PILOT_EXAMPLES = 1000
 """Labels of a pilot: enough that one standard error of the difference is about 2 points on 400 held-out rows."""
@@ -117,7 +118,7 @@ def _continues_encoder(strategy: Name, question: Question) -> bool:
 
 def _masks(question: Question) -> bool:
     """Whether raw text is learnt by filling gaps."""
-    return question.task == "masked-lm" or (question.base is not None and question.base.is_encoder)
+    return advised_task(question.task).hides_tokens or (question.base is not None and question.base.is_encoder)
 
 
 def _common(question: Question, source: Source, *, name: str) -> dict[str, Any]:

@@ -35,18 +35,29 @@ class Objective:
     """How many a micro-batch's loss is the mean of, a scalar; None where equal micro-batches hold equally many."""
 
 
-class LearntTask(ABC):
-    """A value of `task`. Each has one object, in the file of its name."""
+class AdvisedTask(ABC):
+    """A task that the advisor answers for. Each has one object, in the file of its name."""
 
     name: ClassVar[str]
+    is_classification: ClassVar[bool] = False
+    """Whether the result is a class, and its quality an accuracy."""
+    hides_tokens: ClassVar[bool] = False
+    """Whether a share of the tokens is hidden and predicted from both sides."""
+    tokens_per_example: ClassVar[int]
+    """Assumed when nothing was measured."""
+    assumed_base: ClassVar[tuple[int, float]]
+    """Parameters and training tokens of a usual public base, for when none is named."""
+
+
+class LearntTask(AdvisedTask):
+    """A task that `run` trains: a value of `task` in a spec."""
+
     metrics: ClassVar[tuple[str, ...]]
     """Logged at each evaluation."""
     ranked_by: ClassVar[str]
     """The metric that says how good a result is."""
     models_language: ClassVar[bool] = True
     """Whether the examples are raw text, whose own tokens are predicted; else each has a class."""
-    hides_tokens: ClassVar[bool] = False
-    """Whether a share of the tokens is hidden and predicted from both sides."""
     generates: ClassVar[bool] = False
     """Whether the result continues a text."""
     auto_class: ClassVar[str]

@@ -18,6 +18,8 @@ class CausalLM(LearntTask):
     """See the module."""
 
     name = "causal-lm"
+    tokens_per_example = 512  # an instruction with its answer: 73M tokens in 110K examples are 660 (Biderman 2024)
+    assumed_base = (8_000_000_000, 15e12)  # Llama-3-8B, by its model card
     metrics = ("eval/loss", "eval/perplexity", BITS_PER_BYTE)
     ranked_by = BITS_PER_BYTE
     generates = True

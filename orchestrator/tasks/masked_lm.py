@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from orchestrator.tasks.base import Batch
 
+ROBERTA_BASE = (125_000_000, 30e9)
+"""Parameters and training tokens of a usual encoder: 160 GB of text, about 30B words (Liu 2019)."""
 NO_LABEL = -100
 """Where nothing is predicted: what torch's cross-entropy leaves out."""
 
@@ -27,6 +29,8 @@ class MaskedLM(LearntTask):
     """See the module."""
 
     name = "masked-lm"
+    tokens_per_example = 512
+    assumed_base = ROBERTA_BASE
     metrics = ("eval/loss", "eval/perplexity")
     ranked_by = "eval/loss"
     hides_tokens = True

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_never
 
-from orchestrator.tasks.base import LearntTask
+from orchestrator.tasks.base import AdvisedTask, LearntTask
 from orchestrator.tasks.causal_lm import CausalLM
+from orchestrator.tasks.image_classification import ImageClassification
 from orchestrator.tasks.masked_lm import MaskedLM
-from orchestrator.tasks.names import TrainedTask
+from orchestrator.tasks.names import Task, TrainedTask
 from orchestrator.tasks.text_classification import TextClassification
 
 _CAUSAL_LM, _MASKED_LM, _TEXT_CLASSIFICATION = CausalLM(), MaskedLM(), TextClassification()
+_IMAGE_CLASSIFICATION = ImageClassification()
 
 
 def task_of(name: TrainedTask) -> LearntTask:
@@ -25,6 +27,11 @@ def task_of(name: TrainedTask) -> LearntTask:
             return _TEXT_CLASSIFICATION
         case _:
             assert_never(name)
+
+
+def advised_task(name: Task) -> AdvisedTask:
+    """The task that a question to the advisor names."""
+    return _IMAGE_CLASSIFICATION if name == "image-classification" else task_of(name)
 
 
 LEARNT: Mapping[str, LearntTask] = {task.name: task for task in (_CAUSAL_LM, _MASKED_LM, _TEXT_CLASSIFICATION)}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.weight_names import head_modules
 from orchestrator.tasks.base import LearntTask, Objective
+from orchestrator.tasks.masked_lm import ROBERTA_BASE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,9 @@ class TextClassification(LearntTask):
     """See the module."""
 
     name = "text-classification"
+    is_classification = True
+    tokens_per_example = 128  # a snippet or a sentence pair: runs on GLUE
+    assumed_base = ROBERTA_BASE
     metrics = ("eval/loss", "eval/accuracy", "eval/macro_f1")
     ranked_by = "eval/accuracy"
     models_language = False
