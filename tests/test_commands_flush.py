@@ -98,7 +98,7 @@ def test_what_a_killed_driver_left_is_sent_and_the_run_is_killed(orchestrator: C
     assert curve(uri, tracker.run_id, "train/loss") == [(1, 2.0)]
     code, out, err = orchestrator("flush", tmp_path / "runs")
     assert (code, err) == (0, "")
-    assert out.strip() == f"3 runs below {tmp_path / 'runs'}: 3 are in MLflow, 0 wait"
+    assert out.strip() == f"3 runs below {tmp_path / 'runs'}: 3 in MLflow, 0 waiting"
 
 
 @pytest.mark.slow

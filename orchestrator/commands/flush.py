@@ -65,4 +65,5 @@ def _show(shipments: Sequence[Shipment], root: Path) -> None:
             remedy = "; remove its folder to forget it" if shipment.is_final else ""
             console.print_messages(f"{shipment.name}: {shipment.why}{remedy}")
     waiting = sum(shipment.why is not None for shipment in shipments)
-    console.print_lines(f"{len(shipments)} runs below {root}: {len(shipments) - waiting} are in MLflow, {waiting} wait")
+    runs = f"{len(shipments)} run{'s' * (len(shipments) != 1)}"
+    console.print_lines(f"{runs} below {root}: {len(shipments) - waiting} in MLflow, {waiting} waiting")

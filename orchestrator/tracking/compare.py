@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,12 +52,17 @@ def collect(uri: str, experiment: str) -> list[RunRow]:
     with store.translated(uri, doing=f"read the experiment {experiment!r}"):
         found = client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage == "deleted":
-            names = sorted(item.name for item in client.search_experiments())
+            there = client.search_experiments()
+            # MLflow makes one of its own, number 0, which is empty in the stores of most.
+            has_runs = any(True for _ in search_runs(client, "0"))
+            names = sorted(item.name for item in there if item.experiment_id != "0" or has_runs)
+            near = difflib.get_close_matches(experiment, names, n=1)
+            named = f"set --experiment {shlex.quote((near or names)[0])}" if near or len(names) == 1 else None
             raise SpecError(
                 f"there is no experiment {experiment!r} in {hide(uri)}",
                 got=experiment,
                 allowed=", ".join(names),
-                do="name one of these with --experiment, or another store with --tracking-uri",
+                do=named or "name one of these with --experiment, or another store with --tracking-uri",
             )
         rows = [_row(run) for run in search_runs(client, found.experiment_id)]
     return rank(with_trials(rows))
