@@ -12,7 +12,7 @@ from orchestrator.errors import (
     StorageError,
     TransientError,
 )
-from orchestrator.scheduling.decisions.retry import Tally, decide_retry, kind_of
+from orchestrator.scheduling.decisions.retry import Kind, Tally, decide_retry, kind_of
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
@@ -47,9 +47,13 @@ def test_hangs_have_a_budget_of_their_own() -> None:
 
 
 def test_failures_are_counted_by_kind_and_anew_after_progress() -> None:
-    tally = Tally()
-    assert [tally.add("worker", progressed=False) for _ in range(3)] == [1, 2, 3]
-    assert tally.add("hang", progressed=False) == 1
-    assert tally.add("worker", progressed=False) == 4
-    assert tally.add("worker", progressed=True) == 1
-    assert tally.add("hang", progressed=False) == 1
+    def counted(*failures: tuple[Kind, bool]) -> list[int]:
+        tally, counts = Tally(), []
+        for kind, progressed in failures:
+            tally = tally.after(kind, progressed=progressed)
+            counts.append(tally.of(kind))
+        return counts
+
+    assert counted(*[("worker", False)] * 3, ("hang", False), ("worker", False)) == [1, 2, 3, 1, 4]
+    assert counted(("worker", False), ("worker", True), ("hang", False)) == [1, 1, 1]
+    assert counted(("hang", False), ("worker", True), ("hang", False)) == [1, 1, 1]

@@ -15,8 +15,8 @@ from orchestrator.errors import ClusterError, DataError, MemoryExhaustedError, S
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.scheduling import run_training
 from orchestrator.scheduling.attempt import AttemptEnd, Watcher
+from orchestrator.scheduling.decisions.next_action import AskForRoom, Ended, Start, given_up
 from orchestrator.scheduling.failures import WorkerError, translate
-from orchestrator.scheduling.run_training import given_up
 from tests.training_runs import pretrain
 
 DEAD = WorkerHealthCheckFailedError(
@@ -168,15 +168,17 @@ def training(folder: Path, watcher: Watcher | None = None, **changes: Any) -> ru
     return run_training._Run(job, watcher or Watcher(), None)
 
 
-def attempt_dies(run: run_training._Run, *, resumed_from: int, saved: int | None, last_step: int | None) -> RunPlan:
-    """An attempt as its workers leave it; gives the plan of the next, or raises what ends the training."""
+def attempt_dies(run: run_training._Run, *, resumed_from: int, saved: int | None, last_step: int | None) -> None:
+    """An attempt as its workers leave it; raises what ends the training, where this does."""
     number = run._attempts.open(workers=1, cause="a test", after=run._attempts.newest())
     run._attempts.note_resumed(number, resumed_from)
     if saved is not None:
         checkpoint = run._job.run_folder / "checkpoints" / f"step-{saved:08d}"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "manifest.json").write_text(json.dumps({"attempt": number}))
-    return run._next(AttemptEnd(error=DIED, last_step=last_step), run._job.plan, number)[1]
+    for instruction in run._decide(run._ended(AttemptEnd(error=DIED, last_step=last_step), number)):
+        if not isinstance(instruction, Start):
+            run._tell(instruction)  # type: ignore[arg-type]
 
 
 def test_only_a_checkpoint_beyond_where_an_attempt_began_earns_it_another_failure(tmp_path: Path) -> None:
@@ -193,15 +195,15 @@ def test_steps_beyond_the_checkpoint_of_a_lost_attempt_are_counted_as_lost_once(
     watcher = Watcher(on_recovery=lambda step, totals: told.append((step, totals["lost_steps"])))
     run = training(tmp_path, watcher)
     attempt_dies(run, resumed_from=0, saved=10, last_step=17)
-    hear = run._counting_lost_steps()
+    hear = run._hearing_of_the_beginning()
     hear({"step": 10})
     hear({"step": 11})
-    assert (run._recovery.lost_steps, run._recovery.restarts) == (7, 1)
+    assert (run._state.recovery.lost_steps, run._state.recovery.restarts) == (7, 1)
     attempt_dies(run, resumed_from=10, saved=20, last_step=20)
-    run._counting_lost_steps()({"step": 20})
-    assert run._recovery.lost_steps == 7, "it died at its checkpoint"
+    run._hearing_of_the_beginning()({"step": 20})
+    assert run._state.recovery.lost_steps == 7, "it died at its checkpoint"
     attempt_dies(run, resumed_from=20, saved=30, last_step=None)
-    run._counting_lost_steps()({"step": 30})
+    run._hearing_of_the_beginning()({"step": 30})
     assert told == [(10, 7), (20, 7), (30, 7)]
 
 
@@ -227,8 +229,13 @@ def test_a_smaller_size_is_taken_only_once_what_a_lost_group_held_had_time_to_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_after_s: float, workers: int, waited_s: float
 ) -> None:
     """The time is a guess, 5 s, and looked at once a second."""
-    run = training(tmp_path, training__global_batch=8)
-    plan = replace(run._job.plan, workers=2)
-    room = run._planner = Room(plan, free_after_s=free_after_s, monkeypatch=monkeypatch)
-    assert run._with_room(plan).workers == workers
+    job = pretrain(tmp_path, training__global_batch=8)
+    plan = replace(job.plan, workers=2)
+    room = Room(plan, free_after_s=free_after_s, monkeypatch=monkeypatch)
+    run = run_training._Run(replace(job, plan=plan), Watcher(), room)
+    instructions = run._decide(Ended(attempt=1, error=DIED))
+    while isinstance(asked := instructions[-1], AskForRoom):
+        instructions = run._decide(run._ask_for_room(asked.pause_s))
+    assert isinstance(instructions[-1], Start)
+    assert run._state.plan.workers == workers
     assert room.now_s == waited_s

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -36,6 +36,7 @@ from orchestrator.runs.job import Outcome, TrainingJob, WorkerContext
 from orchestrator.scheduling.control_channel import DriverChannel, WorkerChannel
 from orchestrator.scheduling.data_shipping import Parcel, pack, unpack
 from orchestrator.scheduling.decisions.liveness import Hang, Straggler, find_hang, find_straggler
+from orchestrator.scheduling.decisions.next_action import Pause
 from orchestrator.scheduling.failures import explain, find_starved, raised_by_worker
 from orchestrator.scheduling.rendezvous import RendezvousConfig
 from orchestrator.scheduling.session import worker_runtime_environment
@@ -67,18 +68,6 @@ class Watcher:
     """Called with (step, totals of `Recovery` so far) once an attempt goes on after an earlier one."""
     stop: threading.Event = threading.Event()  # noqa: RUF009  a default that nobody sets
     """Set to ask for a checkpoint and an end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pause:
-    """Why an attempt is asked to save and end, so that another can go on."""
-
-    kind: Literal["resize", "preemption", "straggler"]
-    reason: str
-    workers: int | None = None
-    """How many the next attempt should have; None where that depends on the room there will be."""
-    bad_nodes: tuple[str, ...] = ()
-    """Ray's ids of nodes that the next attempt should do without."""
 
 
 Lookout = Callable[[Mapping[str, Any], Straggler | None], Pause | None]

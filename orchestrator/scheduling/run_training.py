@@ -1,7 +1,8 @@
 """One training on Ray Train: attempts until it ends, each with the workers that there is room for.
 
-The training itself goes on from its newest checkpoint (`worker.loop`). Here it is decided whether another attempt
-follows, how large it is and when it begins (`retry`, `resize`), and kept what each was started for.
+The training itself goes on from its newest checkpoint (`worker.loop`). Whether another attempt follows, how large it is
+and when it begins is decided by `next_action`, `resize` and `retry`; here it is done, and what each attempt was started
+for is kept.
 """
 
 from __future__ import annotations
@@ -11,29 +12,38 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from orchestrator.checkpoints import catalog
-from orchestrator.errors import CapacityError, Interrupted, OrchestratorError, StorageError
+from orchestrator.errors import CapacityError, StorageError
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import Outcome, TrainingJob
-from orchestrator.runs.out_of_memory import smaller_micro_batch
-from orchestrator.scheduling.attempt import AttemptEnd, Pause, Watcher, resources_of_worker, run_attempt
+from orchestrator.scheduling.attempt import AttemptEnd, Watcher, resources_of_worker, run_attempt
 from orchestrator.scheduling.decisions.liveness import Straggler
+from orchestrator.scheduling.decisions.next_action import (
+    AskForRoom,
+    Began,
+    Ended,
+    Event,
+    Finish,
+    GiveUp,
+    Instruction,
+    LogRecovery,
+    Pause,
+    Recovery,
+    Room,
+    Rules,
+    RunState,
+    Start,
+    Tell,
+    next_action,
+)
 from orchestrator.scheduling.decisions.resize import Timing, decide_leaving, decide_size
-from orchestrator.scheduling.decisions.retry import Tally, decide_retry, kind_of
 from orchestrator.scheduling.session import draining_nodes, free_shape, nodes_of_workers
 
-_ROOM_EVERY_S = 1.0
-"""How often the cluster is asked for room while a training waits for it."""
 _LONGEST_CAUSE = 300
 """Characters of what is told about a failure on MLflow's tag of its attempt."""
-_WITH_LESS_MEMORY = ", and fits sooner with more workers, deepspeed.zero_stage=3 or, on GPUs, deepspeed.offload=all"
-_SETTLE_S = 5.0
-"""What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
-_COUNTED = {"preemption": "preemptions", "resize": "resizes", "straggler": "moves"}
-"""Kinds of pauses by the field of `Recovery` that counts them."""
 
 
 class Planner(Protocol):
@@ -42,22 +52,6 @@ class Planner(Protocol):
     def __call__(self, room: ClusterShape, kept: Kept | None) -> RunPlan:
         """Raises CapacityError when there is not room enough."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """What a training has survived since this command began."""
-
-    restarts: int = 0
-    """Attempts after a failure."""
-    lost_steps: int = 0
-    """Steps that were done and had to be done again."""
-    preemptions: int = 0
-    """Attempts after a node was taken away with notice."""
-    resizes: int = 0
-    """Attempts to use room that had come."""
-    moves: int = 0
-    """Attempts to leave a node that held up the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,22 +93,6 @@ def _ending(end: AttemptEnd) -> str:
     return f"ended at step {end.outcome.step}: {why}"
 
 
-def given_up(error: OrchestratorError, *, reason: str, attempts: int, saved_step: int | None) -> OrchestratorError:
-    """The last word: what happened, how often it was tried, what is kept, and the command that goes on."""
-    kind = kind_of(error)
-    if kind is None:
-        return error
-    kept = (
-        "nothing was saved yet: the same command starts over"
-        if saved_step is None
-        else f"the checkpoint of step {saved_step} is kept: the same command goes on from there"
-    )
-    what = f"{error.what}; {reason} (attempt {attempts})"
-    return type(error)(
-        what, got=error.got, allowed=error.allowed, do=kept + (_WITH_LESS_MEMORY if kind == "memory" else "")
-    )
-
-
 class _Clock:
     """How long the newest attempt took to start, and how long it has trained."""
 
@@ -141,52 +119,111 @@ class _Clock:
 
 
 class _Run:
-    """The attempts of one training."""
+    """The attempts of one training: what `next_action` decides, done."""
 
     def __init__(self, job: TrainingJob, watcher: Watcher, planner: Planner | None) -> None:
         self._job, self._watcher, self._planner = job, watcher, planner
+        self._rules = Rules(
+            max_failures=job.spec.resources.max_failures,
+            capacity_timeout_s=job.spec.resources.capacity_timeout_s,
+            asks_for_room=planner is not None,
+        )
         self._attempts = Attempts(job.run_folder, job.exchange())
-        self._tally = Tally()
-        self._recovery = Recovery()
-        self._failed_at: int | None = None
+        self._state = RunState(plan=job.plan, cause="")
         self._saved: int | None = None
         self._clock = _Clock()
-        self._bad_nodes: tuple[str, ...] = ()
-        """Of ranks that hung or held up the others; left out while there is room elsewhere."""
-        self._notes: tuple[str, ...] = ()
-        """What was changed to go on, for the user."""
+        self._waits_since_s: float | None = None
+        """For room."""
 
     def to_its_end(self) -> TrainingResult:
         """Attempt after attempt."""
         cause = self._attempts.cause_of_start()
-        plan = self._first_plan()
+        self._state = RunState(plan=self._first_plan(), cause=cause)
         number = self._attempts.newest()
+        instructions: tuple[Instruction, ...] = (Start(),)
         while True:
-            self._attempts.keep(plan.kept)
-            self._clock.attempt_starts()
-            number = self._attempts.open(workers=plan.workers, cause=cause, after=number)
-            self._watcher.on_attempt(number, attempt_in_words(plan, cause))
-            end = self._attempt(plan, number)
-            self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
-            if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
-                outcome = replace(end.outcome, notes=(*self._notes, *end.outcome.notes))
-                return TrainingResult(outcome=outcome, recovery=self._recovery)
-            cause, plan = self._next(end, plan, number)
-            self._watcher.on_retry(cause)
+            event: Event | None = None
+            for instruction in instructions:
+                match instruction:
+                    case Start():
+                        number, event = self._attempt(after=number)
+                    case AskForRoom():
+                        event = self._ask_for_room(instruction.pause_s)
+                    case Finish():
+                        return TrainingResult(outcome=instruction.outcome, recovery=self._state.recovery)
+                    case _:
+                        self._tell(instruction)
+            assert event is not None, "a training that has not ended waits for an event"
+            instructions = self._decide(event)
 
-    def _attempt(self, plan: RunPlan, number: int) -> AttemptEnd:
-        """One attempt, whose time counts from here."""
+    def _decide(self, event: Event) -> tuple[Instruction, ...]:
+        self._state, instructions = next_action(self._state, event, self._rules)
+        return instructions
+
+    def _tell(self, instruction: Tell | LogRecovery | GiveUp) -> None:
+        match instruction:
+            case Tell():
+                self._watcher.on_retry(instruction.text)
+            case LogRecovery():
+                self._watcher.on_recovery(instruction.step, asdict(self._state.recovery))
+            case GiveUp():
+                raise instruction.error from instruction.cause
+            case _:
+                assert_never(instruction)
+
+    def _attempt(self, *, after: int) -> tuple[int, Ended]:
+        """One attempt, whose time counts from here: (its number, how it ended)."""
+        plan, cause = self._state.plan, self._state.cause
+        self._waits_since_s = None
+        self._attempts.keep(plan.kept)
+        self._clock.attempt_starts()
+        number = self._attempts.open(workers=plan.workers, cause=cause, after=after)
+        self._watcher.on_attempt(number, attempt_in_words(plan, cause))
         started_s, held = self._attempts.started_s(number), self._attempts.held()
         try:
-            return run_attempt(
+            end = run_attempt(
                 replace(self._job, plan=plan, attempt=number, started_s=started_s, held_before=held),
-                replace(self._watcher, on_progress=self._counting_lost_steps()),
+                replace(self._watcher, on_progress=self._hearing_of_the_beginning()),
                 partial(self._look_out, plan),
-                without_nodes=self._bad_nodes,
+                without_nodes=self._state.bad_nodes,
             )
         finally:
             with suppress(StorageError):  # how the attempt ended is told, not this
                 self._attempts.close(number)
+        self._watcher.on_attempt(number, f"{attempt_in_words(plan, cause)}; {_ending(end)}")
+        return number, self._ended(end, number)
+
+    def _ended(self, end: AttemptEnd, number: int) -> Ended:
+        """What is to be known of an attempt that has ended."""
+        ended = Ended(
+            attempt=number,
+            outcome=end.outcome,
+            error=end.error,
+            pause=end.pause,
+            bad_nodes=end.bad_nodes,
+            last_step=end.last_step,
+            stop_requested=self._watcher.stop.is_set(),
+        )
+        if end.error is None:
+            return ended
+        saved = self._saved_step()
+        with suppress(StorageError):  # as far as it is known
+            self._attempts.refresh()
+        return replace(ended, saved_step=saved, resumed_step=self._attempts.resumed_step(number))
+
+    def _ask_for_room(self, pause_s: float) -> Room:
+        assert self._planner is not None, "without one every attempt is of the size that was planned"
+        if pause_s:
+            time.sleep(pause_s)
+        if self._waits_since_s is None:
+            self._waits_since_s = time.monotonic()
+        waited_s = time.monotonic() - self._waits_since_s
+        found, short = None, None
+        try:
+            found = self._planner(free_shape(held={}, without=self._state.bad_nodes), self._state.plan.kept)
+        except CapacityError as error:
+            short = error
+        return Room(waited_s=waited_s, found=found, short=short, stop_requested=self._watcher.stop.is_set())
 
     def _first_plan(self) -> RunPlan:
         """The plan of this command's first attempt: one that keeps what an earlier command's attempts have settled."""
@@ -194,75 +231,6 @@ class _Run:
         if kept is None or kept == self._job.plan.kept or self._planner is None:
             return self._job.plan
         return self._planner(free_shape(held={}), kept)
-
-    # -- between two attempts ----------------------------------------------------------------------------------
-
-    def _next(self, end: AttemptEnd, plan: RunPlan, number: int) -> tuple[str, RunPlan]:
-        """Why there is another attempt, and its plan; raises what ended the run where there is none."""
-        self._bad_nodes = (*self._bad_nodes, *(node for node in end.bad_nodes if node not in self._bad_nodes))
-        if end.error is None:
-            assert end.pause is not None, "an attempt is interrupted by its user or for a reason"
-            self._count(_COUNTED[end.pause.kind])
-            return end.pause.reason, self._with_room(plan, wanted=end.pause.workers)
-        kind = kind_of(end.error)
-        saved = self._saved_step()
-        with suppress(StorageError):  # as far as it is known
-            self._attempts.refresh()
-        started_from = self._attempts.resumed_step(number)
-        progressed = saved is not None and saved > (started_from or 0)
-        decision = decide_retry(
-            end.error,
-            failures=0 if kind is None else self._tally.add(kind, progressed=progressed),
-            max_failures=self._job.spec.resources.max_failures,
-            can_split=smaller_micro_batch(plan) is not None,
-        )
-        if not decision.retry or self._watcher.stop.is_set():
-            last_word = given_up(end.error, reason=decision.reason, attempts=number, saved_step=saved)
-            raise last_word from end.error
-        self._count("restarts")
-        self._failed_at = end.last_step
-        cause = f"{end.error.what}: {decision.reason}"
-        if decision.smaller_steps:
-            smaller = smaller_micro_batch(plan)
-            assert smaller is not None, "it was decided on"
-            self._notes = (*self._notes, smaller.reasons[-1])
-            cause, plan = f"{cause}, {smaller.micro_batch} instead of {plan.micro_batch}", smaller
-        return cause, self._with_room(plan)
-
-    def _with_room(self, plan: RunPlan, *, wanted: int | None = None) -> RunPlan:
-        """The plan for the next attempt, once there is room for it.
-
-        What the last one held takes a while to be free: a smaller size than `wanted` is taken only after that.
-        """
-        if self._planner is None:
-            return plan
-        wanted = wanted or plan.workers
-        timeout_s = self._job.spec.resources.capacity_timeout_s
-        began_s = time.monotonic()
-        said = False
-        while True:
-            waited_s = time.monotonic() - began_s
-            try:
-                found = self._planner(free_shape(held={}, without=self._bad_nodes), plan.kept)
-                if found.workers >= wanted or waited_s > _SETTLE_S:
-                    return found
-            except CapacityError as error:
-                if self._bad_nodes and waited_s > _SETTLE_S:
-                    self._bad_nodes = self._bad_nodes[1:]  # better a node that hung once than none
-                    continue
-                if waited_s > timeout_s:
-                    raise CapacityError(
-                        f"there was no room for the workers for {timeout_s:.0f} s",
-                        got=error.got,
-                        allowed=error.allowed,
-                        do="join nodes, or raise resources.capacity_timeout_s; the same command then goes on",
-                    ) from error
-                if waited_s > _SETTLE_S and not said:
-                    said = True
-                    self._watcher.on_retry(f"waiting for room, {timeout_s:.0f} s at most: {error.got}")
-            if self._watcher.stop.is_set():
-                raise Interrupted("stopped while it waited for room", do="the same command goes on")
-            time.sleep(_ROOM_EVERY_S)
 
     # -- during one --------------------------------------------------------------------------------------------
 
@@ -286,7 +254,7 @@ class _Run:
         self, plan: RunPlan, progress: Mapping[str, Any], straggler: Straggler, held: Mapping[str, Mapping[str, float]]
     ) -> Pause | None:
         node = straggler.place.node_id
-        elsewhere = self._room(plan, held, without=(*self._bad_nodes, node))
+        elsewhere = self._room(plan, held, without=(*self._state.bad_nodes, node))
         decision = decide_leaving(
             straggler.ratio, running=plan.workers, elsewhere=elsewhere, timing=self._timing(progress)
         )
@@ -298,7 +266,7 @@ class _Run:
     def _growing(
         self, plan: RunPlan, progress: Mapping[str, Any], held: Mapping[str, Mapping[str, float]]
     ) -> Pause | None:
-        room = self._room(plan, held, without=self._bad_nodes)
+        room = self._room(plan, held, without=self._state.bad_nodes)
         if room <= plan.workers:
             return None
         decision = decide_size(plan.usable_workers, running=plan.workers, room=room, timing=self._timing(progress))
@@ -321,26 +289,21 @@ class _Run:
             steps_left=steps_left,
         )
 
-    def _counting_lost_steps(self) -> Callable[[Mapping[str, Any]], None]:
-        """Passes progress on; the first of an attempt says how many steps have to be done again."""
+    def _hearing_of_the_beginning(self) -> Callable[[Mapping[str, Any]], None]:
+        """Passes progress on; the first of an attempt says where it begins."""
         first = True
 
         def heard(progress: Mapping[str, Any]) -> None:
             nonlocal first
             if first:
+                first = False
                 self._clock.training_starts()
-            if first and self._failed_at is not None:
-                self._count("lost_steps", max(0, self._failed_at - int(progress["step"])))
-                self._failed_at = None
-            if first and self._recovery != Recovery():
-                self._watcher.on_recovery(int(progress["step"]), asdict(self._recovery))
-            first = False
+                for instruction in self._decide(Began(step=int(progress["step"]))):
+                    assert isinstance(instruction, LogRecovery), "nothing else follows from a beginning"
+                    self._tell(instruction)
             self._watcher.on_progress(progress)
 
         return heard
-
-    def _count(self, what: str, number: int = 1) -> None:
-        self._recovery = replace(self._recovery, **{what: getattr(self._recovery, what) + number})
 
     def _saved_step(self) -> int | None:
         """Of the newest checkpoint; as it was known last where the storage does not answer."""

@@ -1,4 +1,4 @@
-"""What follows a failed attempt. Pure; `run_training` acts on it.
+"""What follows a failed attempt. Pure; called by `next_action`.
 
 Each kind of failure has a budget of its own, so that one kind does not use up the patience for another. A budget is
 used up by failures without progress in between: an attempt that went on from a later step than the one before has
@@ -7,6 +7,7 @@ earned all of them anew, since a run of weeks loses many workers and must not en
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,18 +29,20 @@ class RetryDecision:
     """The next attempt takes half the micro-batch."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Tally:
     """Failures in a row without progress, by kind."""
 
-    counts: dict[Kind, int] = field(default_factory=dict)
+    counts: Mapping[Kind, int] = field(default_factory=dict)
 
-    def add(self, kind: Kind, *, progressed: bool) -> int:
-        """Counts a failure; gives how many of its kind there were since the run last got further."""
-        if progressed:
-            self.counts.clear()
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        return self.counts[kind]
+    def after(self, kind: Kind, *, progressed: bool) -> Tally:
+        """The same after one more failure; where the run had got further before it, the earlier ones are forgiven."""
+        kept = {} if progressed else self.counts
+        return Tally(counts={**kept, kind: kept.get(kind, 0) + 1})
+
+    def of(self, kind: Kind) -> int:
+        """How many of a kind there were since the run last got further."""
+        return self.counts.get(kind, 0)
 
 
 def kind_of(error: OrchestratorError) -> Kind | None:
