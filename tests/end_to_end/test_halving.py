@@ -163,7 +163,7 @@ def test_a_worker_that_the_kernel_ends_for_want_of_memory_comes_back_with_half_t
     why = "a worker's machine ran out of memory: again with half the micro-batch, 32 instead of 64"
     assert said.count(why) == 1
     tags = runs.mlflow_run(str(result.mlflow_run_id), uri=locations.default_tracking_uri()).data.tags
-    assert "the out-of-memory killer of" in tags["orchestrator.attempt.1"]
+    assert "the kernel's out-of-memory killer ended a process on" in tags["orchestrator.attempt.1"]
 
 
 # -- Ray's memory monitor --------------------------------------------------------------------------------------------
