@@ -54,18 +54,12 @@ class Lora(Method):
 
         Raises ModelError when `lora.targets` names no module of the architecture, or is needed and missing.
         """
-        targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(shape.model_type)
-        if targets is None:
-            raise ModelError(
-                f"which modules of {shape.model_type} should get an adapter is not known",
-                allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
-                do="set lora.targets to the names of the attention's projections",
-            )
+        targets, task = _targets(spec, shape.model_type), task_of(spec.task)
         if shape.tied and spec.models_language:  # a classifier has no output layer to be tied
             refuse_tied_targets(targets, TOKEN_MODULES)
         whole = shape.head_parameters
-        if task_of(spec.task).hides_tokens:
-            transforms = MASKED_LM_TRANSFORMS.get(shape.model_type, ())
+        if task.hides_tokens:
+            transforms = task.trained_beside_adapters(shape.model_type) or ()
             whole = sum(
                 math.prod(size)
                 for name, size in shape.weights.items()
@@ -84,15 +78,8 @@ class Lora(Method):
 
         # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
         torch.manual_seed(spec.training.seed)
-
         model_type = str(model.config.model_type)
-        targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
-        if targets is None:
-            raise ModelError(
-                f"no usual adapter targets are known for the architecture {model_type!r}",
-                allowed=", ".join(sorted(DEFAULT_LORA_TARGETS)),
-                do="name the modules in lora.targets",
-            )
+        targets = _targets(spec, model_type)
         refuse_tied_targets(targets, _tied_modules(model))
         task = task_of(spec.task)
         whole = task.trained_beside_adapters(model_type)
@@ -121,6 +108,18 @@ class Lora(Method):
         with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
             return model.merge_and_unload()
+
+
+def _targets(spec: RunSpec, model_type: str) -> tuple[str, ...]:
+    """The modules that get an adapter. Raises ModelError where the spec names none and the architecture is unknown."""
+    targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
+    if targets is None:
+        raise ModelError(
+            f"which modules of {model_type} should get an adapter is not known",
+            allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
+            do="set lora.targets to the names of the attention's projections",
+        )
+    return targets
 
 
 def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from orchestrator.architectures.families import ModelShape
 from orchestrator.methods.base import FROZEN_BACKBONE, MethodCost
@@ -17,8 +17,11 @@ COSTS: Mapping[str, MethodCost] = {
     **dict.fromkeys(("prefix", "prompt", "ia3", "adapter"), FROZEN_BACKBONE),
 }
 """By `AdaptMethod`. That quantised modules keep their inputs is bitsandbytes' way (0.41)."""
-_NAMES: tuple[AdaptMethod, ...] = ("full", "scratch", "lora", "qlora", "prefix", "prompt", "ia3", "adapter", "head")
-PRICED: dict[str, AdaptMethod] = {**{name: name for name in _NAMES}, "frozen": "head", "features": "head"}
+PRICED: dict[str, AdaptMethod] = {
+    **{name: name for name in get_args(AdaptMethod)},
+    "frozen": "head",
+    "features": "head",
+}
 """Methods by the names they go by."""
 QUANTISABLE = ("full", "scratch", "lora")
 """Methods in whose place QLoRA takes less memory."""

@@ -13,7 +13,7 @@ from orchestrator.architectures.families import ModelShape
 from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
 from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import StoredWeights, read_weights
-from orchestrator.architectures.weight_names import HEAD_MODULES
+from orchestrator.architectures.weight_names import HEAD_MODULES, is_in_head
 from orchestrator.errors import ModelError
 from orchestrator.methods.registry import method_of
 from orchestrator.tasks.registry import task_of
@@ -188,7 +188,7 @@ def _outputs(held: Mapping[str, Shape]) -> set[Shape]:
 
 def _in_head(name: str, spec: RunSpec, shape: ModelShape, body: str) -> bool:
     if not spec.models_language:
-        return not set(name.split(".")).isdisjoint(HEAD_MODULES[shape.model_type])
+        return is_in_head(name, shape.model_type)
     return task_of(spec.task).hides_tokens and not name.startswith(f"{body}.")
 
 

@@ -99,10 +99,6 @@ def auto_class(task: Task) -> Any:
     return getattr(transformers, task_of(task).auto_class)
 
 
-def _auto_class(spec: RunSpec) -> Any:
-    return auto_class(spec.task)
-
-
 def _task_settings(spec: RunSpec, data: PreparedData) -> dict[str, Any]:
     """Configuration values that follow from the data: special tokens, and the classes by name."""
     settings: dict[str, Any] = {}
@@ -125,7 +121,7 @@ def _new_weights(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.M
     """
     if plan.zero_stage == 3:
         with _drawn_without_padding():
-            sharded: torch.nn.Module = _auto_class(spec).from_config(configuration(spec, data), dtype=torch.float32)
+            sharded: torch.nn.Module = auto_class(spec.task).from_config(configuration(spec, data), dtype=torch.float32)
         return sharded
     model = blank_model(spec, data)
     let_every_token_train(model)
@@ -137,7 +133,7 @@ def _new_weights(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.M
 def blank_model(spec: RunSpec, data: PreparedData) -> torch.nn.Module:
     """The architecture with whatever the memory held for weights, none of them tied yet."""
     with no_init_weights():
-        model: torch.nn.Module = _auto_class(spec).from_config(configuration(spec, data), dtype=torch.float32)
+        model: torch.nn.Module = auto_class(spec.task).from_config(configuration(spec, data), dtype=torch.float32)
     return model
 
 
@@ -211,7 +207,7 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
     base, own, names = resolve(str(spec.model.base)), model_config(spec.model), data.label_names or ()
     new_head = not spec.models_language and not keeps_head(own, names)
     try:
-        model, report = _auto_class(spec).from_pretrained(
+        model, report = auto_class(spec.task).from_pretrained(
             base,
             config=configuration(spec, data),
             dtype=torch.float32,
