@@ -18,14 +18,14 @@ from orchestrator.credentials import hide, public
 from orchestrator.quantities import Budget, divisors, parse_budget
 from orchestrator.ranking import Goal
 from orchestrator.spec_data import DataSpec
-from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed, SmallCount
+from orchestrator.spec_methods import MethodChoice
+from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed
 from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec
 from orchestrator.tasks.names import TrainedTask
 from orchestrator.tasks.registry import task_of
 
 Kind = Literal["pretrain", "finetune"]
-MethodName = Literal["full", "head", "lora", "scratch"]
 Task = TrainedTask
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -72,19 +72,6 @@ class ModelSpec(Block):
                 "remove overrides, or use model.config for new weights"
             )
         return self
-
-
-class LoraSpec(Block):
-    """Low-rank adapters (Hu et al. 2021), used by `method: lora`."""
-
-    rank: SmallCount = 8
-    """Rank r of each adapter."""
-    alpha: Rate = 16.0
-    """The adapter's output is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before each adapter."""
-    targets: tuple[str, ...] | None = None
-    """Names of the modules that get an adapter; none given means the attention's projections of the architecture."""
 
 
 class TrainingSpec(Block):
@@ -232,7 +219,7 @@ class TrackingSpec(Block):
     """MLflow experiment."""
 
 
-class RunSpec(Block):
+class RunSpec(MethodChoice):
     """One training, or with `search` a search of trainings."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -241,11 +228,6 @@ class RunSpec(Block):
     """`pretrain` trains every weight on raw text; `finetune` adapts a base model to a task."""
     model: ModelSpec
     """Which model."""
-    method: MethodName = "full"
-    """Fine-tuning: `full` trains every weight, `head` only a new head on frozen features, `lora` low-rank adapters,
-    `scratch` the same architecture with new weights, to compare with."""
-    lora: LoraSpec = LoraSpec()
-    """Adapter settings for `method: lora`."""
     task: Task = "causal-lm"
     """What is learnt: the next token (`causal-lm`), tokens that are hidden from an encoder (`masked-lm`), or the class
     of a text (`text-classification`)."""

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.communication import Step, collective_seconds, nodes_of, offload_seconds, slowdown
 from orchestrator.planning.hardware import find_device
 
+FULL = PRICED["full"].cost
 A100 = find_device("A100")
 STEP = Step(
     parameters=174.6e9,
@@ -19,7 +21,7 @@ STEP = Step(
     offload="none",
     tokens_per_device=4096,
     accumulation=1,
-    method="full",
+    method=FULL,
 )
 
 
@@ -65,7 +67,9 @@ def test_zero_3_pays_for_every_micro_batch_and_stage_2_once() -> None:
 
 
 def test_frozen_and_quantised_weights_are_cheaper_to_gather() -> None:
-    full, lora, qlora = (collective_seconds(replace(STEP, method=m), A100) for m in ("full", "lora", "qlora"))
+    full, lora, qlora = (
+        collective_seconds(replace(STEP, method=PRICED[m].cost), A100) for m in ("full", "lora", "qlora")
+    )
     assert full > lora > qlora
 
 
@@ -109,7 +113,7 @@ def test_a_step_never_takes_less_than_its_computation(
         offload=offload,
         tokens_per_device=tokens,
         accumulation=1,
-        method=method,
+        method=PRICED[method].cost,
     )
     slower, _ = slowdown(step, A100, flops_per_second=1e14)
     more_tokens, _ = slowdown(replace(step, tokens_per_device=2 * tokens), A100, flops_per_second=1e14)

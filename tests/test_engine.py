@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
 from orchestrator.checkpoints.async_writer import Saver
 from orchestrator.checkpoints.catalog import Checkpoint, fetch, newest_good
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.memory import GIB, Layout, Trainer, peak_memory
 from orchestrator.runs.job import LoopState, TrainingJob, WorkerContext
 from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
@@ -150,7 +151,7 @@ def test_a_checkpoint_of_rank_0_is_as_large_as_its_copy_was_planned(tmp_path: Pa
     planned = peak_memory(
         layout,
         shape=model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm"),
-        method="full",
+        method=PRICED["full"].cost,
         trainable=job.plan.trainable_parameters,
         trainer=Trainer(copies_checkpoints=True),
     ).checkpoint_gib

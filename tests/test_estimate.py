@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.errors import SpecError
-from orchestrator.methods.priced import PRICED
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.estimate import Workload, estimate, precision_of, usable_gib
 from orchestrator.planning.hardware import catalogue, find_device
 

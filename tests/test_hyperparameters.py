@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.policy.laws.hyperparameters import lora_learning_rate, suggested_learning_rate
+from orchestrator.methods.registry import method_of
+from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 
 GROWTH = st.floats(1.01, 100.0)
 
@@ -33,5 +34,8 @@ def test_suggested_rates_are_near_those_that_were_used(parameters: float, tokens
     assert used < suggested_learning_rate(parameters, tokens=tokens).high
 
 
-def test_lora_learns_at_about_ten_times_the_rate() -> None:
-    assert lora_learning_rate(2e-5) == pytest.approx(1.96e-4)
+def test_a_base_is_tuned_at_a_rate_that_falls_with_its_size_and_lora_at_ten_times_that() -> None:
+    full, lora = method_of("full"), method_of("lora")
+    assert full.learning_rate(22_700_000) == pytest.approx(1e-4)
+    assert full.learning_rate(7_000_000_000) == pytest.approx(1.27e-5, rel=0.01)
+    assert lora.learning_rate(22_700_000) == pytest.approx(9.8e-4)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, ModelShape, model_shape
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.memory import (
     ALLOCATOR_SHARE,
     BASELINE_GIB,
@@ -30,6 +31,9 @@ from tests.bench import memory as bench
 from tests.evidence import score_measured, score_memory
 from tests.evidence.score_measured import Configuration
 
+FULL = PRICED["full"].cost
+LORA = PRICED["lora"].cost
+QLORA = PRICED["qlora"].cost
 GPU = Layout(
     workers=64,
     device="cuda",
@@ -59,12 +63,12 @@ LLAMA = model_shape(
 def states_gb(layout: Layout, parameters: float) -> float:
     """Weights, gradients and optimizer states in GB, as the ZeRO paper counts them."""
     shape = replace(SHAPE, parameters=int(parameters))
-    memory = peak_memory(layout, shape=shape, method="full", trainable=int(parameters))
+    memory = peak_memory(layout, shape=shape, method=FULL, trainable=int(parameters))
     return (memory.weights_gib + memory.gradients_gib + memory.optimizer_gib) * GIB / 1e9
 
 
 def peak(layout: Layout, shape: ModelShape = SHAPE) -> float:
-    return peak_memory(layout, shape=shape, method="full", trainable=shape.parameters).peak_gib.mid
+    return peak_memory(layout, shape=shape, method=FULL, trainable=shape.parameters).peak_gib.mid
 
 
 @pytest.mark.parametrize(("stage", "published_gb"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -86,7 +90,7 @@ def test_lora_of_llama_2_7b_is_within_the_interval_of_what_litgpt_measured(
 ) -> None:
     # One A100-40GB, Alpaca, longest sample 1304 tokens, rank 8 on query and value (litgpt's resource tables).
     layout = replace(GPU, workers=1, micro_batch=micro_batch, sequence_length=1304)
-    estimate = peak_memory(layout, shape=LLAMA, method="lora", trainable=4_194_304).peak_gib
+    estimate = peak_memory(layout, shape=LLAMA, method=LORA, trainable=4_194_304).peak_gib
     assert estimate.low < published_gb * 1e9 / GIB < estimate.high
 
 
@@ -102,7 +106,7 @@ def test_cpu_peak_is_within_the_interval_of_what_was_measured(change: dict[str, 
     sizes = {"n_layer": change["layers"], "n_embd": change["hidden"], "n_head": change["heads"], "vocab_size": 8192}
     shape = model_shape({**FAMILY_DEFAULTS["gpt2"], **sizes}, task="causal-lm")
     layout = replace(CPU, micro_batch=change["micro_batch"], sequence_length=change["sequence_length"])
-    estimate = peak_memory(layout, shape=shape, method="full", trainable=shape.parameters).peak_gib
+    estimate = peak_memory(layout, shape=shape, method=FULL, trainable=shape.parameters).peak_gib
     assert estimate.low < gib < estimate.high
 
 
@@ -114,7 +118,10 @@ def test_each_stage_needs_no_more_than_the_one_before() -> None:
 def test_offload_moves_the_optimizer_and_then_the_weights_to_the_host() -> None:
     def memory(offload: Any) -> Any:
         return peak_memory(
-            replace(GPU, zero_stage=3, offload=offload), shape=LLAMA, method="full", trainable=LLAMA.parameters
+            replace(GPU, zero_stage=3, offload=offload),
+            shape=LLAMA,
+            method=FULL,
+            trainable=LLAMA.parameters,
         )
 
     none, optimizer, everything = memory("none"), memory("optimizer"), memory("all")
@@ -126,7 +133,11 @@ def test_offload_moves_the_optimizer_and_then_the_weights_to_the_host() -> None:
 def test_the_copy_of_a_checkpoint_is_part_of_a_cpus_peak_and_host_memory_beside_a_gpu() -> None:
     def memory(layout: Layout, *, copies: bool) -> Any:
         return peak_memory(
-            layout, shape=SHAPE, method="full", trainable=SHAPE.parameters, trainer=Trainer(copies_checkpoints=copies)
+            layout,
+            shape=SHAPE,
+            method=FULL,
+            trainable=SHAPE.parameters,
+            trainer=Trainer(copies_checkpoints=copies),
         )
 
     cpu, gpu = replace(CPU, workers=2, zero_stage=2), replace(GPU, workers=2, zero_stage=2)
@@ -145,7 +156,7 @@ def test_checkpointing_keeps_less() -> None:
 
 def test_frozen_backbone_keeps_less_than_adapters_and_these_less_than_full() -> None:
     kept = [
-        peak_memory(GPU, shape=LLAMA, method=method, trainable=100).activations_gib
+        peak_memory(GPU, shape=LLAMA, method=PRICED[method].cost, trainable=100).activations_gib
         for method in ("head", "lora", "full")
     ]  # fmt: skip
     assert kept[0] < kept[1] < kept[2]
@@ -153,7 +164,7 @@ def test_frozen_backbone_keeps_less_than_adapters_and_these_less_than_full() -> 
 
 def test_classification_has_no_logits_over_the_vocabulary() -> None:
     shape = model_shape(FAMILY_DEFAULTS["gpt2"], task="text-classification")
-    assert peak_memory(GPU, shape=shape, method="full", trainable=shape.parameters).logits_gib == 0
+    assert peak_memory(GPU, shape=shape, method=FULL, trainable=shape.parameters).logits_gib == 0
 
 
 @given(
@@ -178,25 +189,25 @@ def test_peak_grows_with_the_micro_batch(
 
 
 def lora(layout: Layout, **traits: Any) -> Any:
-    return peak_memory(layout, shape=LLAMA, method="lora", trainable=4_194_304, trainer=Trainer(**traits))
+    return peak_memory(layout, shape=LLAMA, method=LORA, trainable=4_194_304, trainer=Trainer(**traits))
 
 
 def test_quantised_weights_take_half_a_byte_and_their_scales_except_embedding_and_output_layer() -> None:
-    memory = peak_memory(GPU, shape=LLAMA, method="qlora", trainable=4_194_304)
+    memory = peak_memory(GPU, shape=LLAMA, method=QLORA, trainable=4_194_304)
     tables = 2 * 32_000 * 4096
     assert memory.weights_gib * GIB == pytest.approx(2 * tables + NF4_BYTES * (LLAMA.parameters - tables))
     assert memory.gathered_gib * GIB == 2 * 4096 * 11_008  # one matrix at a time is whole again
 
 
 def test_quantised_modules_keep_their_inputs_which_frozen_ones_do_not() -> None:
-    quantised = peak_memory(GPU, shape=LLAMA, method="qlora", trainable=4_194_304)
-    full = peak_memory(GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters)
+    quantised = peak_memory(GPU, shape=LLAMA, method=QLORA, trainable=4_194_304)
+    full = peak_memory(GPU, shape=LLAMA, method=FULL, trainable=LLAMA.parameters)
     assert quantised.activations_gib == full.activations_gib > lora(GPU).activations_gib
 
 
 def test_states_in_16_bits_take_8_bytes_a_weight() -> None:
     memory = peak_memory(
-        GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, trainer=Trainer(master_weights=False)
+        GPU, shape=LLAMA, method=FULL, trainable=LLAMA.parameters, trainer=Trainer(master_weights=False)
     )
     states = memory.weights_gib + memory.gradients_gib + memory.optimizer_gib
     assert states * GIB / LLAMA.parameters == pytest.approx(8)
@@ -205,7 +216,7 @@ def test_states_in_16_bits_take_8_bytes_a_weight() -> None:
 @pytest.mark.parametrize(("optimizer", "bytes_per_weight"), [("adamw", 8), ("adamw-8bit", 2), ("paged-adamw", 0)])
 def test_optimizers_differ_in_their_moments(optimizer: Any, bytes_per_weight: int) -> None:
     memory = peak_memory(
-        GPU, shape=LLAMA, method="full", trainable=LLAMA.parameters, trainer=Trainer(optimizer=optimizer)
+        GPU, shape=LLAMA, method=FULL, trainable=LLAMA.parameters, trainer=Trainer(optimizer=optimizer)
     )
     assert memory.optimizer_gib * GIB / LLAMA.parameters == pytest.approx(4 + bytes_per_weight)
 
@@ -370,7 +381,11 @@ def test_states_of_each_stage_are_what_deepspeed_holds_on_two_ranks() -> None:
         layout = replace(CPU, workers=2, zero_stage=one["stage"], precision=one["precision"], sequence_length=32)
         accumulates = one["accumulation"] > 1
         memory = peak_memory(
-            layout, shape=shape, method="full", trainable=shape.parameters, trainer=Trainer(accumulates=accumulates)
+            layout,
+            shape=shape,
+            method=FULL,
+            trainable=shape.parameters,
+            trainer=Trainer(accumulates=accumulates),
         )
         weight = GIB / shape.parameters
         states = (memory.weights_gib + memory.optimizer_gib) * weight
@@ -408,7 +423,7 @@ def test_activations_equal_what_autograd_saves(kind: str, method: Any, length: i
     saved = [_saved_bytes({**config, name: layers}, task, method, length) for layers in (1, 2)]
     layout = replace(CPU, micro_batch=4, sequence_length=length)
     shape = model_shape({**config, name: 1}, task=task)
-    estimate = peak_memory(layout, shape=shape, method=method, trainable=1).activations_gib * GIB
+    estimate = peak_memory(layout, shape=shape, method=PRICED[method].cost, trainable=1).activations_gib * GIB
     assert estimate == pytest.approx(saved[1] - saved[0], rel=0.01)
 
 
@@ -450,7 +465,7 @@ def test_offloaded_states_take_the_host_memory_that_deepspeeds_own_estimators_sa
     them: 16 bytes a weight, 18 with the weights, and half as much again for buffers."""
     layout = replace(GPU, workers=1, zero_stage=stage, offload=offload)
     shape = replace(SHAPE, parameters=int(parameters))
-    found = peak_memory(layout, shape=shape, method="full", trainable=int(parameters)).host_gib
+    found = peak_memory(layout, shape=shape, method=FULL, trainable=int(parameters)).host_gib
     assert found == pytest.approx(published_gib, rel=0.002)
 
 
@@ -462,7 +477,7 @@ def test_a_gpu_fills_one_bucket_of_gradients_while_it_sends_another(device: Any,
     def buffers(stage: int, trainable: int) -> float:
         shape = replace(SHAPE, parameters=trainable)
         layout = replace(plain, zero_stage=stage)
-        return peak_memory(layout, shape=shape, method="full", trainable=trainable).buffers_gib * GIB
+        return peak_memory(layout, shape=shape, method=FULL, trainable=trainable).buffers_gib * GIB
 
     assert buffers(2, 1000_000) - buffers(0, 1000_000) == pytest.approx(buckets * 2 * 1000_000)
     assert buffers(2, 10**9) - buffers(0, 10**9) == pytest.approx(buckets * 2 * BUCKET_ELEMENTS), "a bucket is bounded"

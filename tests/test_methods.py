@@ -9,9 +9,8 @@ import pytest
 from orchestrator.architectures.families import model_shape
 from orchestrator.errors import ModelError, SpecError
 from orchestrator.methods import registry
-from orchestrator.methods.priced import COSTS, AdaptMethod
-from orchestrator.methods.registry import METHODS, method_of, trainable_parameters
-from orchestrator.spec import MethodName
+from orchestrator.methods.registry import METHODS, PRICED, method_of, trainable_parameters
+from orchestrator.spec_methods import MethodName
 from tests import specs
 
 NAMES = typing.get_args(MethodName)
@@ -47,14 +46,22 @@ def test_untied_layers_and_a_classifiers_token_table_may_have_adapters() -> None
 
 def test_every_name_of_a_spec_has_one_object_in_a_file_of_its_name() -> None:
     assert [method_of(name).name for name in NAMES] == list(NAMES)
-    assert {method.name for method in METHODS} == set(NAMES)
+    assert [method.name for method in METHODS] == list(NAMES)
     files = {path.stem for path in Path(registry.__file__).parent.glob("*.py")}
-    assert files == {*NAMES, "__init__", "base", "priced", "registry"}
+    assert files == {*(method.name for method in PRICED.values()), "__init__", "base", "registry"}
 
 
-def test_every_method_that_is_priced_has_a_cost_and_those_of_a_spec_their_own() -> None:
-    assert set(COSTS) == set(typing.get_args(AdaptMethod)) >= set(NAMES)
-    assert all(COSTS[method.name] is method.cost for method in METHODS)
+def test_every_method_is_priced_by_one_object_under_all_its_names() -> None:
+    names = [
+        name for method in {id(one): one for one in PRICED.values()}.values() for name in (method.name, *method.aliases)
+    ]
+    assert sorted(names) == sorted(PRICED)
+    assert {method.name for method in METHODS} <= set(PRICED)
+
+
+def test_the_advisor_writes_one_method_for_each_strategy() -> None:
+    advised = [method.strategy for method in METHODS if method.is_advised]
+    assert sorted(advised) == sorted(set(advised)) == sorted({method.strategy for method in METHODS})
 
 
 def test_plots_tell_all_methods_apart_with_and_without_colour() -> None:

@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.hardware import Device, catalogue, find_device
 from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost, usual_batch_tokens
 
+FULL = PRICED["full"].cost
+LORA = PRICED["lora"].cost
+QLORA = PRICED["qlora"].cost
 LLAMA_7B = model_shape(
     {
         **FAMILY_DEFAULTS["llama"],
@@ -44,28 +48,28 @@ def test_masked_language_model_costs_its_output_layer_and_transform_at_every_pos
     transform, output = 768 * 768 + 3 * 768, 30522 * 768 + 30522
     weights = 12 * per_layer + 2 * 768 + transform + output
     attention = 12 * 12 * 768 * 512  # every token sees every other
-    flops = flops_per_token(shape, method="full", trainable=shape.parameters, sequence_length=512)
+    flops = flops_per_token(shape, method=FULL, trainable=shape.parameters, sequence_length=512)
     assert flops == pytest.approx(6 * weights + attention)
 
 
 def test_full_training_takes_6_flops_a_weight_and_causal_attention() -> None:
     weights = LLAMA_7B.parameters - 32000 * 4096
     expected = 6 * weights + 6 * 32 * 4096 * 2048
-    assert flops_per_token(LLAMA_7B, method="full", trainable=1, sequence_length=2048) == expected
+    assert flops_per_token(LLAMA_7B, method=FULL, trainable=1, sequence_length=2048) == expected
 
 
 def test_tied_output_layer_counts_as_multiplied() -> None:
     untied = model_shape({**FAMILY_DEFAULTS["gpt2"], "tie_word_embeddings": False}, task="causal-lm")
     tied_flops, untied_flops = (
-        flops_per_token(s, method="full", trainable=1, sequence_length=1024) for s in (GPT2, untied)
+        flops_per_token(s, method=FULL, trainable=1, sequence_length=1024) for s in (GPT2, untied)
     )
     assert tied_flops == untied_flops
 
 
 def test_attention_to_both_sides_costs_twice_the_causal() -> None:
     causal, both = (
-        flops_per_token(replace(GPT2, causal=c), method="full", trainable=1, sequence_length=1024)
-        - flops_per_token(replace(GPT2, causal=c), method="full", trainable=1, sequence_length=0)
+        flops_per_token(replace(GPT2, causal=c), method=FULL, trainable=1, sequence_length=1024)
+        - flops_per_token(replace(GPT2, causal=c), method=FULL, trainable=1, sequence_length=0)
         for c in (True, False)
     )
     assert both == 2 * causal
@@ -74,7 +78,7 @@ def test_attention_to_both_sides_costs_twice_the_causal() -> None:
 def test_adapters_save_a_third_and_a_head_two_thirds() -> None:
     shape = model_shape(FAMILY_DEFAULTS["gpt2"], task="text-classification")
     full, lora, head = (
-        flops_per_token(shape, method=m, trainable=shape.head_parameters, sequence_length=64)
+        flops_per_token(shape, method=PRICED[m].cost, trainable=shape.head_parameters, sequence_length=64)
         for m in ("full", "lora", "head")
     )  # fmt: skip
     assert lora / full == pytest.approx(2 / 3, rel=0.02)
@@ -111,7 +115,7 @@ def test_measured_cpu_step_lies_in_the_interval() -> None:
     shape = model_shape(
         {**FAMILY_DEFAULTS["gpt2"], "n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 8192}, task="causal-lm"
     )
-    flops = 8 * 256 * flops_per_token(shape, method="full", trainable=shape.parameters, sequence_length=256)
+    flops = 8 * 256 * flops_per_token(shape, method=FULL, trainable=shape.parameters, sequence_length=256)
     cost = run_cost(
         PricedRun(
             flops_per_step=flops,
@@ -274,8 +278,8 @@ def test_fp32_takes_several_times_as_long_and_says_why() -> None:
 
 
 def test_dequantisation_and_offload_take_longer() -> None:
-    plain = cost_of(7e9, 1e9, workers=1, method="lora").gpu_hours.mid
-    assert cost_of(7e9, 1e9, workers=1, method="qlora").gpu_hours.mid == pytest.approx(1.4 * plain, rel=0.02)
+    plain = cost_of(7e9, 1e9, workers=1, method=LORA).gpu_hours.mid
+    assert cost_of(7e9, 1e9, workers=1, method=QLORA).gpu_hours.mid == pytest.approx(1.4 * plain, rel=0.02)
     moved = cost_of(7e9, 1e12, workers=8, zero_stage=2, offload="optimizer")
     assert moved.gpu_hours.mid > cost_of(7e9, 1e12, workers=8, zero_stage=2).gpu_hours.mid
     assert any("offload: optimizer" in reason for reason in moved.reasons)
@@ -283,7 +287,10 @@ def test_dequantisation_and_offload_take_longer() -> None:
 
 @pytest.mark.parametrize("method", ["qlora", "prefix", "prompt", "ia3", "adapter"])
 def test_methods_with_a_frozen_base_count_as_lora(method: str) -> None:
-    lora, other = (flops_per_token(LLAMA_7B, method=m, trainable=10**6, sequence_length=1024) for m in ("lora", method))
+    lora, other = (
+        flops_per_token(LLAMA_7B, method=PRICED[m].cost, trainable=10**6, sequence_length=1024)
+        for m in ("lora", method)
+    )
     assert lora == other
 
 

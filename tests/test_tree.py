@@ -25,7 +25,7 @@ LAYERS = (
     {"tasks"},
     {"ranking"},
     {"spec_survival"},
-    {"spec_data", "spec_search"},
+    {"spec_data", "spec_search", "spec_methods"},
     {"spec", "console"},
     {"methods"},
     {"load_spec"},

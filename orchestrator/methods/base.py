@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
+    from orchestrator.spec_methods import MethodName
 
 Strategy = Literal["features", "peft", "full", "scratch"]
 """What the advisor calls methods."""
@@ -32,6 +33,8 @@ class MethodCost:
     """Whether every module keeps its input for the backward pass: frozen ones do not, quantised ones do."""
     is_quantised: bool = False
     """Whether the backbone is stored in 4 bits, which each pass turns into 16."""
+    virtual_tokens: int = 0
+    """Put before every sample."""
 
 
 ALL_WEIGHTS = MethodCost(flops_per_weight=6.0, bytes_per_weight=6.0, trains_all=True, keeps_inputs=True)
@@ -40,18 +43,52 @@ FROZEN_BACKBONE = MethodCost(flops_per_weight=4.0, bytes_per_weight=4.0)
 """Of methods that train small additions all along a frozen backbone."""
 
 
-class Method(ABC):
-    """A value of `method`. Each has one object, in the file of its name."""
+def full_learning_rate(parameters: int) -> float:
+    """That suits full fine-tuning of a base: 1e-4 for MiniLM on film reviews, falling with size as pretraining rates do
+    (Porian 2024)."""
+    return float(1e-4 * (parameters / 22.7e6) ** -0.36)
+
+
+class PricedMethod(ABC):
+    """A method that `estimate` knows by sizes alone. Each has one object, in the file of its name."""
 
     name: ClassVar[str]
-    strategy: ClassVar[Strategy]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names that it goes by."""
     cost: ClassVar[MethodCost]
+    """With its usual settings."""
+    quantised: ClassVar[str | None] = None
+    """The method that takes less memory in its place, by weights of 4 bits."""
+
+    @abstractmethod
+    def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
+        """How many weights it trains with its usual settings; adapters have this rank."""
+
+
+class Method(PricedMethod):
+    """A method that `run` trains by: a value of `method` in a spec."""
+
+    name: ClassVar[MethodName]
+    strategy: ClassVar[Strategy]
+    is_advised: ClassVar[bool] = False
+    """Whether the advisor writes it into a spec for its strategy; one method for each strategy is."""
     is_from_scratch: ClassVar[bool] = False
     """Whether the weights of a base are left unread."""
+    epochs_factor: ClassVar[float] = 1.0
+    """Passes over labelled rows that it takes, over those of full fine-tuning."""
     colour: ClassVar[int]
     """Of its runs in plots, in the palette."""
     marker: ClassVar[str]
     """Of its runs in plots, as matplotlib calls it; tells methods apart without colour."""
+
+    def learning_rate(self, base_parameters: int | None) -> float:
+        """A peak learning rate of AdamW to start from, for a base of this size; None where there is none."""
+        assert base_parameters is not None
+        return full_learning_rate(base_parameters)
+
+    def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
+        """What it costs with the settings of a spec."""
+        return self.cost
 
     def problem(self, spec: RunSpec) -> str | None:
         """Why a spec cannot train by this method, in a sentence; None where it can."""

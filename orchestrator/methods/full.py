@@ -9,15 +9,22 @@ from orchestrator.methods.base import ALL_WEIGHTS, Method, Strategy
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
+    from orchestrator.spec_methods import MethodName
 
 
 class Full(Method):
     """See the module."""
 
-    name = "full"
+    name: ClassVar[MethodName] = "full"
     strategy: ClassVar[Strategy] = "full"
     cost = ALL_WEIGHTS
+    is_advised = True
+    quantised = "qlora"
     colour, marker = 0, "o"
+
+    def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
+        """See `PricedMethod`."""
+        return shape.parameters
 
     def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
         """See `Method`."""

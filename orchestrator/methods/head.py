@@ -17,9 +17,19 @@ class Head(Method):
     """See the module."""
 
     name = "head"
+    aliases = ("frozen", "features")
     strategy: ClassVar[Strategy] = "features"
     cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, passes_back=False)
+    is_advised = True
     colour, marker = 2, "^"
+
+    def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
+        """See `PricedMethod`."""
+        return shape.head_parameters
+
+    def learning_rate(self, base_parameters: int | None) -> float:
+        """See `Method`: as in the runs on film reviews that `full_learning_rate` rests on."""
+        return 3e-3
 
     def problem(self, spec: RunSpec) -> str | None:
         """See `Method`."""

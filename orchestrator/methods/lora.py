@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
 
+LEARNING_RATE_RATIO = 9.8
+"""Best learning rate of LoRA over that of full fine-tuning ("LoRA Without Regret" 2025); Biderman 2024: about 10."""
 DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "gpt2": ("c_attn",),
     **dict.fromkeys(LLAMA_LIKE, ("q_proj", "v_proj")),
@@ -47,7 +49,17 @@ class Lora(Method):
     name = "lora"
     strategy: ClassVar[Strategy] = "peft"
     cost = FROZEN_BACKBONE
+    is_advised = True
+    quantised = "qlora"
     colour, marker = 1, "s"
+
+    def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
+        """See `PricedMethod`: queries and values (Hu et al. 2021)."""
+        return adapters_on_queries_and_values(shape, rank=rank)
+
+    def learning_rate(self, base_parameters: int | None) -> float:
+        """See `Method`."""
+        return LEARNING_RATE_RATIO * super().learning_rate(base_parameters)
 
     def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
         """Adapters, and the head or `MASKED_LM_TRANSFORMS`.
@@ -108,6 +120,11 @@ class Lora(Method):
         with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
             return model.merge_and_unload()
+
+
+def adapters_on_queries_and_values(shape: ModelShape, *, rank: int) -> int:
+    """Weights of the adapters of both projections in every layer."""
+    return shape.layers * rank * (2 * shape.hidden + shape.heads * shape.head_dim + shape.kv_heads * shape.head_dim)
 
 
 def _targets(spec: RunSpec, model_type: str) -> tuple[str, ...]:

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, assert_never, get_args
 
-from orchestrator.methods.base import Method
+from orchestrator.methods.adapter import LlamaAdapter
+from orchestrator.methods.base import Method, PricedMethod
 from orchestrator.methods.full import Full
 from orchestrator.methods.head import Head
+from orchestrator.methods.ia3 import Ia3
 from orchestrator.methods.lora import Lora
+from orchestrator.methods.prefix import Prefix
+from orchestrator.methods.prompt_tuning import PromptTuning
+from orchestrator.methods.qlora import QLora
 from orchestrator.methods.scratch import Scratch
+from orchestrator.spec_methods import MethodName
 
 if TYPE_CHECKING:  # it takes 0.2 s to load, which `advise` need not wait for
     from orchestrator.architectures.families import ModelShape
-    from orchestrator.spec import MethodName, RunSpec
-
-_FULL, _HEAD, _LORA, _SCRATCH = Full(), Head(), Lora(), Scratch()
+    from orchestrator.spec import RunSpec
 
 
 def method_of(name: MethodName) -> Method:
     """The method that a spec names."""
     match name:
         case "full":
-            return _FULL
-        case "head":
-            return _HEAD
+            return Full()
         case "lora":
-            return _LORA
+            return Lora()
+        case "head":
+            return Head()
         case "scratch":
-            return _SCRATCH
+            return Scratch()
         case _:
             assert_never(name)
+
+
+METHODS: tuple[Method, ...] = tuple(method_of(name) for name in get_args(MethodName))
+"""All that `run` trains by."""
+_PRICED_ALONE: tuple[PricedMethod, ...] = (QLora(), Prefix(), PromptTuning(), Ia3(), LlamaAdapter())
+PRICED: Mapping[str, PricedMethod] = {
+    name: method for method in (*METHODS, *_PRICED_ALONE) for name in (method.name, *method.aliases)
+}
+"""Methods that `estimate` knows, by all names they go by."""
 
 
 def trainable_parameters(spec: RunSpec, shape: ModelShape) -> int:
     """How many weights a training has gradients for. Raises what the method's own count raises."""
     return method_of(spec.method).trainable_parameters(spec, shape)
-
-
-METHODS: tuple[Method, ...] = (_FULL, _LORA, _HEAD, _SCRATCH)
-"""All of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.methods.priced import COSTS
+from orchestrator.methods.base import MethodCost
 from orchestrator.planning.hardware import Device
 
 COLLECTIVE_EFFICIENCY = 0.68
@@ -39,17 +39,17 @@ class Step:
     tokens_per_device: float
     accumulation: int
     """Micro-batches that the tokens come in."""
-    method: str
+    method: MethodCost
 
     @property
     def flops_per_weight(self) -> float:
         """Of a token: 6 in full training, 4 with a frozen base, 2 below a trained head."""
-        return COSTS[self.method].flops_per_weight
+        return self.method.flops_per_weight
 
     @property
     def bytes_per_weight(self) -> float:
         """That ZeRO-3 moves for a micro-batch: 2 to gather weights for each pass, and 2 to scatter gradients."""
-        return COSTS[self.method].bytes_per_weight
+        return self.method.bytes_per_weight
 
 
 def nodes_of(devices: int) -> int:

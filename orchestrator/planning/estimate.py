@@ -13,7 +13,7 @@ from orchestrator.architectures.families import ModelShape
 from orchestrator.architectures.standard_shape import MOST_SIZES, standard_shape
 from orchestrator.errors import SpecError
 from orchestrator.intervals import Interval
-from orchestrator.methods.priced import COSTS, PRICED, QUANTISABLE, AdaptMethod, trainable_of, virtual_tokens
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.hardware import Device
 from orchestrator.planning.memory import GIB, Layout, MemoryEstimate, Optimizer, Trainer, load_bytes, peak_memory
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision
@@ -99,12 +99,12 @@ def estimate(workload: Workload) -> Estimate:
     _refuse_nonsense(workload)
     method = PRICED[workload.method]
     shape = workload.shape or standard_shape(workload.parameters)
-    if not COSTS[method].passes_back and not shape.head_parameters:
+    if not method.cost.passes_back and not shape.head_parameters:
         shape = replace(shape, head_parameters=HEAD_CLASSES * shape.hidden)
-    trainable = trainable_of(method, shape, rank=workload.lora_rank)
+    trainable = method.usual_parameters(shape, rank=workload.lora_rank)
     stage, memory, why_stage = _choose_stage(workload, shape, trainable)
     fits = memory.peak_gib.high <= usable_gib(workload.device)
-    cost = _cost(workload, method, shape, trainable)
+    cost = _cost(workload, shape, trainable)
     reasons = [_about_shape(workload, shape), *_about_states(workload, shape, trainable, stage, memory), why_stage]
     reasons.extend(cost.reasons)
     reasons.append(_verdict(memory.peak_gib, workload.device))
@@ -153,7 +153,7 @@ def _keeps_master(workload: Workload) -> bool:
 
 
 def _layout(workload: Workload, stage: int) -> Layout:
-    virtual = virtual_tokens(PRICED[workload.method])
+    virtual = PRICED[workload.method].cost.virtual_tokens
     return Layout(
         workers=workload.gpus,
         device="cpu" if workload.device.kind == "cpu" else "cuda",
@@ -171,8 +171,8 @@ def _memory(workload: Workload, shape: ModelShape, stage: int) -> MemoryEstimate
     memory = peak_memory(
         _layout(workload, stage),
         shape=shape,
-        method=method,
-        trainable=trainable_of(method, shape, rank=workload.lora_rank),
+        method=method.cost,
+        trainable=method.usual_parameters(shape, rank=workload.lora_rank),
         trainer=Trainer(master_weights=_keeps_master(workload), optimizer=workload.optimizer),
     )
     if workload.shape is not None:
@@ -212,7 +212,8 @@ def _choose_stage(workload: Workload, shape: ModelShape, trainable: int) -> tupl
     return stage, memory, f"zero_stage: {stage}, the least memory of {len(tried)} tried; none surely fits"
 
 
-def _cost(workload: Workload, method: AdaptMethod, shape: ModelShape, trainable: int) -> RunCost:
+def _cost(workload: Workload, shape: ModelShape, trainable: int) -> RunCost:
+    method = PRICED[workload.method].cost
     flops = workload.tokens * flops_per_token(
         shape, method=method, trainable=trainable, sequence_length=workload.sequence_length
     )
@@ -249,8 +250,8 @@ def _about_states(
 ) -> Iterator[str]:
     precision, method = precision_of(workload), PRICED[workload.method]
     share = 100 * trainable / shape.parameters
-    yield f"method: {method} trains {human_count(trainable)} of them ({share:.3g} %)"
-    if precision == "fp32" or not COSTS[method].trains_all:
+    yield f"method: {method.name} trains {human_count(trainable)} of them ({share:.3g} %)"
+    if precision == "fp32" or not method.cost.trains_all:
         return
     other = _memory(replace(workload, master_weights=not _keeps_master(workload)), shape, stage).peak_gib.mid
     if not _keeps_master(workload):
@@ -317,8 +318,8 @@ def _changes(workload: Workload, stage: int) -> Iterator[tuple[str, Workload, in
             yield f"{flags} --zero-stage 3 --offload {offload}", changed, 3
         for count in (workload.gpus * 2**power for power in range(1, 8)):
             yield f"{flags} --gpus {count} --zero-stage 3", replace(light, gpus=count, nodes=None), 3
-        if PRICED[workload.method] in QUANTISABLE:
-            yield f"{flags} --method qlora", replace(light, method="qlora"), stage
+        if (smaller := PRICED[workload.method].quantised) is not None:
+            yield f"{flags} --method {smaller}", replace(light, method=smaller), stage
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Literal
 
 from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
-from orchestrator.methods.priced import COSTS, AdaptMethod
+from orchestrator.methods.base import MethodCost
 
 GIB = 2**30
 BUCKET_ELEMENTS = 200_000_000
@@ -142,7 +142,7 @@ _PLAIN = Trainer()
 
 
 def peak_memory(
-    layout: Layout, *, shape: ModelShape, method: AdaptMethod, trainable: int, trainer: Trainer = _PLAIN
+    layout: Layout, *, shape: ModelShape, method: MethodCost, trainable: int, trainer: Trainer = _PLAIN
 ) -> MemoryEstimate:
     """Memory of one device while it trains `trainable` of the shape's weights by a method.
 
@@ -218,25 +218,25 @@ def _checkpoint_bytes(layout: Layout, trainable: int, states: float) -> float:
     return trainable * (weights + states / layout.shards(1))
 
 
-def _weight_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
+def _weight_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
     """All weights; bitsandbytes leaves embeddings and the output layer as they are."""
-    if not COSTS[method].is_quantised:
+    if not method.is_quantised:
         return layout.weight_bytes * shape.parameters
     whole = min(shape.parameters, shape.embedding_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
     return layout.weight_bytes * whole + NF4_BYTES * (shape.parameters - whole)
 
 
-def _activation_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
+def _activation_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
     """What the forward pass keeps for the backward pass."""
     layer = layout.tokens * _layer_bytes_per_token(layout, shape, method)
-    if not COSTS[method].passes_back:
+    if not method.passes_back:
         return layer  # the backbone keeps nothing; one layer's tensors are alive at a time
     if layout.activation_checkpointing:
         return shape.layers * layout.tokens * layout.weight_bytes * shape.hidden + layer
     return shape.layers * layer
 
 
-def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
+def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
     """Bytes that one layer keeps per token: Korthikanti et al. (2022), with this model's own widths.
 
     Equal to what autograd saved for GPT-2, Llama and BERT in fp32 on a CPU (within 1 %, `tests/test_memory.py`).
@@ -249,7 +249,7 @@ def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: AdaptMetho
     kept = attention + norms + mlp
     # Frozen modules keep no input: the MLP's two, and attention's output or both norms' scaled rows.
     inputs = e * (h + i + (2 * h if shape.rms_norm else h))
-    if not COSTS[method].keeps_inputs:
+    if not method.keeps_inputs:
         kept -= inputs
     if not shape.dropout:
         return kept
@@ -265,15 +265,15 @@ def _logit_bytes(layout: Layout, shape: ModelShape, predicted_share: float) -> f
     return layout.tokens * shape.vocab * per_entry
 
 
-def _gathered_bytes(layout: Layout, shape: ModelShape, method: AdaptMethod) -> float:
+def _gathered_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
     """Weights that are whole for a moment: gathered ones, or one layer of quantised ones."""
     layer = (shape.parameters - shape.embedding_parameters) / shape.layers
     gathers = layout.zero_stage == 3 and (layout.workers > 1 or layout.offload == "all")
     if not gathers:
-        return layout.weight_bytes * shape.hidden * shape.intermediate if COSTS[method].is_quantised else 0.0
+        return layout.weight_bytes * shape.hidden * shape.intermediate if method.is_quantised else 0.0
     largest = max(layer, shape.vocab * shape.hidden)
     live = min(shape.parameters, max(LIVE_ELEMENTS, largest))
-    gradients = largest if COSTS[method].trains_all else 0  # those of a layer are whole before they are reduced
+    gradients = largest if method.trains_all else 0  # those of a layer are whole before they are reduced
     return layout.weight_bytes * (live + gradients)
 
 

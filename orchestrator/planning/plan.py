@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, model_config, model_shape
 from orchestrator.errors import CapacityError, ModelError, SpecError
-from orchestrator.methods.registry import trainable_parameters
+from orchestrator.methods.base import MethodCost
+from orchestrator.methods.registry import method_of, trainable_parameters
 from orchestrator.planning.base_fit import base_notes
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
@@ -49,6 +50,7 @@ class _Job:
     spec: RunSpec
     shape: ModelShape
     trainable: int
+    method: MethodCost
     about_base: tuple[str, ...]
     """What a user should know of the base model."""
     flops_per_step: float
@@ -66,7 +68,7 @@ class _Job:
         return peak_memory(
             layout,
             shape=self.shape,
-            method=self.spec.method,
+            method=self.method,
             trainable=self.trainable,
             trainer=Trainer(
                 predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
@@ -87,7 +89,7 @@ class _Job:
                 cpus_per_worker=self.spec.resources.cpus_per_worker,
                 usd_per_device_hour=site.usd_per_device_hour,
                 activation_checkpointing=layout.activation_checkpointing,
-                method=self.spec.method,
+                method=self.method,
                 parameters=self.shape.parameters,
                 trainable=self.trainable,
                 zero_stage=layout.zero_stage,
@@ -195,9 +197,9 @@ def plan_to_run(
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
     """What is to be trained; its spec has the length of the longest batch instead of the cut-off."""
     shape, trainable, about_base = _shape(spec, counts)
-    length = training_length(spec, counts)
+    length, method = training_length(spec, counts), method_of(spec.method).cost_of(spec, shape)
     flops = sum(
-        share * columns * flops_per_token(shape, method=spec.method, trainable=trainable, sequence_length=columns)
+        share * columns * flops_per_token(shape, method=method, trainable=trainable, sequence_length=columns)
         for columns, share in length.columns
     )
     data = spec.data.model_copy(update={"sequence_length": length.longest})
@@ -205,6 +207,7 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
         spec=spec.model_copy(update={"data": data}),
         shape=shape,
         trainable=trainable,
+        method=method,
         about_base=about_base,
         flops_per_step=spec.training.global_batch * flops,
         length=length,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
-from orchestrator.methods.priced import COSTS
+from orchestrator.methods.base import ALL_WEIGHTS, MethodCost
 from orchestrator.planning.communication import Step, nodes_of, slowdown
 from orchestrator.planning.hardware import Device
 from orchestrator.planning.utilization import without_tensor_cores
@@ -57,7 +57,7 @@ class RunCost:
     """A sentence each on the fraction of the peak, and on communication and offload where they cost time."""
 
 
-def flops_per_token(shape: ModelShape, *, method: str, trainable: int, sequence_length: int) -> float:
+def flops_per_token(shape: ModelShape, *, method: MethodCost, trainable: int, sequence_length: int) -> float:
     """Model FLOPs of training on one token: 2 per weight forward, 2 for activation and 2 for weight gradients.
 
     Weights that count are those multiplied with every token: no lookup tables, but the output layer also when it
@@ -72,10 +72,9 @@ def flops_per_token(shape: ModelShape, *, method: str, trainable: int, sequence_
         weights += shape.vocab * shape.hidden
     width = shape.heads * shape.head_dim
     attention = 12 * shape.layers * width * sequence_length * (0.5 if shape.causal else 1.0)
-    cost = COSTS[method]
-    if not cost.passes_back:
+    if not method.passes_back:
         return 2 * weights + attention / 3 + 6 * trainable / sequence_length
-    if not cost.trains_all:
+    if not method.trains_all:
         return 4 * weights + attention + 6 * (trainable - shape.head_parameters)
     return 6 * weights + attention
 
@@ -99,8 +98,7 @@ class PricedRun:
     """On a CPU one device is a worker with so many cores."""
     usd_per_device_hour: float | None
     activation_checkpointing: bool = False
-    method: str = "full"
-    """One of `COSTS`."""
+    method: MethodCost = ALL_WEIGHTS
     parameters: float | None = None
     """All weights; turns on the effect of model size, and with it those of `zero_stage` and `offload`."""
     trainable: float | None = None
@@ -121,7 +119,7 @@ def run_cost(run: PricedRun) -> RunCost:
     """Hours and money of a training's steps and its start."""
     cores = run.cpus_per_worker if run.device.kind == "cpu" else 1
     speed = cores * run.device.peak_flops(run.precision)
-    work = run.flops_per_step * run.steps * (DEQUANTISATION if COSTS[run.method].is_quantised else 1.0)
+    work = run.flops_per_step * run.steps * (DEQUANTISATION if run.method.is_quantised else 1.0)
     fraction, goodput, reasons = _fraction(
         run.device, run.precision, work / cores, workers=run.workers, parameters=run.parameters
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from orchestrator.methods.registry import method_of
 from orchestrator.policy.expectation import Expectation
 from orchestrator.policy.labelled_quality import labelled_expectation
 from orchestrator.policy.language_quality import REPLAY, language_expectation, raw_epochs
@@ -20,8 +21,6 @@ LEAST_SHARE = 0.02
 _ROUNDING = 1e-4
 _FIRST_EPOCHS, _LAST_EPOCHS, _EPOCH_EXPONENT = 15.0, 2.0, -0.45
 """15, 5 and 2 epochs at 100, 1,000 and 8,570 labels: what the film-review runs needed."""
-SCRATCH_MORE_EPOCHS = 1.5
-"""New weights took 1.5 times the epochs of full fine-tuning in the same runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ def _scratch_work(question: Question, length: int, longest: int | None) -> Work:
     if question.labelled:
         assert question.base is not None or question.examples
         size = question.base.parameters if question.base else 22_700_000
-        tokens = question.tokens * fine_tuning_epochs(question.examples) * SCRATCH_MORE_EPOCHS
+        tokens = question.tokens * fine_tuning_epochs(question.examples) * method_of("scratch").epochs_factor
         return Work(method="full", parameters=size, tokens=tokens, sequence_length=length, longest=longest)
     new, note = size_from_scratch(question), None
     if new.parameters < new.best_parameters:

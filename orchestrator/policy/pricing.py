@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
-from orchestrator.methods.priced import COSTS
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.estimate import Estimate, Workload, estimate, fits_machine, precision_of
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.planning.throughput import flops_per_token
@@ -127,8 +127,8 @@ def affordable_share(works: tuple[Work, ...], question: Question) -> float:
 def flops_per_token_of(method: str, parameters: int, sequence_length: int) -> float:
     """Model FLOPs per token processed, attention included."""
     shape = standard_shape(parameters)
-    trained = parameters if COSTS[method].trains_all else 0
-    return flops_per_token(shape, method=method, trainable=trained, sequence_length=sequence_length)
+    trained = parameters if PRICED[method].cost.trains_all else 0
+    return flops_per_token(shape, method=PRICED[method].cost, trainable=trained, sequence_length=sequence_length)
 
 
 def _part(work: Work, device: Device, gpus: int | None) -> Price:
@@ -210,7 +210,7 @@ def _workload(work: Work, device: Device) -> Workload:
         method=work.method,
         sequence_length=work.sequence_length,
         micro_batch=8 if small else 1,
-        activation_checkpointing=not small and COSTS[work.method].passes_back,
+        activation_checkpointing=not small and PRICED[work.method].cost.passes_back,
     )
 
 
@@ -263,7 +263,7 @@ def _layouts(workload: Workload, gpus: int | None) -> Iterator[Workload]:
                 yield from _on(count, workload)
         return
     yield from _on(gpus, workload)
-    if workload.device.kind == "gpu" and COSTS[workload.method].trains_all:
+    if workload.device.kind == "gpu" and PRICED[workload.method].cost.trains_all:
         *_, frugal = _on(gpus, workload)
         yield replace(frugal, zero_stage=2, offload="optimizer")
         yield replace(frugal, zero_stage=3, offload="optimizer")
@@ -276,7 +276,7 @@ def _on(gpus: int, workload: Workload) -> Iterator[Workload]:
     yield given
     if given.micro_batch > 1:
         yield replace(given, micro_batch=1)
-    if not given.activation_checkpointing and COSTS[given.method].passes_back:
+    if not given.activation_checkpointing and PRICED[given.method].cost.passes_back:
         yield replace(given, micro_batch=1, activation_checkpointing=True)
 
 

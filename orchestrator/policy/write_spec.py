@@ -10,24 +10,24 @@ from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.data.layouts import Layout
 from orchestrator.errors import SpecError
 from orchestrator.facts.row_lengths import LONGEST_CUT_OFF, fine_tuning_batch
-from orchestrator.methods.registry import METHODS
+from orchestrator.methods.registry import METHODS, method_of
 from orchestrator.policy.advise import Recommendation
-from orchestrator.policy.candidates import SCRATCH_MORE_EPOCHS, Candidate, fine_tuning_epochs
+from orchestrator.policy.candidates import Candidate, fine_tuning_epochs
 from orchestrator.policy.language_quality import SCARCE_EPOCHS
-from orchestrator.policy.laws.hyperparameters import lora_learning_rate, suggested_learning_rate
+from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
+from orchestrator.spec_methods import MethodName
 from orchestrator.tasks.registry import advised_task
 
 PILOT_EXAMPLES = 1000
 """Labels of a pilot: enough that one standard error of the difference is about 2 points on 400 held-out rows."""
 PILOT_TOKENS = 2_000_000
 """Tokens of a pilot on raw text."""
-_METHODS: dict[Name, str] = {**{method.strategy: method.name for method in METHODS}, "continued": "full"}
-_TUNED_PARAMETERS, _TUNED_RATE, _RATE_EXPONENT = 22.7e6, 1e-4, -0.36
-"""Fine-tuning rates: 1e-4 for MiniLM on film reviews, falling with size as pretraining rates do (Porian 2024)."""
-_HEAD_RATE, _SCRATCH_RATE = 3e-3, 3e-4
-"""As in the same runs."""
+_METHODS: dict[Name, MethodName] = {
+    **{method.strategy: method.name for method in METHODS if method.is_advised},
+    "continued": "full",
+}
 _RAW_BATCH = 32
 _RAW_LENGTH = 512
 """Tokens of a block of raw text: what BERT and RoBERTa were trained at, and short enough for any decoder."""
@@ -173,14 +173,14 @@ def _cut_off(question: Question) -> int:
     return min(LONGEST_CUT_OFF, mean)
 
 
-def _epochs(method: str, examples: int) -> float:
-    return round(fine_tuning_epochs(examples) * (SCRATCH_MORE_EPOCHS if method == "scratch" else 1.0), 1)
+def _epochs(method: MethodName, examples: int) -> float:
+    return round(fine_tuning_epochs(examples) * method_of(method).epochs_factor, 1)
 
 
-def _tried(method: str, question: Question, examples: int) -> dict[str, Any]:
+def _tried(method: MethodName, question: Question, examples: int) -> dict[str, Any]:
     """A method's own fields in a search over methods."""
     own: dict[str, Any] = {"training.learning_rate": {"grid": [_rate(question, method)]}}
-    if method == "scratch":
+    if method_of(method).epochs_factor != 1:
         own["training.epochs"] = {"grid": [_epochs(method, examples)]}
     return own
 
@@ -209,7 +209,7 @@ def _raw(question: Question, source: Source, chosen: Candidate, *, pilot: bool) 
         assert question.base is not None
         method = _METHODS[chosen.strategy]
         spec |= {"model": {"base": question.base.name}, "method": method}
-        if masks and method == "full":
+        if masks and method_of(method).cost.trains_all:
             spec["kind"] = "pretrain"
         rate = _rate(question, method)
     batch = int(max(1, min(_RAW_BATCH, tokens // length // 10)))
@@ -247,12 +247,7 @@ def _new_model(parameters: int, *, masks: bool) -> dict[str, Any]:
     return {"config": config, "overrides": sizes, "vocab_size": min(32_000, shape.vocab)}
 
 
-def _rate(question: Question, method: str) -> float:
+def _rate(question: Question, method: MethodName) -> float:
     """Learning rate of a method for the base's size."""
-    if method == "head":
-        return _HEAD_RATE
-    if method == "scratch":
-        return _SCRATCH_RATE
-    assert question.base is not None
-    full = _TUNED_RATE * (question.base.parameters / _TUNED_PARAMETERS) ** _RATE_EXPONENT
-    return float(f"{(lora_learning_rate(full) if method == 'lora' else full):.2g}")
+    size = None if question.base is None else question.base.parameters
+    return float(f"{method_of(method).learning_rate(size):.2g}")

@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, ModelShape, model_shape
 from orchestrator.intervals import Interval
-from orchestrator.methods.registry import trainable_parameters
+from orchestrator.methods.registry import PRICED, trainable_parameters
 from orchestrator.planning.memory import ALLOCATOR_SHARE, BASELINE_GIB, Layout, MemoryEstimate, peak_memory
 from orchestrator.spec import RunSpec
 from tests import specs
@@ -128,7 +128,7 @@ def predict(configuration: Configuration, *, on_gpu: bool) -> tuple[MemoryEstima
         sequence_length=configuration.sequence_length,
         activation_checkpointing=configuration.checkpointing,
     )
-    return peak_memory(layout, shape=shape, method=configuration.method, trainable=trainable), shape
+    return peak_memory(layout, shape=shape, method=PRICED[configuration.method].cost, trainable=trainable), shape
 
 
 def read(file: Path = MEASURED) -> list[Measured]:

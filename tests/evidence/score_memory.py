@@ -16,7 +16,8 @@ from typing import Any
 from orchestrator.architectures.families import ModelShape
 from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
-from orchestrator.planning.estimate import Estimate, Workload, estimate, trainable_of
+from orchestrator.methods.registry import PRICED
+from orchestrator.planning.estimate import Estimate, Workload, estimate
 from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, Trainer, peak_memory
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY
@@ -109,8 +110,8 @@ def predict(raw: dict[str, str], *, scale: float = 1.0) -> Row:
     memory = peak_memory(
         layout,
         shape=shape,
-        method=method,
-        trainable=trainable_of(method, shape, rank=8),
+        method=PRICED[method].cost,
+        trainable=PRICED[method].usual_parameters(shape, rank=8),
         trainer=Trainer(
             master_weights=raw["master_weights"] == "yes",
             optimizer=raw["optimizer"],

@@ -25,6 +25,7 @@ import numpy as np
 
 from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.intervals import Interval
+from orchestrator.methods.registry import PRICED
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost
 from orchestrator.planning.utilization import (
@@ -193,7 +194,7 @@ def _cost(run: PublishedRun, utilization: Utilization | None = None) -> RunCost:
 
 def _flops_per_token(parameters: int) -> float:
     shape = standard_shape(parameters)
-    return flops_per_token(shape, method="full", trainable=parameters, sequence_length=SEQUENCE_LENGTH)
+    return flops_per_token(shape, method=PRICED["full"].cost, trainable=parameters, sequence_length=SEQUENCE_LENGTH)
 
 
 def fitted_without(left_out: PublishedRun, runs: Sequence[PublishedRun]) -> Utilization:

@@ -9,7 +9,6 @@ import math
 
 from orchestrator.intervals import Interval
 from orchestrator.policy.laws.scaling import FLOPS_PER_PARAMETER_TOKEN, REFIT, refuse_unless_positive
-from orchestrator.policy.laws.transfer import LORA_LEARNING_RATE_RATIO
 
 _DISAGREEMENT = 1.5
 """Factor by which the interval goes beyond the two laws: near the optimum the loss is flat to about this (guess)."""
@@ -25,11 +24,6 @@ def suggested_learning_rate(parameters: float, *, tokens: float | None = None) -
     refuse_unless_positive(parameters=parameters)
     flops = FLOPS_PER_PARAMETER_TOKEN * parameters * (tokens or REFIT.optimal_tokens(parameters))
     return _between(3.7 * parameters**-0.36, 0.3118 * flops**-0.1250)
-
-
-def lora_learning_rate(full: float) -> float:
-    """The learning rate that suits LoRA where `full` suits full fine-tuning."""
-    return full * LORA_LEARNING_RATE_RATIO
 
 
 def _between(one: float, other: float) -> Interval:

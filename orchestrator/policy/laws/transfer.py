@@ -14,8 +14,6 @@ from orchestrator.policy.laws.scaling import refuse_unless_positive
 CHARACTERS_PER_TOKEN = 4.0
 """Of English under a vocabulary of 30k to 50k [M]; code has nearer 3. For turning tokens into Hernandez' characters."""
 
-LORA_LEARNING_RATE_RATIO = 9.8
-"""Best learning rate of LoRA over that of full fine-tuning ("LoRA Without Regret" 2025); Biderman 2024: about 10."""
 LORA_BITS_PER_PARAMETER = 2.0
 """What an adapter's weight can store ("LoRA Without Regret" 2025 [M]); with more data than that LoRA falls behind."""
 
