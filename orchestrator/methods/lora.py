@@ -1,21 +1,15 @@
-"""`method: lora`: low-rank adapters beside frozen projections, merged into them at export (Hu et al. 2021).
-
-A classification head is new, so it is trained whole besides them; so are `MASKED_LM_TRANSFORMS`.
-"""
+"""`method: lora`: low-rank adapters beside frozen projections, merged into them at export (Hu et al. 2021)."""
 
 from __future__ import annotations
 
 import difflib
-import math
-import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.architectures.families import LLAMA_LIKE
-from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
 from orchestrator.errors import ModelError
-from orchestrator.methods.base import FROZEN_BACKBONE, Method, Module, Strategy
-from orchestrator.tasks.registry import task_of
+from orchestrator.methods.base import Module
+from orchestrator.methods.peft_method import TRANSPOSED, PeftMethod, linear_modules
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
@@ -43,12 +37,10 @@ TOKEN_MODULES = (
 """What architectures call the token table and the output layer, which in a tied model are one weight."""
 
 
-class Lora(Method):
+class Lora(PeftMethod):
     """See the module."""
 
     name = "lora"
-    strategy: ClassVar[Strategy] = "peft"
-    cost = FROZEN_BACKBONE
     is_advised = True
     quantised = "qlora"
     colour, marker = 1, "s"
@@ -61,65 +53,29 @@ class Lora(Method):
         """See `Method`."""
         return LEARNING_RATE_RATIO * super().learning_rate(base_parameters)
 
-    def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
-        """Adapters, and the head or `MASKED_LM_TRANSFORMS`.
-
-        Raises ModelError when `lora.targets` names no module of the architecture, or is needed and missing.
-        """
-        targets, task = _targets(spec, shape.model_type), task_of(spec.task)
+    def adapter_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
+        """See `PeftMethod`: raises ModelError, too, when `lora.targets` is needed and missing."""
+        targets = _targets(spec, shape.model_type)
         if shape.tied and spec.models_language:  # a classifier has no output layer to be tied
             refuse_tied_targets(targets, TOKEN_MODULES)
-        whole = shape.head_parameters
-        if task.hides_tokens:
-            transforms = task.trained_beside_adapters(shape.model_type) or ()
-            whole = sum(
-                math.prod(size)
-                for name, size in shape.weights.items()
-                if any(f".{part}." in f".{name}" for part in transforms)
-            )
-        return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank) + whole
+        return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank)
 
-    def trains_new_masked_lm_head(self, model_type: str) -> bool:
-        """See `Method`."""
-        return model_type in MASKED_LM_TRANSFORMS
+    def peft_config(self, model: Module, spec: RunSpec, shared: Mapping[str, Any]) -> Any:
+        """See `PeftMethod`: on the given or the architecture's usual projections."""
+        from peft import LoraConfig
 
-    def adapt(self, model: Module, spec: RunSpec) -> Module:
-        """The model with adapters, drawn by `training.seed`, on the given or the architecture's usual projections."""
-        import torch
-        from peft import LoraConfig, get_peft_model
-
-        # Under ZeRO-3 only rank 0 has drawn the base's new weights, so the streams are apart by now.
-        torch.manual_seed(spec.training.seed)
         model_type = str(model.config.model_type)
         targets = _targets(spec, model_type)
         refuse_tied_targets(targets, _tied_modules(model))
-        task = task_of(spec.task)
-        whole = task.trained_beside_adapters(model_type)
-        config = LoraConfig(
+        _refuse_absent(targets, model)
+        return LoraConfig(
             r=spec.lora.rank,
             lora_alpha=spec.lora.alpha,
             lora_dropout=spec.lora.dropout,
             target_modules=list(targets),
-            task_type=task.peft_type,
-            modules_to_save=None if whole is None else list(whole),
-            fan_in_fan_out=model_type == "gpt2",  # GPT-2's Conv1D keeps its weights transposed
+            fan_in_fan_out=model_type in TRANSPOSED,
+            **shared,
         )
-        try:
-            adapted: Module = get_peft_model(model, config)
-        except ValueError as error:
-            leaves = sorted(
-                {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "weight")}
-            )
-            raise ModelError(
-                "lora.targets names no module of this model", got=", ".join(targets), allowed=", ".join(leaves)
-            ) from error
-        return adapted
-
-    def merged(self, model: Module) -> Module:
-        """See `Method`."""
-        with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
-            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
-            return model.merge_and_unload()
 
 
 def adapters_on_queries_and_values(shape: ModelShape, *, rank: int) -> int:
@@ -141,7 +97,7 @@ def _targets(spec: RunSpec, model_type: str) -> tuple[str, ...]:
 
 def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:
     """Weights of the two factors of every adapter: rank x (inputs + outputs) for each matched module."""
-    modules = _linear_modules(shape)
+    modules = linear_modules(shape)
     if not modules:  # an architecture we do not know by name: its projections are about hidden x hidden
         return len(targets) * shape.layers * rank * 2 * shape.hidden
     for target in targets:
@@ -179,13 +135,14 @@ def matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """The two sizes of the linear modules of all layers, by name; empty for an unknown architecture."""
-    return {
-        name.removesuffix(".weight"): (size[0], size[1])
-        for name, size in shape.weights.items()
-        if len(size) == 2 and any(part.isdigit() for part in name.split("."))
-    }
+def _refuse_absent(targets: Sequence[str], model: Module) -> None:
+    """Raises ModelError where no target is a module of the model."""
+    modules = [name for name, module in model.named_modules() if hasattr(module, "weight")]
+    if not any(matches(name, target) for name in modules for target in targets):
+        leaves = sorted({name.rpartition(".")[2] for name in modules})
+        raise ModelError(
+            "lora.targets names no module of this model", got=", ".join(targets), allowed=", ".join(leaves)
+        )
 
 
 def _tied_modules(model: Module) -> tuple[str, ...]:
