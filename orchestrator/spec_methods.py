@@ -12,7 +12,7 @@ from pydantic import Field
 from orchestrator.spec_numbers import Rate, SmallCount
 from orchestrator.spec_survival import Block
 
-MethodName = Literal["full", "lora", "head", "scratch"]
+MethodName = Literal["full", "lora", "ia3", "head", "scratch"]
 
 
 class LoraSpec(Block):
@@ -32,7 +32,7 @@ class MethodChoice(Block):
     """A method with the settings of all: only those of the method are used, so that a search may try several."""
 
     method: MethodName = "full"
-    """Fine-tuning: `full` trains every weight, `head` only a new head on frozen features, `lora` low-rank adapters,
-    `scratch` the same architecture with new weights, to compare with."""
+    """Fine-tuning: `full` trains every weight, `lora` low-rank adapters, `ia3` factors of keys, values and the MLP,
+    `head` only a new head on frozen features, `scratch` the same architecture with new weights, to compare with."""
     lora: LoraSpec = LoraSpec()
     """Adapter settings for `method: lora`."""

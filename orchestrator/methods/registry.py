@@ -29,6 +29,8 @@ def method_of(name: MethodName) -> Method:
             return Full()
         case "lora":
             return Lora()
+        case "ia3":
+            return Ia3()
         case "head":
             return Head()
         case "scratch":
@@ -39,7 +41,7 @@ def method_of(name: MethodName) -> Method:
 
 METHODS: tuple[Method, ...] = tuple(method_of(name) for name in get_args(MethodName))
 """All that `run` trains by."""
-_PRICED_ALONE: tuple[PricedMethod, ...] = (QLora(), Prefix(), PromptTuning(), Ia3(), LlamaAdapter())
+_PRICED_ALONE: tuple[PricedMethod, ...] = (QLora(), Prefix(), PromptTuning(), LlamaAdapter())
 PRICED: Mapping[str, PricedMethod] = {
     name: method for method in (*METHODS, *_PRICED_ALONE) for name in (method.name, *method.aliases)
 }
