@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from orchestrator.errors import ModelError
 from orchestrator.methods.lora import DEFAULT_LORA_TARGETS
 from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.batches import open_split
+from orchestrator.spec_methods import MethodName
 from orchestrator.worker import models
 from orchestrator.worker.export import Sample, check_batch, export
 from orchestrator.worker.objectives import logits_of
@@ -66,7 +67,7 @@ def trainable(job: TrainingJob) -> dict[str, int]:
     return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("method", ["full", "scratch", "head", "lora"])
+@pytest.mark.parametrize("method", get_args(MethodName))
 @pytest.mark.parametrize("base", ["tiny", MINILM])
 def test_each_method_trains_as_many_weights_as_planned(tmp_path: Path, method: str, base: str) -> None:
     changes = {} if base == "tiny" else {"model__base": base}
@@ -194,6 +195,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "bert-head-3": classify(root / "bert-head-3", **stage(3), method="head"),
         "bert-lora-0": classify(root / "bert-lora-0", **stage(0), method="lora"),
         "bert-lora-3": classify(root / "bert-lora-3", **stage(3), method="lora"),
+        "bert-ia3-0": classify(root / "bert-ia3-0", **stage(0), method="ia3"),
+        "bert-ia3-3": classify(root / "bert-ia3-3", **stage(3), method="ia3"),
         "bert-lora-3-bf16": classify(root / "bert-lora-3-bf16", **stage(3), method="lora", training__precision="bf16"),
         "roberta-0": fill_gaps(root / "roberta-0", **stage(0)),
         "roberta-3": fill_gaps(root / "roberta-3", **stage(3)),
@@ -208,8 +211,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
     }
     for job in jobs.values():
         training_runs.run(job)
-    for name, base, number in (("gpt2-lora-3", "gpt2-2", 3), ("llama-lora-1", "llama-3", 1)):
-        jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), method="lora")
+    for name, base, number in (
+        ("gpt2-lora-3", "gpt2-2", 3),
+        ("llama-lora-1", "llama-3", 1),
+        ("gpt2-ia3-2", "gpt2-2", 2),
+        ("llama-ia3-3", "llama-3", 3),
+    ):
+        method = name.split("-")[1]
+        jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), method=method)
         training_runs.run(jobs[name])
     masked = {"method": "lora", "task": "masked-lm"}
     jobs["roberta-lora-2"] = continued(root / "roberta-lora-2", jobs["roberta-3"].model_folder, **stage(2), **masked)
@@ -308,7 +317,7 @@ def test_full_and_scratch_change_every_weight_that_is_looked_at(exports: dict[st
 
 def test_every_zero_stage_trains_the_same_heads_and_adapters(exports: dict[str, TrainingJob]) -> None:
     pairs = (
-        *(("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3")),
+        *(("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3"), ("bert-ia3-0", "bert-ia3-3")),
         *(("gpt2-0", "gpt2-2"), ("llama-0", "llama-3"), ("roberta-0", "roberta-3")),
     )
     for one, other in pairs:

@@ -65,7 +65,21 @@ class PeftMethod(Method):
         """See `Method`."""
         with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+            _unwrap_whole_modules(model)
             return model.merge_and_unload()
+
+
+def _unwrap_whole_modules(model: Module) -> None:
+    """Puts the modules that were trained whole in their places.
+
+    Left to peft 0.21.2, IA3 does so only where such a module has a weight itself: not BERT's pooler.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, wrapper in list(model.named_modules()):
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, wrapper.modules_to_save[wrapper.active_adapter])
 
 
 def whole_parameters(spec: RunSpec, shape: ModelShape) -> int:
