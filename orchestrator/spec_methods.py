@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from orchestrator.spec_numbers import Rate, SmallCount
 from orchestrator.spec_survival import Block
 
+Export = Literal["auto", "merged", "adapter", "both"]
 MethodName = Literal["full", "lora", "ia3", "head", "scratch"]
 
 
@@ -24,8 +25,23 @@ class LoraSpec(Block):
     """The adapter's output is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before each adapter."""
-    targets: tuple[str, ...] | None = None
-    """Names of the modules that get an adapter; none given means the attention's projections of the architecture."""
+    targets: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter: every linear layer, the attention's queries and values as Hu et al. (2021) took, or
+    those of these names. Attention alone learns less at equally many weights ("LoRA Without Regret" 2025)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps high ranks learning (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Learn the length of each row of a weight apart from its direction (Liu et al. 2024); not under ZeRO stage 3."""
+
+    @field_validator("targets", mode="wrap")
+    @classmethod
+    def _a_choice_or_names(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError as error:
+            raise ValueError(
+                f"lora.targets is all-linear, attention, or a list of names of modules; got {value!r}"
+            ) from error
 
 
 class MethodChoice(Block):
@@ -36,3 +52,6 @@ class MethodChoice(Block):
     `head` only a new head on frozen features, `scratch` the same architecture with new weights, to compare with."""
     lora: LoraSpec = LoraSpec()
     """Adapter settings for `method: lora`."""
+    export: Export = "auto"
+    """What is left of a model with adapters: a `merged` one that loads like any other, the small `adapter` folder of
+    peft, which needs the base, or `both`; `auto` is merged where the method can be."""

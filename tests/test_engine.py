@@ -220,7 +220,9 @@ def rewind(rank: int, folder: Path, port: int, jobs: list[TrainingJob]) -> None:
         join_process_group(job.plan, context)
         model = models.build_model(job.spec, job.plan, job.data)
         objective = objective_for(job.spec.task)
-        engine = Engine(model, plan=job.plan, weight_decay=0.1, objective=objective, context=context)
+        engine = Engine(
+            model, plan=job.plan, groups=models.parameter_groups(model, 0.1), objective=objective, context=context
+        )
         saver = Saver(
             engine,
             job.checkpoints,
@@ -327,7 +329,13 @@ def overflow(rank: int, folder: Path, jobs: list[TrainingJob]) -> None:
         plain = objective_for(job.spec.task)
         magnified = replace(plain, loss=lambda module, batch: plain.loss(module, batch) * factors.pop(0))  # noqa: B023
         model = models.build_model(job.spec, job.plan, job.data)
-        engine = Engine(model, plan=job.plan, weight_decay=0.1, objective=magnified, context=WorkerContext())
+        engine = Engine(
+            model,
+            plan=job.plan,
+            groups=models.parameter_groups(model, 0.1),
+            objective=magnified,
+            context=WorkerContext(),
+        )
         told.append(take_steps(engine, job, rank, range(len(factors)), rate=1e-3))
         engine.close()
     (folder / "told.pt").write_bytes(pickle.dumps(told))
@@ -370,7 +378,13 @@ def sum_small_gradients(rank: int, folder: Path, jobs: list[TrainingJob]) -> Non
         join_process_group(job.plan, WorkerContext())
         objective = replace(objective_for("causal-lm"), loss=lambda module, batch: module(batch["x"]).sum())
         layer = torch.nn.Linear(16, 16, bias=False)
-        engine = Engine(layer, plan=job.plan, weight_decay=0.0, objective=objective, context=WorkerContext())
+        engine = Engine(
+            layer,
+            plan=job.plan,
+            groups=models.parameter_groups(layer, 0.0),
+            objective=objective,
+            context=WorkerContext(),
+        )
         sizes = [1.0] + [2.0**-9] * (job.plan.accumulation - 1)
         batches = [{"x": torch.full((1, 16), size, dtype=torch.bfloat16)} for size in sizes]
         found.append((engine.step(batches, 1e-3, seeds=[0] * len(batches))[1], sum(sizes) / len(sizes) * 16))

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
-from orchestrator.methods.lora import DEFAULT_LORA_TARGETS
+from orchestrator.methods.registry import METHODS
 from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.batches import open_split
 from orchestrator.spec_methods import MethodName
 from orchestrator.worker import models
-from orchestrator.worker.export import Sample, check_batch, export
+from orchestrator.worker.export import Sample, adapter_folder, check_batch, export
 from orchestrator.worker.objectives import logits_of
 from tests import training_runs
 from tests.training_runs import LLAMA, classify, continued, fill_gaps, pretrain
@@ -46,6 +46,27 @@ for folder, batch_file, kind in json.load(sys.stdin):
     text = transformers.AutoTokenizer.from_pretrained(folder)("the film was fine")["input_ids"]
     names = getattr(model.config, "id2label", None)
     found.append({"loss": loss, "dtype": str(model.dtype), "names": names, "tokens": len(text)})
+print(json.dumps(found))
+"""
+
+BESIDE_THE_BASE = """
+import json, sys
+for name in ("orchestrator", "deepspeed", "ray"):
+    sys.modules[name] = None  # not installed, as far as an import can tell
+import numpy as np, peft, torch, transformers
+found = []
+for folder, batch_file, kind in json.load(sys.stdin):
+    kept = json.load(open(folder + "/adapter_config.json"))
+    config = transformers.AutoConfig.from_pretrained(folder + "/config")
+    base = getattr(transformers, kind).from_pretrained(kept["base_model_name_or_path"], config=config)
+    model = peft.PeftModel.from_pretrained(base, folder)
+    batch = {name: torch.from_numpy(array) for name, array in np.load(batch_file).items()}
+    labels, positions = batch.pop("labels").flatten(), batch.pop("positions", None)
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits.float()
+    if positions is not None:
+        logits = logits[torch.arange(len(positions))[:, None], positions]
+    found.append(torch.nn.functional.cross_entropy(logits.view(len(labels), -1), labels).item())
 print(json.dumps(found))
 """
 
@@ -79,7 +100,8 @@ def test_each_method_trains_as_many_weights_as_planned(tmp_path: Path, method: s
         assert {name.rpartition(".")[0] for name in counts} == modules
     if method == "lora":
         adapted = {name for name in counts if "lora_" in name}
-        assert all(any(f".{target}." in name for target in DEFAULT_LORA_TARGETS["bert"]) for name in adapted)
+        linear = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+        assert {name.split(".lora_")[0].split(".")[-1] for name in adapted} == {one.split(".")[-1] for one in linear}
         assert all(any(f".{part}." in name for part in HEAD_MODULES["bert"]) for name in set(counts) - adapted)
 
 
@@ -181,6 +203,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
     def llama(**more: Any) -> dict[str, Any]:
         return {"model__config": "llama", "model__overrides": {**LLAMA, **more}}
 
+    both = {"export": "both"}
     jobs = {
         "gpt2-0": pretrain(root / "gpt2-0", **stage(0)),
         "gpt2-2": pretrain(root / "gpt2-2", **stage(2)),
@@ -193,11 +216,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "bert-scratch-0": classify(root / "bert-scratch-0", method="scratch"),
         "bert-head-2": classify(root / "bert-head-2", **stage(2), method="head"),
         "bert-head-3": classify(root / "bert-head-3", **stage(3), method="head"),
-        "bert-lora-0": classify(root / "bert-lora-0", **stage(0), method="lora"),
-        "bert-lora-3": classify(root / "bert-lora-3", **stage(3), method="lora"),
-        "bert-ia3-0": classify(root / "bert-ia3-0", **stage(0), method="ia3"),
-        "bert-ia3-3": classify(root / "bert-ia3-3", **stage(3), method="ia3"),
-        "bert-lora-3-bf16": classify(root / "bert-lora-3-bf16", **stage(3), method="lora", training__precision="bf16"),
+        "bert-lora-0": classify(root / "bert-lora-0", **stage(0), **both, method="lora"),
+        "bert-lora-3": classify(root / "bert-lora-3", **stage(3), **both, method="lora"),
+        "bert-ia3-0": classify(root / "bert-ia3-0", **stage(0), **both, method="ia3"),
+        "bert-ia3-3": classify(root / "bert-ia3-3", **stage(3), **both, method="ia3"),
+        "bert-dora-2": classify(root / "bert-dora-2", **stage(2), **both, method="lora", lora={"dora": True}),
+        "bert-lora-3-bf16": classify(
+            root / "bert-lora-3-bf16", **stage(3), **both, method="lora", training__precision="bf16"
+        ),
         "roberta-0": fill_gaps(root / "roberta-0", **stage(0)),
         "roberta-3": fill_gaps(root / "roberta-3", **stage(3)),
         "bert-masked": continued(
@@ -218,9 +244,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         ("llama-ia3-3", "llama-3", 3),
     ):
         method = name.split("-")[1]
-        jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), method=method)
+        jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), **both, method=method)
         training_runs.run(jobs[name])
-    masked = {"method": "lora", "task": "masked-lm"}
+    masked = {"method": "lora", "task": "masked-lm", "lora": {"targets": "attention", "rslora": True}, **both}
     jobs["roberta-lora-2"] = continued(root / "roberta-lora-2", jobs["roberta-3"].model_folder, **stage(2), **masked)
     training_runs.run(jobs["roberta-lora-2"])
     for name in ("roberta-3", "bert-masked"):
@@ -242,20 +268,27 @@ def held_out(job: TrainingJob, file: Path) -> Path:
 def elsewhere(exports: dict[str, TrainingJob], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a process without this project, DeepSpeed and peft makes of the exported folders."""
     folder = tmp_path_factory.mktemp("elsewhere")
+    found = in_a_clean_process(ELSEWHERE, {name: (job, job.model_folder) for name, job in exports.items()}, folder)
+    return dict(zip(exports, found, strict=True))
+
+
+def in_a_clean_process(program: str, folders: dict[str, tuple[TrainingJob, Path]], cwd: Path) -> list[Any]:
+    """What a program prints of folders, given each with its held-out samples and the class that loads it."""
     requests = []
-    for name, job in exports.items():
-        file = held_out(job, folder / f"{name}.npz")
-        requests.append([str(job.model_folder), str(file), models.auto_class(job.spec.task).__name__])
+    for name, (job, folder) in folders.items():
+        file = held_out(job, cwd / f"{name}.npz")
+        requests.append([str(folder), str(file), models.auto_class(job.spec.task).__name__])
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE],
-        cwd=folder,
+        [sys.executable, "-I", "-c", program],
+        cwd=cwd,
         input=json.dumps(requests),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(exports, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    answer: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def final_loss(job: TrainingJob) -> float:
@@ -272,6 +305,24 @@ def test_an_exported_model_is_the_trained_one_without_this_project(
         assert elsewhere[name]["loss"] == pytest.approx(final_loss(job), rel=tolerance), name
         assert elsewhere[name]["dtype"] == {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[job.plan.precision]
         assert elsewhere[name]["tokens"] >= 4
+
+
+def test_an_exported_adapter_beside_its_base_is_the_trained_model_without_this_project(
+    exports: dict[str, TrainingJob], tmp_path: Path
+) -> None:
+    adapters = {
+        name: (job, place)
+        for name, job in exports.items()
+        if (place := adapter_folder(job.spec, job.model_folder)) is not None
+    }
+    assert {job.spec.method for job, _ in adapters.values()} == {m.name for m in METHODS if m.has_adapter}
+    for (name, (job, place)), loss in zip(
+        adapters.items(), in_a_clean_process(BESIDE_THE_BASE, adapters, tmp_path), strict=True
+    ):
+        tolerance = 2e-3 if job.plan.precision == "bf16" else 2e-6
+        assert loss == pytest.approx(final_loss(job), rel=tolerance), name
+        whole = sum(file.stat().st_size for file in training_runs.bert().glob("*.safetensors"))
+        assert (place / "adapter_model.safetensors").stat().st_size < whole
 
 
 def test_an_exported_classifier_knows_its_classes_by_name(elsewhere: dict[str, dict[str, Any]]) -> None:
@@ -294,17 +345,24 @@ def test_head_leaves_the_backbone_to_the_last_bit(exports: dict[str, TrainingJob
 
 def test_lora_changes_only_its_targets_and_the_head(exports: dict[str, TrainingJob]) -> None:
     targets = {f"encoder.layer.{n}.attention.self.{part}.weight" for n in range(2) for part in ("query", "value")}
-    for name in ("bert-lora-0", "bert-lora-3"):
-        expected = targets | {"pooler.dense.weight", "pooler.dense.bias"}
+    linear = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    every = {
+        f"encoder.layer.{n}.{part}.weight" for n in range(2) for part in (*linear, "intermediate.dense", "output.dense")
+    }
+    for name in ("bert-lora-0", "bert-lora-3", "bert-dora-2"):
+        expected = every | {"pooler.dense.weight", "pooler.dense.bias"}
         assert changed(exports[name], training_runs.bert()) == expected, name
     base = exports["gpt2-2"].model_folder
-    assert changed(exports["gpt2-lora-3"], base) == {f"transformer.h.{n}.attn.c_attn.weight" for n in range(2)}
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert changed(exports["gpt2-lora-3"], base) == {f"transformer.h.{n}.{p}.weight" for n in range(2) for p in parts}
     base = exports["roberta-3"].model_folder
     expected = {f"roberta.{name}" for name in targets}
     head = {f"lm_head.{module}.{kind}" for module in ("dense", "layer_norm") for kind in ("weight", "bias")}
     assert changed(exports["roberta-lora-2"], base) == expected | head
     base = exports["llama-3"].model_folder
-    expected = {f"model.layers.{n}.self_attn.{part}.weight" for n in range(2) for part in ("q_proj", "v_proj")}
+    attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    expected = {f"model.layers.{n}.self_attn.{part}.weight" for n in range(2) for part in attention}
+    expected |= {f"model.layers.{n}.mlp.{part}.weight" for n in range(2) for part in mlp}
     assert changed(exports["llama-lora-1"], base) == expected
 
 

@@ -19,6 +19,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.job import WorkerContext
 from orchestrator.worker.engine import Engine, join_process_group
+from orchestrator.worker.models import parameter_groups
 from orchestrator.worker.objectives import objective_for
 from tests import specs
 from tests.training_runs import CLUSTER, NO_DROPOUT
@@ -64,7 +65,7 @@ def measure(plan: RunPlan, context: WorkerContext) -> tuple[float, float]:
     before = set(storages())
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(sizes.pop("model_type"), **sizes))
     objective = objective_for("causal-lm")
-    engine = Engine(model, plan=plan, weight_decay=0.0, objective=objective, context=context)
+    engine = Engine(model, plan=plan, groups=parameter_groups(model, 0.0), objective=objective, context=context)
     ids = torch.zeros(1, 32, dtype=torch.long)
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     engine.step([batch] * plan.accumulation, 1e-3, seeds=[0] * plan.accumulation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class Method(PricedMethod):
     marker: ClassVar[str]
     """Of its runs in plots, as matplotlib calls it; tells methods apart without colour."""
 
+    can_merge: ClassVar[bool] = True
+    """Whether what it trains can become part of a model that loads like any other."""
+    has_adapter: ClassVar[bool] = False
+    """Whether what it trains can be saved apart from the base."""
+
     def learning_rate(self, base_parameters: int | None) -> float:
         """A peak learning rate of AdamW to start from, for a base of this size; None where there is none."""
         assert base_parameters is not None
@@ -94,7 +100,33 @@ class Method(PricedMethod):
         """Why a spec cannot train by this method, in a sentence; None where it can."""
         if spec.kind == "pretrain" and not self.cost.trains_all:
             return f"method: {self.name} adapts a base model: use kind: finetune, or remove method"
+        if spec.export in ("adapter", "both") and not self.has_adapter:
+            return f"export: {spec.export} is for adapters, and method: {self.name} changes the base itself: use merged"
+        if spec.export in ("merged", "both") and not self.can_merge:
+            return f"export: {spec.export} cannot be: method: {self.name} adds what no weight can hold: use adapter"
+        return self._zero_problem(spec)
+
+    def _zero_problem(self, spec: RunSpec) -> str | None:
+        stage, offload = spec.deepspeed.zero_stage, spec.deepspeed.offload
+        most = self.largest_zero_stage(spec)
+        if most < 3 and (stage == 3 or offload == "all"):
+            asked = "zero_stage: 3" if stage == 3 else "offload: all"
+            return (
+                f"deepspeed.{asked} splits the weights that method: {self.name} reads whole: use stage {most} or less"
+            )
         return None
+
+    def largest_zero_stage(self, spec: RunSpec) -> int:
+        """The highest ZeRO stage that it trains under."""
+        return 3
+
+    def saves_adapter(self, spec: RunSpec) -> bool:
+        """Whether an adapter folder is left."""
+        return spec.export in ("adapter", "both") or not self.can_merge
+
+    def saves_merged(self, spec: RunSpec) -> bool:
+        """Whether a model is left that loads without the base."""
+        return self.can_merge and spec.export != "adapter"
 
     @abstractmethod
     def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
@@ -111,3 +143,15 @@ class Method(PricedMethod):
     def merged(self, model: Module) -> Module:
         """An adapted module as a plain one that computes the same."""
         return model
+
+    def save_adapter(self, model: Module, folder: Path, *, base: str) -> None:
+        """Writes what an adapted module has beside the base, a folder or a hub name."""
+        raise NotImplementedError(f"{self.name} has no adapter")
+
+    def load_adapter(self, model: Module, folder: Path) -> Module:
+        """A base with the adapter that `save_adapter` wrote."""
+        raise NotImplementedError(f"{self.name} has no adapter")
+
+    def decays(self, name: str, dimensions: int) -> bool:
+        """Whether weight decay applies to a parameter: to matrices, not to biases and normalisation weights."""
+        return dimensions >= 2

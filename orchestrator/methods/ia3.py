@@ -54,6 +54,10 @@ class Ia3(PeftMethod):
         """See `Method`: 3e-3, as Liu et al. (2022) trained T0 by IA3, whatever its size."""
         return 3e-3
 
+    def decays(self, name: str, dimensions: int) -> bool:
+        """See `Method`: decay would pull factors to 0, which silences what they scale, and not to 1."""
+        return super().decays(name, dimensions) and ".ia3_l." not in name
+
     def adapter_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
         """See `PeftMethod`."""
         attention, mlp = _targets(shape.model_type)

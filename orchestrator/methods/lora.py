@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.architectures.families import LLAMA_LIKE
 from orchestrator.errors import ModelError
-from orchestrator.methods.base import Module
-from orchestrator.methods.peft_method import TRANSPOSED, PeftMethod, linear_modules
+from orchestrator.methods.base import MethodCost, Module
+from orchestrator.methods.peft_method import TRANSPOSED, PeftMethod, adaptable, linear_modules, within_layer
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 LEARNING_RATE_RATIO = 9.8
 """Best learning rate of LoRA over that of full fine-tuning ("LoRA Without Regret" 2025); Biderman 2024: about 10."""
-DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
+ATTENTION: dict[str, tuple[str, ...]] = {
     "gpt2": ("c_attn",),
     **dict.fromkeys(LLAMA_LIKE, ("q_proj", "v_proj")),
     "phi3": ("qkv_proj",),
@@ -28,7 +29,7 @@ DEFAULT_LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "distilbert": ("q_lin", "v_lin"),
     "modernbert": ("Wqkv",),
 }
-"""Modules that get an adapter when `lora.targets` is not set, by model type: as in peft 0.21 and Hu et al. (2021)."""
+"""Queries and values, by model type: as in peft 0.21 and Hu et al. (2021)."""
 
 TOKEN_MODULES = (
     *("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "lm_head", "embed_out", "decoder"),
@@ -53,25 +54,42 @@ class Lora(PeftMethod):
         """See `Method`."""
         return LEARNING_RATE_RATIO * super().learning_rate(base_parameters)
 
+    def largest_zero_stage(self, spec: RunSpec) -> int:
+        """See `Method`: peft 0.21.2 measures DoRA's rows when it is set up, and stage 3 has split them by then."""
+        return 2 if spec.lora.dora else 3
+
+    def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
+        """See `Method`: an adapter keeps the input of its module."""
+        return self.cost if spec.lora.targets == "attention" else replace(self.cost, keeps_inputs=True)
+
     def adapter_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
-        """See `PeftMethod`: raises ModelError, too, when `lora.targets` is needed and missing."""
-        targets = _targets(spec, shape.model_type)
-        if shape.tied and spec.models_language:  # a classifier has no output layer to be tied
-            refuse_tied_targets(targets, TOKEN_MODULES)
-        return _adapter_parameters(shape, targets=targets, rank=spec.lora.rank)
+        """See `PeftMethod`."""
+        settings = spec.lora
+        if isinstance(settings.targets, tuple) and shape.tied and spec.models_language:
+            refuse_tied_targets(settings.targets, TOKEN_MODULES)  # a classifier has no output layer to be tied
+        sizes = _adapted_sizes(shape, settings.targets)
+        factors = sum(settings.rank * (inputs + outputs) for inputs, outputs in sizes)
+        return factors + (sum(outputs for _, outputs in sizes) if settings.dora else 0)
 
     def peft_config(self, model: Module, spec: RunSpec, shared: Mapping[str, Any]) -> Any:
-        """See `PeftMethod`: on the given or the architecture's usual projections."""
+        """See `PeftMethod`: on the chosen, or the architecture's usual projections."""
         from peft import LoraConfig
 
-        model_type = str(model.config.model_type)
-        targets = _targets(spec, model_type)
-        refuse_tied_targets(targets, _tied_modules(model))
-        _refuse_absent(targets, model)
+        settings, model_type = spec.lora, str(model.config.model_type)
+        if settings.targets == "all-linear":
+            targets = _short(adaptable(model), model)
+        elif settings.targets == "attention":
+            targets = _attention(model_type)
+        else:
+            targets = settings.targets
+            refuse_tied_targets(targets, _tied_modules(model))
+            _refuse_absent(targets, model)
         return LoraConfig(
-            r=spec.lora.rank,
-            lora_alpha=spec.lora.alpha,
-            lora_dropout=spec.lora.dropout,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            use_rslora=settings.rslora,
+            use_dora=settings.dora,
             target_modules=list(targets),
             fan_in_fan_out=model_type in TRANSPOSED,
             **shared,
@@ -83,35 +101,51 @@ def adapters_on_queries_and_values(shape: ModelShape, *, rank: int) -> int:
     return shape.layers * rank * (2 * shape.hidden + shape.heads * shape.head_dim + shape.kv_heads * shape.head_dim)
 
 
-def _targets(spec: RunSpec, model_type: str) -> tuple[str, ...]:
-    """The modules that get an adapter. Raises ModelError where the spec names none and the architecture is unknown."""
-    targets = spec.lora.targets or DEFAULT_LORA_TARGETS.get(model_type)
-    if targets is None:
+def _attention(model_type: str) -> tuple[str, ...]:
+    """Queries and values. Raises ModelError for an architecture whose projections are not known."""
+    if model_type not in ATTENTION:
         raise ModelError(
-            f"which modules of {model_type} should get an adapter is not known",
-            allowed=f"without lora.targets: {', '.join(DEFAULT_LORA_TARGETS)}",
-            do="set lora.targets to the names of the attention's projections",
+            f"which modules of {model_type} are the attention's projections is not known",
+            got="lora.targets: attention",
+            allowed=f"with {', '.join(ATTENTION)}",
+            do="set lora.targets=all-linear, or to the names of the modules",
         )
-    return targets
+    return ATTENTION[model_type]
 
 
-def _adapter_parameters(shape: ModelShape, *, targets: tuple[str, ...], rank: int) -> int:
-    """Weights of the two factors of every adapter: rank x (inputs + outputs) for each matched module."""
+def _short(names: Sequence[str], model: Module) -> tuple[str, ...]:
+    """The same modules by their names inside of a layer, where those are no other's."""
+    short = tuple(dict.fromkeys(within_layer(name) for name in names))
+    found = [name for name, _ in model.named_modules() if any(matches(name, target) for target in short)]
+    return short if found == list(names) else tuple(names)
+
+
+def _adapted_sizes(shape: ModelShape, targets: str | tuple[str, ...]) -> list[tuple[int, int]]:
+    """(inputs, outputs) of each module that gets an adapter. Raises ModelError for a target that there is not."""
     modules = linear_modules(shape)
+    if targets == "all-linear":
+        return list(modules.values()) if modules else _standard_sizes(shape)
+    wanted = _attention(shape.model_type) if isinstance(targets, str) else targets
     if not modules:  # an architecture we do not know by name: its projections are about hidden x hidden
-        return len(targets) * shape.layers * rank * 2 * shape.hidden
-    for target in targets:
+        return [(shape.hidden, shape.hidden)] * (len(wanted) * shape.layers)
+    for target in wanted:
         if not any(matches(name, target) for name in modules):
             names = sorted({name.rpartition(".")[2] for name in modules})
             near = difflib.get_close_matches(target, names, n=1)
             raise ModelError(
                 f"{shape.model_type} has no module {target}",
-                got=f"lora.targets: {', '.join(targets)}",
+                got=f"lora.targets: {', '.join(wanted)}",
                 allowed=", ".join(names),
                 do=f"did you mean {near[0]}?" if near else None,
             )
-    matched = [size for name, size in modules.items() if any(matches(name, target) for target in targets)]
-    return sum(rank * (inputs + outputs) for inputs, outputs in matched)
+    return [size for name, size in modules.items() if any(matches(name, target) for target in wanted)]
+
+
+def _standard_sizes(shape: ModelShape) -> list[tuple[int, int]]:
+    """Those of a standard transformer's linear modules."""
+    h, i, q, kv = shape.hidden, shape.intermediate, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layer = [(h, q), (h, kv), (h, kv), (q, h), *[(h, i)] * (2 if shape.mlp_tensors == 4 else 1), (i, h)]
+    return layer * shape.layers
 
 
 def refuse_tied_targets(targets: Sequence[str], tied: Sequence[str]) -> None:

@@ -11,9 +11,11 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
+from orchestrator.architectures.weight_names import is_in_head
 from orchestrator.methods.base import FROZEN_BACKBONE, Method, Module, Strategy
 from orchestrator.tasks.registry import task_of
 
@@ -31,6 +33,7 @@ class PeftMethod(Method):
 
     strategy: ClassVar[Strategy] = "peft"
     cost = FROZEN_BACKBONE
+    has_adapter = True
 
     @abstractmethod
     def adapter_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
@@ -67,6 +70,19 @@ class PeftMethod(Method):
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
             _unwrap_whole_modules(model)
             return model.merge_and_unload()
+
+    def save_adapter(self, model: Module, folder: Path, *, base: str) -> None:
+        """See `Method`: as peft lays it out, with the modules that were trained whole."""
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base
+        model.save_pretrained(folder, save_embedding_layers=False)  # else peft would ask the hub about the base
+
+    def load_adapter(self, model: Module, folder: Path) -> Module:
+        """See `Method`."""
+        from peft import PeftModel
+
+        loaded: Module = PeftModel.from_pretrained(model, str(folder))
+        return loaded
 
 
 def _unwrap_whole_modules(model: Module) -> None:
@@ -108,6 +124,20 @@ def linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
     if shape.model_type in TRANSPOSED:
         return {name: (inputs, outputs) for name, (outputs, inputs) in found.items()}
     return found
+
+
+def adaptable(model: Module) -> list[str]:
+    """Full names of the linear modules of all layers of a module; the task's head lies behind them."""
+    import torch
+
+    model_type = str(model.config.model_type)
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
+        and name != within_layer(name)
+        and not is_in_head(name, model_type)
+    ]
 
 
 def modules_within_layers(model: Module, wanted: Sequence[str]) -> list[str]:

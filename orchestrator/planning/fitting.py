@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import SpecError
 from orchestrator.intervals import Interval
+from orchestrator.methods.registry import method_of
 from orchestrator.planning.hardware import catalogue
 from orchestrator.planning.memory import Layout, MemoryEstimate
 from orchestrator.planning.placement import USABLE_DEVICE_MEMORY, ChosenPrecision, Site
@@ -212,7 +213,9 @@ def _zero_options(spec: RunSpec, site: Site) -> list[tuple[int, Offload]]:
     return [
         (stage, offload)
         for stage, offload in options
-        if asked.zero_stage in ("auto", stage) and asked.offload in ("auto", offload)
+        if asked.zero_stage in ("auto", stage)
+        and asked.offload in ("auto", offload)
+        and stage <= method_of(spec.method).largest_zero_stage(spec)
     ]
 
 

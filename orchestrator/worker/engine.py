@@ -31,7 +31,6 @@ from orchestrator.runs.job import WorkerContext
 from orchestrator.tasks.base import Objective
 from orchestrator.worker.forward_timer import ForwardTimer
 from orchestrator.worker.measurement import host_peak_gib, reset_host_peak
-from orchestrator.worker.models import parameter_groups
 from orchestrator.worker.objectives import Batch, logits_of
 
 _STATE = "state"
@@ -66,11 +65,12 @@ class Engine:
         model: torch.nn.Module,
         *,
         plan: RunPlan,
-        weight_decay: float,
+        groups: list[dict[str, Any]],
         objective: Objective,
         context: WorkerContext,
     ) -> None:
-        """Wraps a module; every rank calls it. Joins no process group itself."""
+        """Wraps a module whose parameters are trained in these groups; every rank calls it. Joins no process group
+        itself."""
         deepspeed = _import_deepspeed(plan)
         self._plan = plan
         self._objective = objective
@@ -80,7 +80,7 @@ class Engine:
         self._forget_peak()
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=parameter_groups(model, weight_decay),
+            model_parameters=groups,
             config=dict(plan.deepspeed),
             dist_init_required=False,
         )

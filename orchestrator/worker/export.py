@@ -26,12 +26,15 @@ from orchestrator.samples.batches import Samples
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
-from orchestrator.worker.models import DTYPES, auto_class, blank_model
+from orchestrator.worker.models import DTYPES, auto_class, blank_model, configuration, load_base
 from orchestrator.worker.objectives import Batch, logits_of
 from orchestrator.worker.step_data import tensors
 
 DIFFERENT = "model-differs"
 """Beside the model's folder: one that does not compute what was trained."""
+CONFIG = "config"
+"""Beside an adapter: the configuration to load the base with, which names the classes. In the adapter's own folder it
+would make transformers look for whole weights there."""
 _ROWS, _COLUMNS = 4, 64
 """Most held-out samples and tokens of each that are compared: every weight takes part in each of them (a guess)."""
 _MOST_FLOPS = 1e12
@@ -64,17 +67,17 @@ def check_batch(samples: Samples, plan: RunPlan) -> Batch:
 def export(
     state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path, *, trained: Sample
 ) -> ModelError | None:
-    """Writes weights, configuration and tokenizer so that `from_pretrained(folder)` needs nothing of this project.
+    """Writes what loads without this project: by `from_pretrained(folder)`, or an adapter beside the base by peft.
 
-    `state` is the full state dict of the trained module, adapters included, which are merged into the base weights.
-    The folder appears complete or not at all. Where it does not compute what was `trained`, it gets another name
-    (`DIFFERENT`), and the error says by how much they differ.
+    `state` is the full state dict of the trained module, adapters included. The folder appears complete or not at all.
+    Where it does not compute what was `trained`, it gets another name (`DIFFERENT`), and the error says by how much
+    they differ.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     _write(state, spec, plan, data, temporary)
     gc.collect()  # before the folder's own weights are in memory beside them
-    difference = _difference(temporary, spec, plan, trained)
+    difference = _difference(temporary, spec, plan, data, trained)
     place = folder if difference is None else folder.with_name(DIFFERENT)
     shutil.rmtree(place, ignore_errors=True)
     temporary.rename(place)
@@ -88,30 +91,60 @@ def export(
     )
 
 
+def adapter_folder(spec: RunSpec, folder: Path) -> Path | None:
+    """Where the adapter lies: beside a merged model in a folder of its own; None where none is left."""
+    method = method_of(spec.method)
+    if not method.saves_adapter(spec):
+        return None
+    return folder / "adapter" if method.saves_merged(spec) else folder
+
+
 def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path) -> None:
     model = blank_model(spec, data)
     model.tie_weights()
-    method = method_of(spec.method)
+    method, config = method_of(spec.method), model.config
     model = method.adapt(model, spec)
     model.load_state_dict(state, strict=True)
-    model = method.merged(model).to(DTYPES[plan.precision])
-    model.save_pretrained(folder)
-    if task_of(spec.task).generates and spec.model.base is not None and not method.is_from_scratch:
-        with contextlib.suppress(OSError):  # many bases have none
-            # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
-            # of published models do: a temperature without do_sample.
-            GenerationConfig.from_pretrained(resolve(spec.model.base)).to_json_file(folder / "generation_config.json")
+    folder.mkdir(parents=True)
+    if (place := adapter_folder(spec, folder)) is not None:
+        model = model.to(DTYPES[plan.precision])
+        method.save_adapter(model, place, base=resolve(str(spec.model.base)))
+        config.save_pretrained(place / CONFIG)
+    if method.saves_merged(spec):
+        _write_merged(method.merged(model).to(DTYPES[plan.precision]), spec, folder)
     for file in data.tokenizer_folder.iterdir():
         shutil.copy2(file, folder / file.name)
 
 
-def _difference(folder: Path, spec: RunSpec, plan: RunPlan, trained: Sample) -> str | None:
+def _write_merged(model: torch.nn.Module, spec: RunSpec, folder: Path) -> None:
+    model.save_pretrained(folder)
+    if task_of(spec.task).generates and spec.model.base is not None and not method_of(spec.method).is_from_scratch:
+        with contextlib.suppress(OSError):  # many bases have none
+            # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
+            # of published models do: a temperature without do_sample.
+            GenerationConfig.from_pretrained(resolve(spec.model.base)).to_json_file(folder / "generation_config.json")
+
+
+def _difference(folder: Path, spec: RunSpec, plan: RunPlan, data: PreparedData, trained: Sample) -> str | None:
     """What a plainly loaded folder has else than the trained model; None where they are the same."""
-    dtype = DTYPES[plan.precision]
+    dtype, place = DTYPES[plan.precision], adapter_folder(spec, folder)
+    if place is not None:
+        base, _ = load_base(spec, configuration(spec, data), dtype=dtype, new_head=True)
+        found = _apart_from(method_of(spec.method).load_adapter(base, place), plan, trained)
+        if found is not None:
+            return f"beside the base the adapter gives {found}"
+    if not method_of(spec.method).saves_merged(spec):
+        return None
     model, report = auto_class(spec.task).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     wrong = [f"{kind.replace('_', ' ')}: {', '.join(map(str, names))[:200]}" for kind, names in report.items() if names]
     if wrong:
         return f"from_pretrained reports {'; '.join(wrong)}"
+    return _apart_from(model, plan, trained)
+
+
+def _apart_from(model: torch.nn.Module, plan: RunPlan, trained: Sample) -> str | None:
+    """How a model's logits differ from the trained one's by more than rounding; None where they do not."""
+    dtype = DTYPES[plan.precision]
     found = logits_of(model, trained.batch)
     if found.shape != trained.logits.shape:
         return f"logits of shape {tuple(found.shape)} instead of {tuple(trained.logits.shape)}"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.checkpoints import catalog
+from orchestrator.methods.registry import method_of
 from orchestrator.runs.heartbeat import Phase
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.samples.batches import open_split
@@ -94,10 +95,11 @@ class _Loop:
 
     def _build(self) -> Engine:
         """A new engine on the weights that the run begins with."""
+        model, spec = models.build_model(self._spec, self._plan, self._job.data, say=self._note), self._spec
         return Engine(
-            models.build_model(self._spec, self._plan, self._job.data, say=self._note),
+            model,
             plan=self._plan,
-            weight_decay=self._spec.training.weight_decay,
+            groups=models.parameter_groups(model, spec.training.weight_decay, decays=method_of(spec.method).decays),
             objective=self._objective,
             context=self._context,
         )

@@ -203,14 +203,18 @@ def _base_configuration(spec: RunSpec, settings: dict[str, Any]) -> PretrainedCo
     return config
 
 
-def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
-    base, own, names = resolve(str(spec.model.base)), model_config(spec.model), data.label_names or ()
-    new_head = not spec.models_language and not keeps_head(own, names)
+def load_base(
+    spec: RunSpec, config: PretrainedConfig, *, dtype: torch.dtype, new_head: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The base with the head of the task, and transformers' report; a new head takes nothing of the base's.
+
+    Raises ModelError when it cannot be loaded.
+    """
     try:
         model, report = auto_class(spec.task).from_pretrained(
-            base,
-            config=configuration(spec, data),
-            dtype=torch.float32,
+            resolve(str(spec.model.base)),
+            config=config,
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=new_head,
             # ZeRO-3 knows only renaming: there another size ends rank 0 alone, and the others wait for ever.
@@ -222,6 +226,13 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
             got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
+    return model, report
+
+
+def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
+    own, names = model_config(spec.model), data.label_names or ()
+    new_head = not spec.models_language and not keeps_head(own, names)
+    model, report = load_base(spec, configuration(spec, data), dtype=torch.float32, new_head=new_head)
     in_head = _in_masked_lm_head if task_of(spec.task).hides_tokens else _in_classification_head
     _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
     absent = [name for name in report["missing_keys"] if not in_head(name, model)]
@@ -281,16 +292,22 @@ def _in_masked_lm_head(name: str, model: torch.nn.Module) -> bool:
     return not name.startswith(f"{model.base_model_prefix}.")
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay, biases and normalisation weights do not.
+def _is_matrix(name: str, dimensions: int) -> bool:
+    return dimensions >= 2
+
+
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, *, decays: Callable[[str, int], bool] = _is_matrix
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: those that decay, by name and number of dimensions, and those that do not.
 
     ZeRO-3 shards hide shapes, so the original ones (`ds_shape`) are read where they are.
     """
     decay: list[Any] = []
     plain: list[Any] = []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            (decay if len(shape) >= 2 else plain).append(parameter)
+            (decay if decays(name, len(shape)) else plain).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

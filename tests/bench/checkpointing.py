@@ -41,6 +41,7 @@ def measure(rank: int, folder: str, port: int, rounds: int) -> None:
     """One rank; rank 0 leaves the figures in OUT.json below the folder."""
     from orchestrator.checkpoints.async_writer import Saver
     from orchestrator.worker.engine import Engine, join_process_group
+    from orchestrator.worker.models import parameter_groups
     from orchestrator.worker.objectives import objective_for
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
@@ -57,7 +58,10 @@ def measure(rank: int, folder: str, port: int, rounds: int) -> None:
     plan = make_plan(spec, cluster)
     context = WorkerContext(rank=rank, world_size=WORKERS)
     join_process_group(plan, context)
-    engine = Engine(model(), plan=plan, weight_decay=0.0, objective=objective_for("causal-lm"), context=context)
+    whole = model()
+    engine = Engine(
+        whole, plan=plan, groups=parameter_groups(whole, 0.0), objective=objective_for("causal-lm"), context=context
+    )
     ours, plain = Path(folder) / "ours", Path(folder) / "plain"
     saver = Saver(engine, ours, rank=rank, world_size=WORKERS, zero_stage=2, attempt=1, keep=2, holds=lambda: True)
     contest = _Contest(engine, saver, storage=plain)

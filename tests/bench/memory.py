@@ -150,7 +150,13 @@ def train(spec: RunSpec, plan: RunPlan, configuration: Configuration) -> float:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if configuration.method == "lora":
         model = Lora().adapt(model, spec)
-    engine = Engine(model, plan=plan, weight_decay=0.0, objective=objective_for("causal-lm"), context=context)
+    engine = Engine(
+        model,
+        plan=plan,
+        groups=models.parameter_groups(model, 0.0),
+        objective=objective_for("causal-lm"),
+        context=context,
+    )
     ids = torch.randint(0, sizes["vocab_size"], (plan.micro_batch, plan.sequence_length))
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     for _ in range(STEPS):
