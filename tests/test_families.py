@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_config, model_shape
-from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
 from orchestrator.architectures.weight_names import HEAD_MODULES, KNOWN
 from orchestrator.errors import ModelError
-from orchestrator.methods.lora import DEFAULT_LORA_TARGETS
-from orchestrator.methods.registry import trainable_parameters
+from orchestrator.methods import ia3, lora
+from orchestrator.methods.registry import method_of, trainable_parameters
 from orchestrator.spec import ModelSpec, RunSpec, Task
 
 BERT = {
@@ -215,7 +214,9 @@ def test_new_encoder_has_room_for_its_sequences() -> None:
 def test_lora_trains_the_adapters_and_what_lies_before_the_output_layer_of_an_encoder() -> None:
     shape = model_shape(BERT, task="masked-lm")
     transform = 384 * 384 + 384 + 2 * 384
-    assert trainable_parameters(spec("lora", "masked-lm"), shape) == 6 * 2 * 8 * 768 + transform
+    attention = spec("lora", "masked-lm", lora={"targets": "attention"})
+    assert trainable_parameters(attention, shape) == 6 * 2 * 8 * 768 + transform
+    assert trainable_parameters(spec("lora", "masked-lm"), shape) == 6 * (4 * 8 * 768 + 2 * 8 * 1920) + transform
 
 
 def test_missing_size_is_named() -> None:
@@ -239,7 +240,7 @@ def test_head_trains_berts_pooler_and_classifier() -> None:
 
 def test_lora_on_minilm_trains_adapters_pooler_and_classifier() -> None:
     shape = model_shape(BERT, task="text-classification", num_labels=2)
-    adapters, head = 6 * 2 * 8 * 768, (384 * 384 + 384) + (384 * 2 + 2)
+    adapters, head = 6 * (4 * 8 * 768 + 2 * 8 * (384 + 1536)), (384 * 384 + 384) + (384 * 2 + 2)
     assert trainable_parameters(spec("lora", "text-classification"), shape) == adapters + head
 
 
@@ -250,11 +251,13 @@ def test_lora_target_that_no_module_has_is_refused_with_the_names_there_are() ->
     assert error.value.do == "did you mean c_attn?"
 
 
-def test_lora_on_an_unknown_architecture_needs_targets() -> None:
-    shape = model_shape({**LLAMA, "model_type": "olmo9"}, task="causal-lm")
-    with pytest.raises(ModelError, match="not known"):
-        trainable_parameters(spec("lora"), shape)
+def test_an_unknown_architecture_has_the_linear_modules_of_a_standard_one_and_no_known_attention() -> None:
+    shape, llama = (model_shape({**LLAMA, "model_type": kind}, task="causal-lm") for kind in ("olmo9", "llama"))
+    assert trainable_parameters(spec("lora"), shape) == trainable_parameters(spec("lora"), llama)
     assert trainable_parameters(spec("lora", lora={"targets": ["q_proj"]}), shape) > 0
+    for method, changes in (("lora", {"lora": {"targets": "attention"}}), ("ia3", {})):
+        with pytest.raises(ModelError, match="not known"):
+            trainable_parameters(spec(method, **changes), shape)
 
 
 TINY = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -322,7 +325,7 @@ def _meta_model(config: dict[str, Any], task: Task) -> Any:
 
 def test_every_known_architecture_is_compared_with_the_real_one() -> None:
     assert {str(config["model_type"]) for config, _ in CASES} == KNOWN
-    assert set(DEFAULT_LORA_TARGETS) == KNOWN <= set(HEAD_MODULES)
+    assert set(lora.ATTENTION) == set(ia3.TARGETS) == KNOWN <= set(HEAD_MODULES)
 
 
 def test_layers_that_share_their_weights_are_computed_each() -> None:
@@ -335,6 +338,14 @@ def test_layers_that_share_their_weights_are_computed_each() -> None:
 def _first_name(name: str, tied: bool) -> str:
     """CamemBERT's modules stand in another order, so that a tied table goes by its second name."""
     return "roberta.embeddings.word_embeddings.weight" if tied and name == "lm_head.decoder.weight" else name
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": {"rank": 4}},
+    "lora of attention": {"lora": {"targets": "attention"}},
+    "lora by dora": {"lora": {"dora": True}},
+    "ia3": {},
+}
 
 
 @pytest.mark.slow
@@ -354,18 +365,13 @@ def test_count_equals_that_of_the_real_model(config: dict[str, Any], task: Task)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("variant", ADAPTERS)
 @pytest.mark.parametrize(("config", "task"), CASES)
-def test_lora_count_equals_that_of_peft(config: dict[str, Any], task: Task) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    kind = str(config["model_type"])
-    whole = {"text-classification": HEAD_MODULES.get(kind), "masked-lm": MASKED_LM_TRANSFORMS.get(kind)}.get(task)
-    heads = None if whole is None else list(whole)
-    adapters = LoraConfig(r=4, target_modules=list(DEFAULT_LORA_TARGETS[kind]), modules_to_save=heads)
-    model = get_peft_model(_meta_model(config, task), adapters)
+def test_the_count_of_adapters_equals_that_of_peft(config: dict[str, Any], task: Task, variant: str) -> None:
+    asked = spec(variant.split()[0], task, **ADAPTERS[variant])
+    model = method_of(asked.method).adapt(_meta_model(config, task), asked)
     expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    shape = model_shape(config, task=task, num_labels=3)
-    assert trainable_parameters(spec("lora", task, lora={"rank": 4}), shape) == expected
+    assert trainable_parameters(asked, model_shape(config, task=task, num_labels=3)) == expected
 
 
 @pytest.mark.parametrize(

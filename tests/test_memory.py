@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, ModelShape, model_shape
-from orchestrator.methods.registry import PRICED
+from orchestrator.methods.registry import PRICED, method_of
 from orchestrator.planning.memory import (
     ALLOCATOR_SHARE,
     BASELINE_GIB,
@@ -27,9 +27,13 @@ from orchestrator.planning.memory import (
     Trainer,
     peak_memory,
 )
+from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 from tests.bench import memory as bench
 from tests.evidence import score_measured, score_memory
 from tests.evidence.score_measured import Configuration
+from tests.test_families import ADAPTERS, BERT, GPT2, spec
+from tests.test_families import LLAMA as SMALL_LLAMA
 
 FULL = PRICED["full"].cost
 LORA = PRICED["lora"].cost
@@ -410,35 +414,32 @@ def _two_ranks() -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("variant", ["full", *ADAPTERS])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("length", [64, 256])
-def test_activations_equal_what_autograd_saves(kind: str, method: Any, length: int) -> None:
-    from tests.test_families import BERT, GPT2
-    from tests.test_families import LLAMA as SMALL_LLAMA
-
+def test_activations_equal_what_autograd_saves(kind: str, variant: str, length: int) -> None:
     config = {"gpt2": GPT2, "llama": SMALL_LLAMA, "bert": BERT}[kind]
     task: Any = "text-classification" if kind == "bert" else "causal-lm"
+    asked = spec(variant.split()[0], task, **ADAPTERS.get(variant, {}))
     name = "n_layer" if kind == "gpt2" else "num_hidden_layers"
-    saved = [_saved_bytes({**config, name: layers}, task, method, length) for layers in (1, 2)]
+    saved = [_saved_bytes({**config, name: layers}, asked, length) for layers in (1, 2)]
     layout = replace(CPU, micro_batch=4, sequence_length=length)
     shape = model_shape({**config, name: 1}, task=task)
-    estimate = peak_memory(layout, shape=shape, method=PRICED[method].cost, trainable=1).activations_gib * GIB
-    assert estimate == pytest.approx(saved[1] - saved[0], rel=0.01)
+    cost = method_of(asked.method).cost_of(asked, shape)
+    estimate = peak_memory(layout, shape=shape, method=cost, trainable=1).activations_gib * GIB
+    # How often DoRA keeps the weights that it measures differs: 1.2 times here, 2.7 times there.
+    assert estimate == pytest.approx(saved[1] - saved[0], rel=0.35 if asked.lora.dora else 0.005)
 
 
-def _saved_bytes(config: dict[str, Any], task: str, method: str, length: int) -> int:
+def _saved_bytes(config: dict[str, Any], asked: RunSpec, length: int) -> int:
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
+    from transformers import AutoConfig
 
     rest = {key: value for key, value in config.items() if key != "model_type"}
-    auto = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
-    model: Any = auto.from_config(AutoConfig.for_model(config["model_type"], **rest)).train()
-    if method == "lora":
-        targets = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "bert": ["query", "value"]}
-        # Rank 1: the estimate leaves out the adapters' own activations, which are as narrow as their rank.
-        model = get_peft_model(model, LoraConfig(r=1, target_modules=targets[config["model_type"]]))
+    auto = getattr(transformers, task_of(asked.task).auto_class)
+    model: Any = auto.from_config(AutoConfig.for_model(config["model_type"], **rest))
+    model = method_of(asked.method).adapt(model, asked).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, Any] = {}
 
@@ -450,7 +451,8 @@ def _saved_bytes(config: dict[str, Any], task: str, method: str, length: int) ->
 
     ids = torch.randint(0, 1000, (4, length))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(input_ids=ids, labels=ids if task == "causal-lm" else torch.zeros(4, dtype=torch.long))
+        labels = ids if asked.models_language else torch.zeros(4, dtype=torch.long)
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
     assert output.loss is not None
     return sum(storage.nbytes() for storage in saved.values())
 

@@ -31,14 +31,22 @@ class MethodCost:
     passes_back: bool = True
     """Whether the backward pass goes through the backbone; below a trained head it does not."""
     keeps_inputs: bool = False
-    """Whether every module keeps its input for the backward pass: frozen ones do not, quantised ones do."""
+    """Whether every linear module keeps its input for the backward pass: frozen ones do not, quantised ones do."""
+    keeps_rows: bool = False
+    """Whether RMS norms keep their rows: where their weights are trained, or cast up beside quantised ones."""
+    kept_per_token: float = 0.0
+    """What a layer keeps for adapters besides, in elements for each token."""
+    kept_per_layer: float = 0.0
+    """The same, in elements whatever the tokens."""
     is_quantised: bool = False
     """Whether the backbone is stored in 4 bits, which each pass turns into 16."""
     virtual_tokens: int = 0
     """Put before every sample."""
 
 
-ALL_WEIGHTS = MethodCost(flops_per_weight=6.0, bytes_per_weight=6.0, trains_all=True, keeps_inputs=True)
+ALL_WEIGHTS = MethodCost(
+    flops_per_weight=6.0, bytes_per_weight=6.0, trains_all=True, keeps_inputs=True, keeps_rows=True
+)
 """Of methods that train every weight."""
 FROZEN_BACKBONE = MethodCost(flops_per_weight=4.0, bytes_per_weight=4.0)
 """Of methods that train small additions all along a frozen backbone."""

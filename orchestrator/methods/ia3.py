@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.architectures.families import LLAMA_LIKE
 from orchestrator.errors import ModelError
-from orchestrator.methods.base import Module
+from orchestrator.methods.base import MethodCost, Module
 from orchestrator.methods.peft_method import (
     TRANSPOSED,
     PeftMethod,
@@ -57,6 +58,10 @@ class Ia3(PeftMethod):
     def decays(self, name: str, dimensions: int) -> bool:
         """See `Method`: decay would pull factors to 0, which silences what they scale, and not to 1."""
         return super().decays(name, dimensions) and ".ia3_l." not in name
+
+    def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
+        """See `Method`: what is scaled is kept, and not the input of the modules that yield keys and values."""
+        return replace(self.cost, kept_per_token=self.adapter_parameters(spec, shape) / shape.layers - shape.hidden)
 
     def adapter_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
         """See `PeftMethod`."""

@@ -59,8 +59,21 @@ class Lora(PeftMethod):
         return 2 if spec.lora.dora else 3
 
     def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
-        """See `Method`: an adapter keeps the input of its module."""
-        return self.cost if spec.lora.targets == "attention" else replace(self.cost, keeps_inputs=True)
+        """See `Method`: an adapter keeps the input of its module, and its own as narrow as its rank.
+
+        DoRA keeps both results of a module besides, and the sum of its weights about twice (`tests/test_memory.py`).
+        """
+        sizes = _adapted_sizes(shape, spec.lora.targets)
+        per_token, whole = spec.lora.rank * len(sizes) / shape.layers, 0.0
+        if spec.lora.dora:
+            per_token += 2 * sum(outputs for _, outputs in sizes) / shape.layers
+            whole = 2 * sum(inputs * outputs for inputs, outputs in sizes) / shape.layers
+        return replace(
+            self.cost,
+            keeps_inputs=spec.lora.targets != "attention",
+            kept_per_token=per_token,
+            kept_per_layer=whole,
+        )
 
     def adapter_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
         """See `PeftMethod`."""

@@ -16,7 +16,7 @@ class QLora(PricedMethod):
 
     name = "qlora"
     # That quantised modules keep their inputs is bitsandbytes' way (0.41).
-    cost = MethodCost(flops_per_weight=4.0, bytes_per_weight=1.0, keeps_inputs=True, is_quantised=True)
+    cost = MethodCost(flops_per_weight=4.0, bytes_per_weight=1.0, keeps_inputs=True, keeps_rows=True, is_quantised=True)
 
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
         """See `PricedMethod`."""

@@ -228,7 +228,7 @@ def _weight_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> floa
 
 def _activation_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
     """What the forward pass keeps for the backward pass."""
-    layer = layout.tokens * _layer_bytes_per_token(layout, shape, method)
+    layer = layout.tokens * _layer_bytes_per_token(layout, shape, method) + layout.weight_bytes * method.kept_per_layer
     if not method.passes_back:
         return layer  # the backbone keeps nothing; one layer's tensors are alive at a time
     if layout.activation_checkpointing:
@@ -246,11 +246,13 @@ def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: MethodCost
     attention = e * (h + q + 2 * kv + q)  # input, queries, keys and values, and the projection's input
     norms = 2 * h * (e + 4 if shape.rms_norm else e)
     mlp = e * (h + shape.mlp_tensors * i)
-    kept = attention + norms + mlp
-    # Frozen modules keep no input: the MLP's two, and attention's output or both norms' scaled rows.
-    inputs = e * (h + i + (2 * h if shape.rms_norm else h))
+    kept: float = attention + norms + mlp
+    # Frozen modules keep no input: the MLP's two, and attention's output; frozen RMS norms no scaled rows.
     if not method.keeps_inputs:
-        kept -= inputs
+        kept -= e * (h + i + (0 if shape.rms_norm else h))
+    if shape.rms_norm and not method.keeps_rows:
+        kept -= e * 2 * h
+    kept += e * method.kept_per_token
     if not shape.dropout:
         return kept
     mask = 1 if layout.device == "cuda" else e  # on a CPU a dropout mask is a tensor of floats
