@@ -358,11 +358,11 @@ class RunSpec(MethodChoice):
         usual = type(self.data).model_fields
         later = ("split_seed", "delimiter", "incomplete_rows")
         unset = {name for name in later if getattr(self.data, name) == usual[name].default}
-        kept = self.model_dump(mode="json", exclude={**left_out, "training": {"bad_steps", *unused}, "data": unset})
-        for field in ("rslora", "dora"):  # as before there were such fields
-            if not kept["lora"][field]:
-                del kept["lora"][field]
-        if self.export == "auto":
-            del kept["export"]
+        left_out |= {
+            "training": {"bad_steps", *unused},
+            "data": unset,
+            **dict.fromkeys(MethodChoice.model_fields, True),
+        }
+        kept = self.model_dump(mode="json", exclude=left_out) | self.method_identity()
         kept["data"]["text_column"] = self.data.text_column or "text"  # as when that was the default
         return kept

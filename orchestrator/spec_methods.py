@@ -55,3 +55,17 @@ class MethodChoice(Block):
     export: Export = "auto"
     """What is left of a model with adapters: a `merged` one that loads like any other, the small `adapter` folder of
     peft, which needs the base, or `both`; `auto` is merged where the method can be."""
+
+    def method_identity(self) -> dict[str, Any]:
+        """What of these fields shapes the result, as plain JSON values.
+
+        What is not set is left out, but for what every run has had since the first version: the method's name and the
+        block `lora`, in which no targets were the attention's.
+        """
+        lora = self.lora
+        if self.method != "lora" and lora.targets == "all-linear":
+            lora = lora.model_copy(update={"targets": "attention"})
+        later = {name for name in ("rslora", "dora") if not getattr(lora, name)}
+        block = lora.model_dump(mode="json", exclude=later)
+        kept = {"method": self.method, "lora": block if lora.targets != "attention" else {**block, "targets": None}}
+        return kept if self.export == "auto" else {**kept, "export": self.export}
