@@ -13,7 +13,7 @@ from orchestrator.spec_numbers import Rate, SmallCount
 from orchestrator.spec_survival import Block
 
 Export = Literal["auto", "merged", "adapter", "both"]
-MethodName = Literal["full", "lora", "ia3", "head", "scratch"]
+MethodName = Literal["full", "last_layers", "lora", "ia3", "head", "scratch"]
 
 
 class LoraSpec(Block):
@@ -44,12 +44,41 @@ class LoraSpec(Block):
             ) from error
 
 
+class LastLayersSpec(Block):
+    """Used by `method: last_layers`."""
+
+    layers: SmallCount = 2
+    """How many layers are trained, from the top, with all that lies behind them."""
+
+
+class LayerwiseSpec(Block):
+    """Learning rates that differ from layer to layer, of `method: full` and `last_layers` on a base."""
+
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a layer over that of the one above it: 1 / 2.6 in ULMFiT (Howard and Ruder 2018), .7 to .95 in
+    most trainings since; the head has the whole one, the embeddings the smallest."""
+    unfreeze_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps after which the lowest layer joins: the head learns from the first step, the layers one after
+    the other from the top (Howard and Ruder 2018). A layer that waits costs as much and does not move; Adam's moments
+    gather its gradients meanwhile."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any part differs."""
+        return self.decay != 1 or self.unfreeze_fraction > 0
+
+
 class MethodChoice(Block):
     """A method with the settings of all: only those of the method are used, so that a search may try several."""
 
     method: MethodName = "full"
-    """Fine-tuning: `full` trains every weight, `lora` low-rank adapters, `ia3` factors of keys, values and the MLP,
-    `head` only a new head on frozen features, `scratch` the same architecture with new weights, to compare with."""
+    """Fine-tuning: `full` trains every weight, `last_layers` the layers at the top and the head, `lora` low-rank
+    adapters, `ia3` factors of keys, values and the MLP, `head` only a new head on frozen features, `scratch` the same
+    architecture with new weights, to compare with."""
+    last_layers: LastLayersSpec = LastLayersSpec()
+    """Settings for `method: last_layers`."""
+    layerwise: LayerwiseSpec = LayerwiseSpec()
+    """Learning rates by layer."""
     lora: LoraSpec = LoraSpec()
     """Adapter settings for `method: lora`."""
     export: Export = "auto"
@@ -68,4 +97,8 @@ class MethodChoice(Block):
         later = {name for name in ("rslora", "dora") if not getattr(lora, name)}
         block = lora.model_dump(mode="json", exclude=later)
         kept = {"method": self.method, "lora": block if lora.targets != "attention" else {**block, "targets": None}}
-        return kept if self.export == "auto" else {**kept, "export": self.export}
+        own = {name: getattr(self, name) for name in ("last_layers", "layerwise", "export")}
+        usual = {name: type(self).model_fields[name].default for name in own}
+        unused = {"last_layers"} - {self.method}
+        used = {name: value for name, value in own.items() if value != usual[name] and name not in unused}
+        return kept | self.model_dump(mode="json", include=set(used))

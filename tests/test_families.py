@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -346,6 +347,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora by dora": {"lora": {"dora": True}},
     "ia3": {},
 }
+"""Methods with adapters, and settings that change what they take."""
 
 
 @pytest.mark.slow
@@ -361,6 +363,31 @@ def test_count_equals_that_of_the_real_model(config: dict[str, Any], task: Task)
         heads = HEAD_MODULES[shape.model_type]
         in_head = [p for name, p in model.named_parameters() if set(name.split(".")) & set(heads)]
         assert shape.head_parameters == sum(p.numel() for p in in_head)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("config", "task"), CASES)
+def test_the_count_of_the_last_layers_equals_that_of_the_real_model(
+    config: dict[str, Any], task: Task, layers: int
+) -> None:
+    asked, shape = (
+        spec("last_layers", task, last_layers={"layers": layers}),
+        model_shape(config, task=task, num_labels=3),
+    )
+    if shape.used_again:
+        with pytest.raises(ModelError, match="share their weights"):
+            trainable_parameters(asked, shape)
+        return
+    model = method_of("last_layers").adapt(_meta_model(config, task), asked)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable_parameters(asked, shape) == sum(p.numel() for p in trained.values())
+    numbers = {int(found[1]) for name in trained if (found := re.search(r"\.(\d+)\.", name))}
+    assert numbers == set(range(shape.layers - layers, shape.layers))
+    tables = ("wte", "wpe", "embed_tokens", "embed_in", "tok_embeddings", "word_embeddings", "position_embeddings")
+    assert not any(table in name for name in trained for table in tables)
+    assert not model.get_input_embeddings().weight.requires_grad
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.spec import TrainingSpec
-from orchestrator.worker.lr_schedule import learning_rate
+from orchestrator.spec_methods import LayerwiseSpec
+from orchestrator.worker.lr_schedule import layer_scale, learning_rate
 
 
 def training(**more: object) -> TrainingSpec:
@@ -59,3 +60,18 @@ def test_no_step_trains_at_rate_zero_and_none_above_the_peak(
         steps=steps, warmup_steps=min(warmup, steps), schedule=schedule, final_learning_rate_fraction=float(floor)
     )
     assert all(0.0 < rate <= 1.0 for rate in rates)
+
+
+def test_the_rate_falls_from_layer_to_layer_and_the_lower_ones_join_later() -> None:
+    def scales(step: int) -> list[float]:
+        layerwise = LayerwiseSpec(decay=0.5, unfreeze_fraction=0.3)
+        return [layer_scale(layerwise, below_head=part, layers=2, step=step, steps=100) for part in range(4)]
+
+    assert scales(0) == [1, 0, 0, 0]
+    assert scales(10) == scales(19) == [1, 0.5, 0, 0]
+    assert scales(20) == [1, 0.5, 0.25, 0]
+    assert scales(30) == scales(99) == [1, 0.5, 0.25, 0.125]
+
+
+def test_all_parts_learn_alike_unless_told_otherwise() -> None:
+    assert {layer_scale(LayerwiseSpec(), below_head=part, layers=6, step=0, steps=9) for part in range(8)} == {1.0}

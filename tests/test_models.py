@@ -218,6 +218,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "bert-head-3": classify(root / "bert-head-3", **stage(3), method="head"),
         "bert-lora-0": classify(root / "bert-lora-0", **stage(0), **both, method="lora"),
         "bert-lora-3": classify(root / "bert-lora-3", **stage(3), **both, method="lora"),
+        "bert-last-0": classify(root / "bert-last-0", **stage(0), method="last_layers", last_layers={"layers": 1}),
+        "bert-last-3": classify(root / "bert-last-3", **stage(3), method="last_layers", last_layers={"layers": 1}),
         "bert-ia3-0": classify(root / "bert-ia3-0", **stage(0), **both, method="ia3"),
         "bert-ia3-3": classify(root / "bert-ia3-3", **stage(3), **both, method="ia3"),
         "bert-dora-2": classify(root / "bert-dora-2", **stage(2), **both, method="lora", lora={"dora": True}),
@@ -366,6 +368,13 @@ def test_lora_changes_only_its_targets_and_the_head(exports: dict[str, TrainingJ
     assert changed(exports["llama-lora-1"], base) == expected
 
 
+def test_last_layers_leave_what_lies_below_to_the_last_bit(exports: dict[str, TrainingJob]) -> None:
+    for name in ("bert-last-0", "bert-last-3"):
+        moved = changed(exports[name], training_runs.bert())
+        assert {one.rpartition("layer.1.")[0] or one.split(".")[0] for one in moved} == {"encoder.", "pooler"}
+        assert len(moved) == 16 + 2
+
+
 def test_full_and_scratch_change_every_weight_that_is_looked_at(exports: dict[str, TrainingJob]) -> None:
     for name in ("bert-full-3", "bert-scratch-0"):
         assert len(changed(exports[name], training_runs.bert())) == len(
@@ -376,6 +385,7 @@ def test_full_and_scratch_change_every_weight_that_is_looked_at(exports: dict[st
 def test_every_zero_stage_trains_the_same_heads_and_adapters(exports: dict[str, TrainingJob]) -> None:
     pairs = (
         *(("bert-head-2", "bert-head-3"), ("bert-lora-0", "bert-lora-3"), ("bert-ia3-0", "bert-ia3-3")),
+        ("bert-last-0", "bert-last-3"),
         *(("gpt2-0", "gpt2-2"), ("llama-0", "llama-3"), ("roberta-0", "roberta-3")),
     )
     for one, other in pairs:

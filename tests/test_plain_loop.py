@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from orchestrator.methods.registry import method_of
 from orchestrator.runs.job import Progress, TrainingJob, WorkerContext
 from orchestrator.samples.batches import SampleOrder, global_batch, open_split
 from orchestrator.samples.masking import Masking
@@ -26,7 +27,12 @@ pytestmark = pytest.mark.slow
 
 STEPS, WARMUP, CLIP = 20, 4, 0.1
 STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-FROZEN_BUT = {"head": ("pooler.", "classifier."), "lora": ("lora_", "modules_to_save")}
+FROZEN_BUT = {
+    "head": ("pooler.", "classifier."),
+    "lora": ("lora_", "modules_to_save"),
+    "ia3": ("ia3_", "modules_to_save"),
+    "last_layers": ("layer.1.", "pooler.", "classifier."),
+}
 """What is trained, by parts of the names, where not all is."""
 Step = dict[str, float]
 
@@ -61,6 +67,9 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "text-classification, full": (0, {}),
     "text-classification, head": (3, {"method": "head"}),
     "text-classification, lora": (2, LORA),
+    "text-classification, ia3": (3, {"method": "ia3"}),
+    "text-classification, last_layers": (2, {"method": "last_layers", "last_layers": {"layers": 1}}),
+    "text-classification, layerwise": (3, {"layerwise": {"decay": 0.8, "unfreeze_fraction": 0.5}}),
     "text-classification, scratch": (3, {"method": "scratch"}),
 }
 
@@ -109,7 +118,7 @@ def job_of(case: str, folder: Path, bases: dict[str, Path]) -> TrainingJob:
 def plain_model(job: TrainingJob) -> torch.nn.Module:
     """The initial weights of the run in a module that transformers, or peft, has built alone."""
     first = models.build_model(job.spec, job.plan.__class__(**{**vars(job.plan), "zero_stage": 0}), job.data)
-    if job.spec.method == "lora":
+    if job.spec.method in ("lora", "ia3"):
         model = first
     else:
         config = first.config.__class__(**{**first.config.to_dict(), "dtype": "float32"})
@@ -132,6 +141,11 @@ def rates() -> Iterator[float]:
             yield 3e-3 * (0.1 + 0.9 * (STEPS - step) / (STEPS - WARMUP))
 
 
+def below(name: str) -> int:
+    """How many parts of a model of two layers lie between a weight and the head."""
+    return 3 if "embeddings" in name else 2 if "layer.0." in name else 1 if "layer.1." in name else 0
+
+
 def mean_loss(task: str, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Over all predictions of the global batch."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
@@ -147,8 +161,13 @@ def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
     model = plain_model(job).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": 0.1},
-        {"params": [weight for weight in trained if weight.dim() < 2], "weight_decay": 0.0},
+        {
+            "params": [weight],
+            "weight_decay": 0.1 if weight.dim() > 1 and "ia3" not in name else 0.0,
+            "below": below(name),
+        }
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, eps=1e-4)
     masking = Masking(rate=spec.training.masking_rate, seed=spec.training.seed)
@@ -164,11 +183,12 @@ def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, CLIP)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            waits = step < spec.layerwise.unfreeze_fraction * STEPS * group["below"] / 3
+            group["lr"] = 0.0 if waits else rate * spec.layerwise.decay ** group["below"]
         optimizer.step()
         steps.append({"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate})
-    if spec.method == "lora":
-        model = model.merge_and_unload()
+    if spec.method in ("lora", "ia3"):
+        model = method_of(spec.method).merged(model)
     return steps, model.state_dict()
 
 

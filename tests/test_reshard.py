@@ -203,7 +203,7 @@ def _carry_out(task: Task, rank: int) -> tuple[dict[str, Any], Any]:
     deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False)
     model = models.build_model(task.job.spec, task.job.plan, task.job.data)
     trains_all = all(parameter.requires_grad for parameter in model.parameters())
-    groups = models.parameter_groups(model, task.job.spec.training.weight_decay)
+    groups = models.ParameterGroups.of(model, task.job.spec).groups
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=groups, config=dict(task.job.plan.deepspeed), dist_init_required=False
     )
@@ -300,6 +300,9 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 3": {"deepspeed__zero_stage": 3, "training__precision": "bf16"},
     "lora 2": {"deepspeed__zero_stage": 2, "method": "lora"},
     "lora 3": {"deepspeed__zero_stage": 3, "method": "lora"},
+    "ia3 3": {"deepspeed__zero_stage": 3, "method": "ia3"},
+    "last 2": {"deepspeed__zero_stage": 2, "method": "last_layers", "last_layers": {"layers": 1}},
+    "layerwise 3": {"deepspeed__zero_stage": 3, "method": "full", "layerwise": {"decay": 0.5}},
     "head 1": {"deepspeed__zero_stage": 1, "method": "head"},
     "head 3": {"deepspeed__zero_stage": 3, "method": "head"},
     # keys of DeepSpeed's own that change the order and the groups in which parameters lie
@@ -307,8 +310,14 @@ CASES: dict[str, dict[str, Any]] = {
     "sub-groups 3": {"deepspeed": {"zero_stage": 3, "zero_optimization": {"sub_group_size": 2000}}},
 }
 LOADS: dict[int, str] = {
-    1: "full 1, full 3, bf16 2, head 3, round robin 2, full 3 > 0, full 0 > 2, bf16 2 > 0, bf16 3 > 2, lora 3 > 2",
-    3: "full 0, full 2, full 3, bf16 3, lora 2, lora 3, head 1, sub-groups 3, full 2 > 3, full 0 > 3, bf16 0 > 2",
+    1: (
+        "full 1, full 3, bf16 2, head 3, last 2, round robin 2, full 3 > 0, full 0 > 2, bf16 2 > 0, bf16 3 > 2, "
+        "lora 3 > 2"
+    ),
+    3: (
+        "full 0, full 2, full 3, bf16 3, lora 2, lora 3, ia3 3, layerwise 3, head 1, sub-groups 3, full 2 > 3, "
+        "full 0 > 3, bf16 0 > 2"
+    ),
 }
 """By number of workers: what is loaded there, `> stage` under another ZeRO stage than it was saved under."""
 LOADED = [(workers, load) for workers, loads in LOADS.items() for load in loads.split(", ")]

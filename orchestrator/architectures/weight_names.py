@@ -35,6 +35,12 @@ USUAL_HEADS = ("classifier", "score")
 """The classification head of an architecture that `HEAD_MODULES` does not know."""
 
 
+_BEFORE_LAYERS = ("wte", "wpe", "project_in", "conv")
+"""Modules before the layers that have no `embed` in their names."""
+_RELATIVE = "deberta.encoder.LayerNorm"
+"""That of the relative positions' table."""
+
+
 def head_modules(model_type: str) -> tuple[str, ...]:
     """Names of the modules that are the classification head of an architecture."""
     return HEAD_MODULES.get(model_type, USUAL_HEADS)
@@ -43,6 +49,18 @@ def head_modules(model_type: str) -> tuple[str, ...]:
 def is_in_head(name: str, model_type: str) -> bool:
     """Whether a parameter belongs to the classification head, by its full name."""
     return any(part in head_modules(model_type) for part in name.split("."))
+
+
+def depth_of(name: str) -> int | None:
+    """The layer that a weight is in, from 0; -1 for what lies before the layers, None for what lies behind them.
+
+    In ALBERT it is the group of layers that share their weights.
+    """
+    parts = name.split(".")
+    for part in parts:
+        if part.isdigit():
+            return int(part)
+    return -1 if any("embed" in part or part in _BEFORE_LAYERS for part in parts) or _RELATIVE in name else None
 
 
 def weights_of(config: Mapping[str, Any], sizes: Sizes, *, labels: int) -> Weights | None:

@@ -28,8 +28,10 @@ class MethodCost:
     """That ZeRO-3 moves for a micro-batch: 2 to gather weights for each pass, 2 to scatter gradients."""
     trains_all: bool = False
     """Whether every weight has a gradient."""
-    passes_back: bool = True
-    """Whether the backward pass goes through the backbone; below a trained head it does not."""
+    backward_share: float = 1.0
+    """Of the layers, from the top, that the backward pass goes through; below a trained head it goes through none."""
+    trains_layers: bool = False
+    """Whether those layers' own weights are trained."""
     keeps_inputs: bool = False
     """Whether every linear module keeps its input for the backward pass: frozen ones do not, quantised ones do."""
     keeps_rows: bool = False
@@ -43,9 +45,14 @@ class MethodCost:
     virtual_tokens: int = 0
     """Put before every sample."""
 
+    @property
+    def passes_back(self) -> bool:
+        """Whether the backward pass reaches the backbone."""
+        return self.backward_share > 0
+
 
 ALL_WEIGHTS = MethodCost(
-    flops_per_weight=6.0, bytes_per_weight=6.0, trains_all=True, keeps_inputs=True, keeps_rows=True
+    flops_per_weight=6.0, bytes_per_weight=6.0, trains_all=True, trains_layers=True, keeps_inputs=True, keeps_rows=True
 )
 """Of methods that train every weight."""
 FROZEN_BACKBONE = MethodCost(flops_per_weight=4.0, bytes_per_weight=4.0)
@@ -68,6 +75,10 @@ class PricedMethod(ABC):
     """With its usual settings."""
     quantised: ClassVar[str | None] = None
     """The method that takes less memory in its place, by weights of 4 bits."""
+
+    def usual_cost(self, shape: ModelShape) -> MethodCost:
+        """With its usual settings, of a model of this shape."""
+        return self.cost
 
     @abstractmethod
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
@@ -112,6 +123,10 @@ class Method(PricedMethod):
             return f"export: {spec.export} is for adapters, and method: {self.name} changes the base itself: use merged"
         if spec.export in ("merged", "both") and not self.can_merge:
             return f"export: {spec.export} cannot be: method: {self.name} adds what no weight can hold: use adapter"
+        if spec.layerwise.is_on and not self.cost.trains_layers:
+            return f"layerwise is for methods that train layers of the base and method: {self.name} does not: remove it"
+        if spec.layerwise.is_on and (self.is_from_scratch or spec.model.base is None):
+            return "layerwise keeps what lower layers have learnt, and new weights have learnt nothing: remove it"
         return self._zero_problem(spec)
 
     def _zero_problem(self, spec: RunSpec) -> str | None:

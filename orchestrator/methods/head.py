@@ -19,7 +19,7 @@ class Head(Method):
     name = "head"
     aliases = ("frozen", "features")
     strategy: ClassVar[Strategy] = "features"
-    cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, passes_back=False)
+    cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, backward_share=0.0)
     is_advised = True
     colour, marker = 2, "^"
 

@@ -10,6 +10,7 @@ from orchestrator.methods.base import Method, PricedMethod
 from orchestrator.methods.full import Full
 from orchestrator.methods.head import Head
 from orchestrator.methods.ia3 import Ia3
+from orchestrator.methods.last_layers import LastLayers
 from orchestrator.methods.lora import Lora
 from orchestrator.methods.prefix import Prefix
 from orchestrator.methods.prompt_tuning import PromptTuning
@@ -27,6 +28,8 @@ def method_of(name: MethodName) -> Method:
     match name:
         case "full":
             return Full()
+        case "last_layers":
+            return LastLayers()
         case "lora":
             return Lora()
         case "ia3":

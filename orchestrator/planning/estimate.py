@@ -171,7 +171,7 @@ def _memory(workload: Workload, shape: ModelShape, stage: int) -> MemoryEstimate
     memory = peak_memory(
         _layout(workload, stage),
         shape=shape,
-        method=method.cost,
+        method=method.usual_cost(shape),
         trainable=method.usual_parameters(shape, rank=workload.lora_rank),
         trainer=Trainer(master_weights=_keeps_master(workload), optimizer=workload.optimizer),
     )
@@ -213,7 +213,7 @@ def _choose_stage(workload: Workload, shape: ModelShape, trainable: int) -> tupl
 
 
 def _cost(workload: Workload, shape: ModelShape, trainable: int) -> RunCost:
-    method = PRICED[workload.method].cost
+    method = PRICED[workload.method].usual_cost(shape)
     flops = workload.tokens * flops_per_token(
         shape, method=method, trainable=trainable, sequence_length=workload.sequence_length
     )

@@ -231,9 +231,10 @@ def _activation_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> 
     layer = layout.tokens * _layer_bytes_per_token(layout, shape, method) + layout.weight_bytes * method.kept_per_layer
     if not method.passes_back:
         return layer  # the backbone keeps nothing; one layer's tensors are alive at a time
+    layers = shape.layers * method.backward_share
     if layout.activation_checkpointing:
-        return shape.layers * layout.tokens * layout.weight_bytes * shape.hidden + layer
-    return shape.layers * layer
+        return layers * layout.tokens * layout.weight_bytes * shape.hidden + layer
+    return layers * layer
 
 
 def _layer_bytes_per_token(layout: Layout, shape: ModelShape, method: MethodCost) -> float:

@@ -63,8 +63,8 @@ def flops_per_token(shape: ModelShape, *, method: MethodCost, trainable: int, se
     Weights that count are those multiplied with every token: no lookup tables, but the output layer also when it
     is tied to one, and no classification head, which sees one position per text. A masked language model's output
     layer and the dense layer before it count in full: Hugging Face's heads compute every position, predicted or not.
-    Frozen weights need no weight gradient (`lora` and its like: 4), and below a trained head no gradient at all
-    (`head`: 2).
+    Frozen weights need no weight gradient (`lora` and its like: 4), and below a trained head or layer no gradient at
+    all (`head`: 2).
     Attention adds 12 x layers x width x length, half of it where a token sees only those before it (PaLM, app. B).
     """
     weights = shape.parameters + shape.used_again - shape.embedding_parameters - shape.head_parameters
@@ -72,6 +72,8 @@ def flops_per_token(shape: ModelShape, *, method: MethodCost, trainable: int, se
         weights += shape.vocab * shape.hidden
     width = shape.heads * shape.head_dim
     attention = 12 * shape.layers * width * sequence_length * (0.5 if shape.causal else 1.0)
+    if method.trains_layers and not method.trains_all:
+        return (2 + 4 * method.backward_share) * weights + attention * (1 + 2 * method.backward_share) / 3
     if not method.passes_back:
         return 2 * weights + attention / 3 + 6 * trainable / sequence_length
     if not method.trains_all:

@@ -93,17 +93,24 @@ class Engine:
             self._undo_first_step()
 
     def step(
-        self, micro_batches: Sequence[Batch], learning_rate: float, *, seeds: Sequence[int]
+        self,
+        micro_batches: Sequence[Batch],
+        learning_rate: float,
+        *,
+        seeds: Sequence[int],
+        scales: Sequence[float] | None = None,
     ) -> tuple[torch.Tensor, float | None]:
         """One optimizer step over this rank's micro-batches, dropout drawn from a seed for each.
 
+        `scales` are what the learning rate is multiplied by in each group; None is 1.
         Returns this rank's part of the mean loss over the global batch (0-d tensor; the mean over all ranks is that),
         and the global gradient norm before clipping. Of a step that fp16's loss scaler leaves out, to go on at a
         smaller scale, there is no norm; without a smaller one it is inf.
         """
         scale = self._loss_scale()
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        groups = self._engine.optimizer.param_groups
+        for group, scale_of in zip(groups, scales or [1.0] * len(groups), strict=True):
+            group["lr"] = learning_rate * scale_of
         self._engine.train()
         total = torch.zeros((), device=self._device)
         norm = None

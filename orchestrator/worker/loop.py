@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.checkpoints import catalog
-from orchestrator.methods.registry import method_of
 from orchestrator.runs.heartbeat import Phase
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.samples.batches import open_split
@@ -31,7 +30,7 @@ from orchestrator.worker.engine import Engine, join_process_group
 from orchestrator.worker.evaluation import evaluate
 from orchestrator.worker.export import Sample, check_batch, export
 from orchestrator.worker.forward_timer import collectives_begun
-from orchestrator.worker.lr_schedule import learning_rate
+from orchestrator.worker.lr_schedule import layer_scale, learning_rate
 from orchestrator.worker.measurement import Pace, figures
 from orchestrator.worker.objectives import objective_for
 from orchestrator.worker.recovery import RecoveryManager
@@ -95,11 +94,12 @@ class _Loop:
 
     def _build(self) -> Engine:
         """A new engine on the weights that the run begins with."""
-        model, spec = models.build_model(self._spec, self._plan, self._job.data, say=self._note), self._spec
+        model = models.build_model(self._spec, self._plan, self._job.data, say=self._note)
+        self._parts = models.ParameterGroups.of(model, self._spec)
         return Engine(
             model,
             plan=self._plan,
-            groups=models.parameter_groups(model, spec.training.weight_decay, decays=method_of(spec.method).decays),
+            groups=self._parts.groups,
             objective=self._objective,
             context=self._context,
         )
@@ -198,7 +198,7 @@ class _Loop:
         share = self._data.share(step, skipped=self._recovery.skipped)
         reading_s = time.monotonic() - started
         rate = learning_rate(self._spec.training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
-        loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds)
+        loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds, scales=self._scales(step))
         self._account.add_step(
             seconds=time.monotonic() - started, tokens=share.tokens, padded_tokens=share.padded_tokens
         )
@@ -224,6 +224,14 @@ class _Loop:
         self._record(news if agreed.grad_norm is None else {**news, "train/grad_norm": agreed.grad_norm})
         self._hold()
         return agreed.wish
+
+    def _scales(self, step: int) -> list[float]:
+        """What the learning rate is multiplied by in each group."""
+        layerwise, layers = self._spec.layerwise, self._parts.layers
+        return [
+            layer_scale(layerwise, below_head=part, layers=layers, step=step, steps=self._steps)
+            for part in self._parts.below_head
+        ]
 
     def _hold(self) -> None:
         """Waits where a rehearsal of a death asks for it; the other ranks meet rank 0 at their next collective."""

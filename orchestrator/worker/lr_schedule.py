@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from orchestrator.spec import TrainingSpec
+from orchestrator.spec_methods import LayerwiseSpec
 
 
 def learning_rate(training: TrainingSpec, *, step: int, steps: int, warmup_steps: int) -> float:
@@ -24,3 +25,12 @@ def learning_rate(training: TrainingSpec, *, step: int, steps: int, warmup_steps
     shape = 1.0 - done if training.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     floor = training.final_learning_rate_fraction
     return peak * (floor + (1.0 - floor) * shape)
+
+
+def layer_scale(layerwise: LayerwiseSpec, *, below_head: int, layers: int, step: int, steps: int) -> float:
+    """What the learning rate of optimizer step `step` (from 0) of `steps` is multiplied by in a part of the model.
+
+    `below_head` is 0 for the head, 1 for the top layer, and `layers` + 1 for the embeddings. A part that waits has 0.
+    """
+    joins_at = layerwise.unfreeze_fraction * steps * below_head / (layers + 1)
+    return float(step >= joins_at) * layerwise.decay**below_head

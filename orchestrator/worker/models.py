@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from orchestrator.architectures.families import model_config, model_shape
 from orchestrator.architectures.weight_names import is_in_head
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.methods.last_layers import depths_of
 from orchestrator.methods.registry import method_of
 from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head, lacking
 from orchestrator.planning.run_plan import RunPlan
@@ -297,17 +299,47 @@ def _is_matrix(name: str, dimensions: int) -> bool:
 
 
 def parameter_groups(
-    model: torch.nn.Module, weight_decay: float, *, decays: Callable[[str, int], bool] = _is_matrix
+    model: torch.nn.Module,
+    weight_decay: float,
+    *,
+    decays: Callable[[str, int], bool] = _is_matrix,
+    only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those that decay, by name and number of dimensions, and those that do not.
 
+    `only` are the names of those to take; None takes all.
     ZeRO-3 shards hide shapes, so the original ones (`ds_shape`) are read where they are.
     """
-    decay: list[Any] = []
-    plain: list[Any] = []
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (only is None or name in only):
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            (decay if decays(name, len(shape)) else plain).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            groups[0 if decays(name, len(shape)) else 1]["params"].append(parameter)
     return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroups:
+    """What an optimizer trains, in groups whose learning rates may differ."""
+
+    groups: list[dict[str, Any]]
+    below_head: list[int]
+    """Of each group: 0 behind the layers, 1 in the top layer, `layers` + 1 before them."""
+    layers: int
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, spec: RunSpec) -> ParameterGroups:
+        """Of a module that is ready to be trained; the parts of the model are kept apart where their rates differ."""
+        decay, decays = spec.training.weight_decay, method_of(spec.method).decays
+        if not spec.layerwise.is_on:
+            groups = parameter_groups(model, decay, decays=decays)
+            return cls(groups=groups, below_head=[0] * len(groups), layers=0)
+        depths = depths_of(model)
+        layers = max((depth for depth in depths.values() if depth is not None), default=-1) + 1
+        groups, below_head = [], []
+        for part in range(layers + 2):
+            names = {name for name, depth in depths.items() if part == (0 if depth is None else layers - depth)}
+            found = parameter_groups(model, decay, decays=decays, only=names)
+            groups += found
+            below_head += [part] * len(found)
+        return cls(groups=groups, below_head=below_head, layers=layers)
