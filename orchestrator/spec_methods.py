@@ -13,7 +13,7 @@ from orchestrator.spec_numbers import Rate, SmallCount
 from orchestrator.spec_survival import Block
 
 Export = Literal["auto", "merged", "adapter", "both"]
-MethodName = Literal["full", "last_layers", "lora", "ia3", "head", "scratch"]
+MethodName = Literal["full", "last_layers", "lora", "ia3", "prefix", "prompt_tuning", "head", "scratch"]
 
 
 class LoraSpec(Block):
@@ -51,6 +51,20 @@ class LastLayersSpec(Block):
     """How many layers are trained, from the top, with all that lies behind them."""
 
 
+class PrefixSpec(Block):
+    """Used by `method: prefix`."""
+
+    tokens: SmallCount = 50
+    """Keys and values that are learnt in every layer."""
+
+
+class PromptTuningSpec(Block):
+    """Used by `method: prompt_tuning`."""
+
+    tokens: SmallCount = 100
+    """Embeddings that are learnt in front of every sample."""
+
+
 class LayerwiseSpec(Block):
     """Learning rates that differ from layer to layer, of `method: full` and `last_layers` on a base."""
 
@@ -73,14 +87,19 @@ class MethodChoice(Block):
 
     method: MethodName = "full"
     """Fine-tuning: `full` trains every weight, `last_layers` the layers at the top and the head, `lora` low-rank
-    adapters, `ia3` factors of keys, values and the MLP, `head` only a new head on frozen features, `scratch` the same
-    architecture with new weights, to compare with."""
+    adapters, `ia3` factors of keys, values and the MLP, `prefix` keys and values in front of every layer's and
+    `prompt_tuning` embeddings in front of every sample (`task: causal-lm`), `head` only a new head on frozen features,
+    `scratch` the same architecture with new weights, to compare with."""
     last_layers: LastLayersSpec = LastLayersSpec()
     """Settings for `method: last_layers`."""
     layerwise: LayerwiseSpec = LayerwiseSpec()
     """Learning rates by layer."""
     lora: LoraSpec = LoraSpec()
     """Adapter settings for `method: lora`."""
+    prefix: PrefixSpec = PrefixSpec()
+    """Settings for `method: prefix`."""
+    prompt_tuning: PromptTuningSpec = PromptTuningSpec()
+    """Settings for `method: prompt_tuning`."""
     export: Export = "auto"
     """What is left of a model with adapters: a `merged` one that loads like any other, the small `adapter` folder of
     peft, which needs the base, or `both`; `auto` is merged where the method can be."""
@@ -97,8 +116,7 @@ class MethodChoice(Block):
         later = {name for name in ("rslora", "dora") if not getattr(lora, name)}
         block = lora.model_dump(mode="json", exclude=later)
         kept = {"method": self.method, "lora": block if lora.targets != "attention" else {**block, "targets": None}}
-        own = {name: getattr(self, name) for name in ("last_layers", "layerwise", "export")}
-        usual = {name: type(self).model_fields[name].default for name in own}
-        unused = {"last_layers"} - {self.method}
-        used = {name: value for name, value in own.items() if value != usual[name] and name not in unused}
-        return kept | self.model_dump(mode="json", include=set(used))
+        blocks = {"last_layers", "prefix", "prompt_tuning"} - {self.method}
+        fields = {name: field.default for name, field in MethodChoice.model_fields.items()}
+        used = {name for name in fields.keys() - kept.keys() - blocks if getattr(self, name) != fields[name]}
+        return kept | self.model_dump(mode="json", include=used)

@@ -48,7 +48,14 @@ def test_every_name_of_a_spec_has_one_object_in_a_file_of_its_name() -> None:
     assert [method_of(name).name for name in NAMES] == list(NAMES)
     assert [method.name for method in METHODS] == list(NAMES)
     files = {path.stem for path in Path(registry.__file__).parent.glob("*.py")}
-    assert files == {*(method.name for method in PRICED.values()), "__init__", "base", "peft_method", "registry"}
+    assert files == {
+        *(method.name for method in PRICED.values()),
+        "__init__",
+        "base",
+        "peft_method",
+        "registry",
+        "virtual_tokens",
+    }
 
 
 def test_every_method_is_priced_by_one_object_under_all_its_names() -> None:

@@ -42,6 +42,8 @@ class MethodCost:
     """The same, in elements whatever the tokens."""
     is_quantised: bool = False
     """Whether the backbone is stored in 4 bits, which each pass turns into 16."""
+    kept_per_sample: float = 0.0
+    """The same, in elements for each sample."""
     virtual_tokens: int = 0
     """Put before every sample."""
 
@@ -127,6 +129,8 @@ class Method(PricedMethod):
             return f"layerwise is for methods that train layers of the base and method: {self.name} does not: remove it"
         if spec.layerwise.is_on and (self.is_from_scratch or spec.model.base is None):
             return "layerwise keeps what lower layers have learnt, and new weights have learnt nothing: remove it"
+        if spec.training.activation_checkpointing is True and not self.recomputes:
+            return f"training.activation_checkpointing: a layer computed again would lose its {self.name}: remove it"
         return self._zero_problem(spec)
 
     def _zero_problem(self, spec: RunSpec) -> str | None:
@@ -138,6 +142,13 @@ class Method(PricedMethod):
                 f"deepspeed.{asked} splits the weights that method: {self.name} reads whole: use stage {most} or less"
             )
         return None
+
+    recomputes: ClassVar[bool] = True
+    """Whether activations can be computed again in the backward pass."""
+
+    def positions(self, spec: RunSpec) -> int:
+        """Places of the context that it takes from every sample."""
+        return 0
 
     def largest_zero_stage(self, spec: RunSpec) -> int:
         """The highest ZeRO stage that it trains under."""
@@ -158,6 +169,10 @@ class Method(PricedMethod):
     def trains_new_masked_lm_head(self, model_type: str) -> bool:
         """Whether a masked-LM head that a base comes without is trained, not left as it was drawn."""
         return True
+
+    def reads(self, model: Module) -> list[Any]:
+        """Parameters of a module whose values `adapt` looks at: under ZeRO-3 they must be whole meanwhile."""
+        return []
 
     def adapt(self, model: Module, spec: RunSpec) -> Module:
         """The module with the right parameters trainable. Raises ModelError where it lacks what the method needs."""

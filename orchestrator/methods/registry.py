@@ -34,6 +34,10 @@ def method_of(name: MethodName) -> Method:
             return Lora()
         case "ia3":
             return Ia3()
+        case "prefix":
+            return Prefix()
+        case "prompt_tuning":
+            return PromptTuning()
         case "head":
             return Head()
         case "scratch":
@@ -44,7 +48,7 @@ def method_of(name: MethodName) -> Method:
 
 METHODS: tuple[Method, ...] = tuple(method_of(name) for name in get_args(MethodName))
 """All that `run` trains by."""
-_PRICED_ALONE: tuple[PricedMethod, ...] = (QLora(), Prefix(), PromptTuning(), LlamaAdapter())
+_PRICED_ALONE: tuple[PricedMethod, ...] = (QLora(), LlamaAdapter())
 PRICED: Mapping[str, PricedMethod] = {
     name: method for method in (*METHODS, *_PRICED_ALONE) for name in (method.name, *method.aliases)
 }

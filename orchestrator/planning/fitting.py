@@ -84,6 +84,7 @@ def layout_options(spec: RunSpec, site: Site, precision: ChosenPrecision) -> lis
     return [
         replace(start, zero_stage=stage, offload=offload, activation_checkpointing=recompute)
         for recompute in _checkpointing(training.activation_checkpointing)
+        if not recompute or method_of(spec.method).recomputes
         for stage, offload in _zero_options(spec, site)
     ]
 

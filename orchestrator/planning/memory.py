@@ -228,7 +228,8 @@ def _weight_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> floa
 
 def _activation_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
     """What the forward pass keeps for the backward pass."""
-    layer = layout.tokens * _layer_bytes_per_token(layout, shape, method) + layout.weight_bytes * method.kept_per_layer
+    besides = method.kept_per_layer + layout.micro_batch * method.kept_per_sample
+    layer = layout.tokens * _layer_bytes_per_token(layout, shape, method) + layout.weight_bytes * besides
     if not method.passes_back:
         return layer  # the backbone keeps nothing; one layer's tensors are alive at a time
     layers = shape.layers * method.backward_share

@@ -7,7 +7,7 @@ sentence with its figures in `RunPlan.reasons`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, model_config, model_shape
@@ -66,7 +66,7 @@ class _Job:
 
     def memory(self, layout: Layout) -> MemoryEstimate:
         return peak_memory(
-            layout,
+            replace(layout, sequence_length=layout.sequence_length + self.method.virtual_tokens),
             shape=self.shape,
             method=self.method,
             trainable=self.trainable,
@@ -198,9 +198,10 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
     """What is to be trained; its spec has the length of the longest batch instead of the cut-off."""
     shape, trainable, about_base = _shape(spec, counts)
     length, method = training_length(spec, counts), method_of(spec.method).cost_of(spec, shape)
+    computed = [(columns + method.virtual_tokens, share) for columns, share in length.columns]
     flops = sum(
         share * columns * flops_per_token(shape, method=method, trainable=trainable, sequence_length=columns)
-        for columns, share in length.columns
+        for columns, share in computed
     )
     data = spec.data.model_copy(update={"sequence_length": length.longest})
     return _Job(
@@ -324,12 +325,15 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
     if config["model_type"] not in (*DECODERS, *ENCODERS):  # whose tasks are known
         check_supported(config, spec.task)
     shape = model_shape(config, task=spec.task, num_labels=None if counts is None else counts.num_labels)
-    if shape.context is not None and length > shape.context:
+    virtual = method_of(spec.method).positions(spec)
+    if shape.context is not None and length + virtual > shape.context:
+        beside = f" and {virtual} virtual tokens" if virtual else ""
+        room = shape.context - virtual
         raise ModelError(
             "the samples are longer than the model's context",
-            got=f"data.sequence_length: {length}",
+            got=f"data.sequence_length: {length}{beside}",
             allowed=f"at most {shape.context} tokens",
-            do=f"set data.sequence_length={shape.context}",
+            do=f"set data.sequence_length={room}" if room > 0 else f"set {spec.method}.tokens below {shape.context}",
         )
     notes = base_notes(spec, config, shape, label_names=None if counts is None else counts.label_names)
     return shape, trainable_parameters(spec, shape), notes

@@ -53,7 +53,9 @@ def build_model(
     if plan.activation_checkpointing:
         # The reentrant kind needs inputs with gradients, which would send a frozen backbone's backward pass to its end.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    adapted: torch.nn.Module = method_of(spec.method).adapt(model, spec)
+    method = method_of(spec.method)
+    with _gathered(method.reads(model)):
+        adapted: torch.nn.Module = method.adapt(model, spec)
     if plan.zero_stage == 3:
         _cast(adapted, DTYPES[plan.precision])
     return adapted
