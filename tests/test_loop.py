@@ -49,6 +49,9 @@ CASES: list[tuple[MakeJob, dict[str, Any]]] = [
     (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 3}),
     (classify, {"method": "lora", "deepspeed__zero_stage": 3, "training__precision": "bf16"}),
     (classify, {"method": "head", "deepspeed__zero_stage": 2}),
+    (classify, {"method": "head", "resources__workers": 2}),
+    (classify, {"method": "ia3", "resources__workers": 2, "deepspeed__zero_stage": 3}),
+    (classify, {"method": "last_layers", "last_layers": {"layers": 1}, "layerwise": {"decay": 0.5}}),
     (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 2}),
     (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 3, "training__micro_batch": 2}),
 ]

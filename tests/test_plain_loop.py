@@ -66,6 +66,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "masked-lm, scratch": (2, {"method": "scratch"}),
     "text-classification, full": (0, {}),
     "text-classification, head": (3, {"method": "head"}),
+    "text-classification, head of kept features": (2, {"method": "head"}),
     "text-classification, lora": (2, LORA),
     "text-classification, ia3": (3, {"method": "ia3"}),
     "text-classification, last_layers": (2, {"method": "last_layers", "last_layers": {"layers": 1}}),

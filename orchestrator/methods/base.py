@@ -143,6 +143,8 @@ class Method(PricedMethod):
             )
         return None
 
+    keeps_features: ClassVar[bool] = False
+    """Whether what the backbone makes of a row is the same in every pass, so that it is computed once and kept."""
     recomputes: ClassVar[bool] = True
     """Whether activations can be computed again in the backward pass."""
 

@@ -21,6 +21,7 @@ class Head(Method):
     strategy: ClassVar[Strategy] = "features"
     cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, backward_share=0.0)
     is_advised = True
+    keeps_features = True
     colour, marker = 2, "^"
 
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:

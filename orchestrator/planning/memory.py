@@ -97,7 +97,8 @@ class MemoryEstimate:
     load_gib: float
     """Before training, where every device holds all weights until they are sharded; it never meets the rest."""
     checkpoint_gib: float
-    """On a CPU, the copy of rank 0's state that is written behind the training; on a GPU it counts as host memory."""
+    """On a CPU, the copy of rank 0's state that is written behind the training, and features; on a GPU they count as
+    host memory."""
     host_gib: float
     """Pinned host memory per worker, for what is offloaded and the copy of a checkpoint; no part of the peak."""
     spread: Interval = ON_A_CPU
@@ -134,6 +135,8 @@ class Trainer:
     """Whether the whole model is on every device before it is sharded, as in DeepSpeed without `zero.Init`."""
     copies_checkpoints: bool = False
     """Whether a copy in host memory is kept for checkpoints, as `run` does."""
+    features: int = 0
+    """Rows whose features every worker keeps in host memory, as wide as the model, in fp32."""
     accumulates: bool = False
     """Whether gradients of several micro-batches are summed: those of bf16 in fp32, 4 bytes each."""
 
@@ -159,6 +162,7 @@ def peak_memory(
         held = _weight_bytes(layout, shape, method) / layout.workers if layout.offload == "all" else 0
         host = 1.5 * (16 * shared + held)
     copied = _checkpoint_bytes(layout, trainable, states) if trainer.copies_checkpoints else 0.0
+    copied += 4 * shape.hidden * trainer.features
     on_cpu = layout.device == "cpu"
     gradient = 4 if trainer.accumulates and layout.precision == "bf16" else width
     activations = _activation_bytes(layout, shape, method)

@@ -54,6 +54,7 @@ class _Job:
     about_base: tuple[str, ...]
     """What a user should know of the base model."""
     flops_per_step: float
+    counts: DatasetCounts | None
     length: Length
 
     @property
@@ -64,7 +65,29 @@ class _Job:
     def padded_tokens_per_step(self) -> float:
         return self.length.padded_tokens(self.spec.training.global_batch)
 
+    def keeps_features(self, layout: Layout) -> bool:
+        """Whether the rows' features are computed once: where they are seen again, and no rank has only a part of the
+        backbone."""
+        return (
+            method_of(self.spec.method).keeps_features
+            and self.shape.exact
+            and layout.zero_stage < 3
+            and self.counts is not None
+            and self.steps is not None
+            and self.steps * self.spec.training.global_batch > self.counts.train_samples
+        )
+
+    def flops(self, layout: Layout) -> tuple[float, float]:
+        """Before the first step, and of each step."""
+        if not self.keeps_features(layout):
+            return 0.0, self.flops_per_step
+        assert self.counts is not None
+        head = 6.0 * self.trainable  # of one position for each row
+        batch = self.spec.training.global_batch
+        return self.counts.train_samples * (self.flops_per_step / batch - head), batch * head
+
     def memory(self, layout: Layout) -> MemoryEstimate:
+        rows = self.counts.train_samples + self.counts.validation_samples if self.counts else 0
         return peak_memory(
             replace(layout, sequence_length=layout.sequence_length + self.method.virtual_tokens),
             shape=self.shape,
@@ -73,15 +96,18 @@ class _Job:
             trainer=Trainer(
                 predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
                 copies_checkpoints=True,
+                features=rows if self.keeps_features(layout) else 0,
                 accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
             ),
         )
 
     def cost(self, site: Site, layout: Layout) -> RunCost:
         batch = self.spec.training.global_batch
+        once, each = self.flops(layout)
         return run_cost(
             PricedRun(
-                flops_per_step=self.flops_per_step,
+                flops_once=once,
+                flops_per_step=each,
                 steps=self.steps or _NOMINAL_STEPS,
                 workers=layout.workers,
                 device=site.device,
@@ -141,7 +167,7 @@ def make_plan(
     cost = None if steps is None else job.cost(site, layout)
     reasons = (site.reason + why_workers, *way.reasons, *job.length.reasons, *_notes(job, counts, kept))
     reasons += cost.reasons if cost else ()
-    reasons += tuple(_budget_note(spec, cost, job.flops_per_step, steps))
+    reasons += tuple(_cost_notes(job, layout, cost))
     if not fits(memory, site):
         reasons += (remedy(spec, site, layout, job.memory),)
     accumulation = training.global_batch // layout.workers // layout.micro_batch
@@ -161,7 +187,8 @@ def make_plan(
         padded_tokens_per_step=round(job.padded_tokens_per_step),
         parameters=job.shape.parameters,
         trainable_parameters=job.trainable,
-        flops_per_step=job.flops_per_step,
+        flops_per_step=job.flops(layout)[1],
+        flops_once=job.flops(layout)[0],
         usd_per_device_hour=site.usd_per_device_hour or 0.0,
         states_gib=memory.states_gib,
         peak_gib=memory.peak_gib,
@@ -211,6 +238,7 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
         method=method,
         about_base=about_base,
         flops_per_step=spec.training.global_batch * flops,
+        counts=counts,
         length=length,
     )
 
@@ -367,16 +395,19 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
         yield "search: this is the base training; every trial is planned on its own"
 
 
-def _budget_note(spec: RunSpec, cost: RunCost | None, flops_per_step: float, steps: int | None) -> Iterator[str]:
-    """A warning where the middle estimate is above the budget, which would stop the run early."""
-    budget = spec.parsed_budget
+def _cost_notes(job: _Job, layout: Layout, cost: RunCost | None) -> Iterator[str]:
+    """What is computed once, and a warning where the middle estimate is above the budget, which would stop the run
+    early."""
+    budget, steps, (once, each) = job.spec.parsed_budget, job.steps, job.flops(layout)
+    if once:
+        yield "features: the frozen backbone reads every row once; after that a step costs the head alone"
     if budget is None or cost is None or steps is None:
         return
     needs = {
         "usd": cost.usd.mid if cost.usd else 0.0,  # no price was refused with the placement
         "gpu-hours": cost.gpu_hours.mid,
         "hours": cost.wall_hours.mid,
-        "flops": flops_per_step * steps,
+        "flops": once + each * steps,
     }[budget.unit]
     if needs > budget.amount:
         yield (

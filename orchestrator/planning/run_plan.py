@@ -129,6 +129,8 @@ class RunPlan:
     trainable_parameters: int
     flops_per_step: float
     """Model FLOPs of one optimizer step, on average: padding and attention included, recomputation not."""
+    flops_once: float
+    """Model FLOPs before the first step: of features of a frozen backbone, which are kept. 0 where none are."""
     usd_per_device_hour: float
     """Price of one device; on a CPU of one worker with its cores. 0 where none is known, and then `usd` is None."""
     states_gib: float

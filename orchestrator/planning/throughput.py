@@ -93,6 +93,8 @@ class PricedRun:
     flops_per_step: float
     """Model FLOPs."""
     steps: int
+    flops_once: float = 0.0
+    """Before the first step."""
     workers: int
     device: Device
     precision: Precision
@@ -121,7 +123,7 @@ def run_cost(run: PricedRun) -> RunCost:
     """Hours and money of a training's steps and its start."""
     cores = run.cpus_per_worker if run.device.kind == "cpu" else 1
     speed = cores * run.device.peak_flops(run.precision)
-    work = run.flops_per_step * run.steps * (DEQUANTISATION if run.method.is_quantised else 1.0)
+    work = (run.flops_once + run.flops_per_step * run.steps) * (DEQUANTISATION if run.method.is_quantised else 1.0)
     fraction, goodput, reasons = _fraction(
         run.device, run.precision, work / cores, workers=run.workers, parameters=run.parameters
     )

@@ -40,7 +40,7 @@ class TextClassification(LearntTask):
 
 
 def _logits(model: Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits: Tensor = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
     return logits.float()
 
 

@@ -133,7 +133,8 @@ class Account:
             hours=state.wall_seconds / 3600,
             gpu_hours=gpu_hours,
             usd=gpu_hours * self._plan.usd_per_device_hour,
-            flops=state.padded_tokens * self._plan.flops_per_step / self._plan.padded_tokens_per_step,
+            flops=self._plan.flops_once
+            + state.padded_tokens * self._plan.flops_per_step / self._plan.padded_tokens_per_step,
         )
 
     def decide(self, budget: Budget) -> BudgetDecision:

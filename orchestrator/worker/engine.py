@@ -57,6 +57,11 @@ def join_process_group(plan: RunPlan, context: WorkerContext) -> None:
     _import_deepspeed(plan).init_distributed(dist_backend=backend, dist_init_required=False)
 
 
+def device_of(plan: RunPlan, context: WorkerContext) -> torch.device:
+    """This rank's."""
+    return torch.device(f"cuda:{context.local_rank}" if plan.device == "cuda" else "cpu")
+
+
 class Engine:
     """One rank's share of a DeepSpeed training."""
 
@@ -75,7 +80,7 @@ class Engine:
         self._plan = plan
         self._objective = objective
         self._is_leader = context.rank == 0
-        self._device = torch.device(f"cuda:{context.local_rank}" if plan.device == "cuda" else "cpu")
+        self._device = device_of(plan, context)
         self._trains_all = all(parameter.requires_grad for parameter in model.parameters())
         self._forget_peak()
         self._engine, *_ = deepspeed.initialize(

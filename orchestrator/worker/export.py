@@ -55,13 +55,19 @@ class Sample:
     """On the CPU in fp32 or fp64."""
 
 
-def check_batch(samples: Samples, plan: RunPlan) -> Batch:
-    """The first held-out samples, cut to as many tokens as their comparison is worth; the same on every rank."""
+def first_batch(samples: Samples) -> Batch:
+    """What a model is given for the first held-out samples; the same on every rank."""
     indices = np.arange(min(_ROWS, len(samples)))
-    most = _MOST_FLOPS / (2 * plan.parameters * len(indices))
-    columns = int(min(_COLUMNS, max(_LEAST_COLUMNS, most)))
     batch = tensors(samples.batch(indices, pad_to=samples.padded_length(indices)))
-    return {name: batch[name][:, :columns] for name in ("input_ids", "attention_mask") if name in batch}
+    return {name: batch[name] for name in ("input_ids", "inputs_embeds", "attention_mask") if name in batch}
+
+
+def check_batch(samples: Samples, plan: RunPlan, *, whole: bool = False) -> Batch:
+    """The first held-out samples, cut to as many tokens as their comparison is worth unless they are wanted whole."""
+    batch = first_batch(samples)
+    most = _MOST_FLOPS / (2 * plan.parameters * len(batch["input_ids"]))
+    columns = None if whole else int(min(_COLUMNS, max(_LEAST_COLUMNS, most)))
+    return {name: values[:, :columns] for name, values in batch.items()}
 
 
 def export(

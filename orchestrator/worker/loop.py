@@ -19,16 +19,17 @@ from orchestrator.atomic_file import read_json, write_json
 from orchestrator.checkpoints import catalog
 from orchestrator.runs.heartbeat import Phase
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
-from orchestrator.samples.batches import open_split
+from orchestrator.samples.batches import Samples, open_split
 from orchestrator.samples.masking import Masking
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker import models
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import Consensus, ControlSignal
 from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
-from orchestrator.worker.engine import Engine, join_process_group
+from orchestrator.worker.engine import Engine, device_of, join_process_group
 from orchestrator.worker.evaluation import evaluate
-from orchestrator.worker.export import Sample, check_batch, export
+from orchestrator.worker.export import Sample, check_batch, export, first_batch
+from orchestrator.worker.features import FeatureSamples, HeadAlone
 from orchestrator.worker.forward_timer import collectives_begun
 from orchestrator.worker.lr_schedule import layer_scale, learning_rate
 from orchestrator.worker.measurement import Pace, figures
@@ -74,11 +75,12 @@ class _Loop:
         self._heartbeat.count(collectives_begun)
         training = job.spec.training
         masking = Masking(rate=training.masking_rate, seed=training.seed)
-        self._validation = open_split(job.data.path, "validation", masking=masking)
-        self._data = StepData(
-            open_split(job.data.path, "train", masking=masking), plan=job.plan, seed=training.seed, rank=context.rank
-        )
+        self._validation: Samples = open_split(job.data.path, "validation", masking=masking)
+        self._checked = self._validation
+        self._train: Samples = open_split(job.data.path, "train", masking=masking)
+        self._keeps_features = False
         self._engine = self._build()
+        self._data = StepData(self._train, plan=job.plan, seed=training.seed, rank=context.rank)
         self._recovery = RecoveryManager(
             self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
         )
@@ -95,6 +97,8 @@ class _Loop:
     def _build(self) -> Engine:
         """A new engine on the weights that the run begins with."""
         model = models.build_model(self._spec, self._plan, self._job.data, say=self._note)
+        if self._plan.flops_once:
+            self._keep_features(model)
         self._parts = models.ParameterGroups.of(model, self._spec)
         return Engine(
             model,
@@ -103,6 +107,27 @@ class _Loop:
             objective=self._objective,
             context=self._context,
         )
+
+    def _keep_features(self, model: Any) -> None:
+        """Takes the backbone out of the model, and at the first time has it read every row before.
+
+        Where the head does not read one vector of a row, all stays as it is.
+        """
+        alone = HeadAlone(model, dtype=models.DTYPES[self._plan.precision], device=device_of(self._plan, self._context))
+        if not self._keeps_features:
+            read = alone.reading(self._train)
+            if read is None:
+                self._note("features: the head does not read one vector of a row, so the backbone is run in every pass")
+                return
+            self._train, self._validation = (
+                FeatureSamples(rows, alone.compute(rows, read, before_batch=self._show_life))
+                for rows in (self._train, self._validation)
+            )
+            self._keeps_features = True
+        alone.cut()
+
+    def _show_life(self) -> None:
+        self._heartbeat.enter("evaluating", 0)
 
     def _note(self, note: str) -> None:
         """Keeps what a user should know for the outcome, once however often the model is built."""
@@ -347,8 +372,11 @@ class _Loop:
         Raises ModelError on every rank when the folder does not compute what was trained; all is kept then.
         """
         self._begin("exporting")
-        batch, job, wrong = check_batch(self._validation, self._plan), self._job, None
-        trained, state = Sample(batch=batch, logits=self._engine.logits(batch)), self._engine.full_state()
+        batch, job, wrong = check_batch(self._checked, self._plan, whole=self._keeps_features), self._job, None
+        given = first_batch(self._validation) if self._keeps_features else batch
+        trained, state = Sample(batch=batch, logits=self._engine.logits(given)), self._engine.full_state()
+        if self._leads and self._keeps_features:  # the engine has the head alone
+            state = {**models.build_model(job.spec, job.plan, job.data).state_dict(), **state}
         if self._leads:
             self._recovery.check_fence()
             with catalog.storage_errors(job.run_folder, what="the model"):

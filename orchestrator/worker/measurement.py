@@ -78,13 +78,16 @@ def figures(
     assert plan.gpu_hours is not None
     start_hours = plan.workers * STARTUP_SECONDS.mid / 3600
     hours_per_step = (plan.gpu_hours.mid - start_hours) / plan.steps
+    speeds = {
+        "predicted/tokens_per_second": plan.tokens_per_step * plan.workers / (3600 * hours_per_step),
+        "measured/tokens_per_second": pace.tokens_per_second,
+    }
     return {
+        **({} if plan.flops_once else speeds),  # a head's steps say nothing of how fast a device reads tokens
         "predicted/gpu_hours": start_hours + hours_per_step * step,
         "measured/gpu_hours": gpu_hours,
         "predicted/peak_gib": plan.peak_gib.mid,
         "measured/peak_gib": peak_gib,
-        "predicted/tokens_per_second": plan.tokens_per_step * plan.workers / (3600 * hours_per_step),
-        "measured/tokens_per_second": pace.tokens_per_second,
         "measured/step_s": pace.step_s,
         "measured/goodput": pace.goodput,
         "measured/steps": float(pace.steps),
