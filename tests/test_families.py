@@ -157,6 +157,13 @@ def test_file_that_is_no_model_configuration_is_refused(tmp_path: Path, content:
         model_config(ModelSpec(base=str(tmp_path)))
 
 
+def test_an_adapter_in_the_place_of_a_base_is_told_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter") as error:
+        model_config(ModelSpec(base=str(tmp_path)))
+    assert "export=merged" in str(error.value.do)
+
+
 def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         model_config(ModelSpec(base=str(tmp_path)))

@@ -68,7 +68,7 @@ def test_every_method_is_priced_by_one_object_under_all_its_names() -> None:
 
 def test_the_advisor_writes_one_method_for_each_strategy() -> None:
     advised = [method.strategy for method in METHODS if method.is_advised]
-    assert sorted(advised) == sorted(set(advised)) == sorted({method.strategy for method in METHODS})
+    assert sorted(advised) == sorted(set(advised)) == sorted({method.strategy for method in METHODS} - {None})
 
 
 def test_plots_tell_all_methods_apart_with_and_without_colour() -> None:
@@ -80,3 +80,80 @@ def test_a_method_that_cannot_train_what_a_spec_asks_for_says_so() -> None:
         specs.spec(specs.PRETRAIN, method="lora")
     with pytest.raises(SpecError, match="head trains a new classification head"):
         specs.spec(specs.PRETRAIN, kind="finetune", model={"base": "base"}, method="head")
+
+
+# -- what a spec may ask of a method ---------------------------------------------------------------------------------
+
+
+def refusal(method: str, **changes: Any) -> str | None:
+    base: dict[str, Any] = {"kind": "finetune", "model": {"base": "base"}, "method": method}
+    try:
+        specs.spec(specs.PRETRAIN, **base, **changes)
+    except SpecError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "why"),
+    [
+        ("full", {"export": "adapter"}, "export: adapter is for adapters"),
+        ("last_layers", {"export": "both"}, "export: both is for adapters"),
+        ("prefix", {"export": "merged"}, "adds what no weight can hold: use adapter"),
+        ("lora", {"layerwise__decay": 0.5}, "layerwise is for methods that train layers of the base"),
+        ("scratch", {"layerwise__unfreeze_fraction": 0.5}, "new weights have learnt nothing"),
+        ("lora", {"lora": {"dora": True}, "deepspeed__zero_stage": 3}, "use zero_stage 2"),
+        ("lora", {"lora": {"dora": True}, "deepspeed__offload": "all"}, "deepspeed.offload: all splits weights"),
+        ("prefix", {"training__activation_checkpointing": True}, "would lose its prefix"),
+        ("prefix", {"task": "masked-lm"}, "prefix is for task: causal-lm"),
+        ("prompt_tuning", {"task": "masked-lm"}, "use lora or ia3"),
+        ("lora", {"lora": {"targets": "everything"}}, "all-linear, attention, or a list of names"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_with_the_way_out(method: str, changes: dict[str, Any], why: str) -> None:
+    assert why in (refusal(method, **changes) or "")
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("lora", {"export": "both", "lora": {"dora": True}, "deepspeed__zero_stage": 2}),
+        ("ia3", {"export": "adapter", "deepspeed__zero_stage": 3}),
+        ("full", {"layerwise": {"decay": 0.9, "unfreeze_fraction": 0.2}, "export": "merged"}),
+        ("last_layers", {"layerwise__decay": 0.9}),
+        ("prompt_tuning", {"export": "adapter", "training__activation_checkpointing": True}),
+    ],
+)
+def test_what_a_method_can_do_is_not(method: str, changes: dict[str, Any]) -> None:
+    assert refusal(method, **changes) is None
+
+
+def test_dora_is_planned_below_the_stage_that_splits_weights_and_prefixes_without_recomputation(tmp_path: Path) -> None:
+    from orchestrator.planning.fitting import layout_options
+    from orchestrator.planning.placement import choose_precision, place_workers
+    from orchestrator.planning.run_plan import ClusterShape, NodeShape
+
+    cluster = ClusterShape(nodes=(NodeShape(cpus=64, gpus=8, memory_gib=512.0),), device_name="A100-80GB")
+
+    def layouts(method: str, **changes: Any) -> list[Any]:
+        base = {"kind": "finetune", "model": {"base": "base"}, "method": method, "resources__workers": 4}
+        asked = specs.spec(specs.PRETRAIN, **base, **changes)
+        site = place_workers(asked, cluster, 4)
+        return layout_options(asked, site, choose_precision(asked, site.device)[0])
+
+    assert {one.zero_stage for one in layouts("lora")} == {0, 1, 2, 3}
+    assert {one.zero_stage for one in layouts("lora", lora={"dora": True})} == {0, 1, 2}
+    assert {one.activation_checkpointing for one in layouts("lora")} == {False, True}
+    assert {one.activation_checkpointing for one in layouts("prefix")} == {False}
+
+
+def test_virtual_tokens_take_places_of_the_context() -> None:
+    shape = model_shape(
+        {"model_type": "gpt2", **SIZES, "n_positions": 64, "n_layer": 2, "n_embd": 64, "n_head": 4}, task="causal-lm"
+    )
+    base = {"kind": "finetune", "model": {"base": "base"}}
+    for method, tokens in (("prefix", 50), ("prompt_tuning", 100), ("lora", 0)):
+        asked = specs.spec(specs.PRETRAIN, **base, method=method)
+        assert method_of(method).positions(asked) == tokens  # type: ignore[arg-type]
+    asked = specs.spec(specs.PRETRAIN, **base, method="prompt_tuning", prompt_tuning={"tokens": 7})
+    assert method_of("prompt_tuning").cost_of(asked, shape).virtual_tokens == 7

@@ -269,6 +269,12 @@ def _read_config(location: str, *, field: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (path / "adapter_config.json").exists():
+            raise ModelError(
+                f"{field} is an adapter, which is no model without its base",
+                got=path,
+                do="give a merged model: set export=merged in the run that made it, or merge it with peft",
+            ) from error
         raise ModelError(f"{field} holds no config.json", got=path, do="give a Hugging Face model folder") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not a Hugging Face configuration", got=error) from error

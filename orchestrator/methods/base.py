@@ -91,7 +91,8 @@ class Method(PricedMethod):
     """A method that `run` trains by: a value of `method` in a spec."""
 
     name: ClassVar[MethodName]
-    strategy: ClassVar[Strategy]
+    strategy: ClassVar[Strategy | None] = None
+    """The advisor's, whose expectations its runs tell about; None where they would tell of something else."""
     is_advised: ClassVar[bool] = False
     """Whether the advisor writes it into a spec for its strategy; one method for each strategy is."""
     is_from_scratch: ClassVar[bool] = False
@@ -139,7 +140,7 @@ class Method(PricedMethod):
         if most < 3 and (stage == 3 or offload == "all"):
             asked = "zero_stage: 3" if stage == 3 else "offload: all"
             return (
-                f"deepspeed.{asked} splits the weights that method: {self.name} reads whole: use stage {most} or less"
+                f"deepspeed.{asked} splits weights that method: {self.name} reads whole: use zero_stage {most} or less"
             )
         return None
 

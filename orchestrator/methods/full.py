@@ -16,7 +16,7 @@ class Full(Method):
     """See the module."""
 
     name: ClassVar[MethodName] = "full"
-    strategy: ClassVar[Strategy] = "full"
+    strategy: ClassVar[Strategy | None] = "full"
     cost = ALL_WEIGHTS
     is_advised = True
     quantised = "qlora"

@@ -18,7 +18,7 @@ class Head(Method):
 
     name = "head"
     aliases = ("frozen", "features")
-    strategy: ClassVar[Strategy] = "features"
+    strategy: ClassVar[Strategy | None] = "features"
     cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, backward_share=0.0)
     is_advised = True
     keeps_features = True

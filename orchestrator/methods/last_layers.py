@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from orchestrator.architectures.weight_names import depth_of
 from orchestrator.errors import ModelError
-from orchestrator.methods.base import ALL_WEIGHTS, Method, MethodCost, Module, Strategy
+from orchestrator.methods.base import ALL_WEIGHTS, Method, MethodCost, Module
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
@@ -21,7 +21,6 @@ class LastLayers(Method):
     """See the module."""
 
     name = "last_layers"
-    strategy: ClassVar[Strategy] = "full"
     cost = replace(ALL_WEIGHTS, trains_all=False)
     colour, marker = 5, "X"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.architectures.families import LLAMA_LIKE
 from orchestrator.errors import ModelError
-from orchestrator.methods.base import MethodCost, Module
+from orchestrator.methods.base import MethodCost, Module, Strategy
 from orchestrator.methods.peft_method import TRANSPOSED, PeftMethod, adaptable, linear_modules, within_layer
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Lora(PeftMethod):
     """See the module."""
 
     name = "lora"
+    strategy: ClassVar[Strategy | None] = "peft"
     is_advised = True
     quantised = "qlora"
     colour, marker = 1, "s"

@@ -12,11 +12,11 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS
 from orchestrator.architectures.weight_names import is_in_head
-from orchestrator.methods.base import FROZEN_BACKBONE, Method, Module, Strategy
+from orchestrator.methods.base import FROZEN_BACKBONE, Method, Module
 from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _UP_TO_LAYER = re.compile(r"^.*\.\d+\.")
 class PeftMethod(Method):
     """Small weights beside a frozen backbone, by a configuration of peft."""
 
-    strategy: ClassVar[Strategy] = "peft"
     cost = FROZEN_BACKBONE
     has_adapter = True
 

@@ -12,7 +12,7 @@ class Scratch(Full):
     """See the module."""
 
     name = "scratch"
-    strategy: ClassVar[Strategy] = "scratch"
+    strategy: ClassVar[Strategy | None] = "scratch"
     is_from_scratch = True
     epochs_factor = 1.5  # new weights took so many times those of full fine-tuning in runs on film reviews
     colour, marker = 3, "D"

@@ -16,7 +16,7 @@ from orchestrator.policy.pricing import Work, changes_of_price, longest_sample, 
 from orchestrator.policy.question import Learned, Question
 from orchestrator.policy.strategies import Name
 
-_STRATEGIES: dict[str, Name] = {method.name: method.strategy for method in METHODS}
+_STRATEGIES: dict[str, Name] = {method.name: method.strategy for method in METHODS if method.strategy is not None}
 
 
 def learn(question: Question, corrections: Corrections, *, data: str | None) -> Question:
@@ -68,8 +68,8 @@ def _expected_error(run: RunRecord, question: Question) -> float | None:
 
 
 def _expected_loss(run: RunRecord, question: Question) -> float | None:
-    strategy: Name = "scratch" if run.base_model is None else _STRATEGIES.get(run.method, "full")
-    if strategy == "features" or (question.base is None and strategy != "scratch"):
+    strategy = "scratch" if run.base_model is None else _STRATEGIES.get(run.method)
+    if strategy in (None, "features") or (question.base is None and strategy != "scratch"):
         return None
     sized = replace(question, tokens=float(run.train_tokens), learned=None)
     return language_expectation(strategy, sized, parameters=run.parameters, tokens=float(run.tokens_seen)).badness

@@ -25,7 +25,7 @@ PILOT_EXAMPLES = 1000
 PILOT_TOKENS = 2_000_000
 """Tokens of a pilot on raw text."""
 _METHODS: dict[Name, MethodName] = {
-    **{method.strategy: method.name for method in METHODS if method.is_advised},
+    **{method.strategy: method.name for method in METHODS if method.is_advised and method.strategy},
     "continued": "full",
 }
 _RAW_BATCH = 32

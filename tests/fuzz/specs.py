@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from orchestrator.load_spec import set_path
 from orchestrator.spec import RunSpec
+from orchestrator.spec_methods import MethodName
 from tests.fuzz.case import Case
 from tests.fuzz.values import WORDS, any_value, near_number
 from tests.specs import CLASSIFY, PRETRAIN
@@ -268,6 +269,11 @@ GENTLE: dict[str, tuple[Any, ...]] = {
     ),
     **dict.fromkeys(("training.steps", "training.tokens", "training.eval_every_steps"), (*SIZES, 10**12, 10**15)),
     **dict.fromkeys(("training.epochs", "training.learning_rate", "lora.alpha", "training.weight_decay"), RATES),
+    "export": ("auto", "merged", "adapter", "both"),
+    "lora.targets": ("all-linear", "attention", ["query"], ["c_attn", "nothing"], []),
+    "lora.dora": (True, False),
+    "layerwise": ({"decay": 1e-30}, {"decay": 0.5, "unfreeze_fraction": 0.999999}, {"unfreeze_fraction": 1e-30}),
+    **dict.fromkeys(("last_layers.layers", "prefix.tokens", "prompt_tuning.tokens"), (1, 2, 100, 10**4)),
     **dict.fromkeys(("lora.rank", "checkpoint.keep", "resources.max_failures"), (1, 2, 1000, 10**6)),
     "resources.workers": WORKERS,
     "resources.cpus_per_worker": (1, 2, 8, 10_000),
@@ -277,7 +283,7 @@ GENTLE: dict[str, tuple[Any, ...]] = {
     "training.precision": ("auto", "fp32", "bf16", "fp16"),
     "deepspeed": ("auto", {"zero_stage": 0}, {"zero_stage": 3, "offload": "all"}, {"offload": "optimizer"}),
     "training.activation_checkpointing": (True, False, "auto"),
-    "method": ("full", "lora", "head", "scratch"),
+    "method": get_args(MethodName),
     "training.warmup_fraction": (0, 1e-300, 0.5, 0.9999999999999999),
     "data.validation_fraction": (1e-300, 0.5, 0.9999999999999999),
     "model.overrides": (
