@@ -29,8 +29,11 @@ def rows(vocab: int) -> LabelledSamples:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", CLASSIFIERS, ids=lambda config: config["model_type"])
-def test_a_head_of_every_known_architecture_reads_one_vector_of_a_row(config: dict[str, Any]) -> None:
+def test_a_head_of_every_known_architecture_reads_one_vector_of_a_row(
+    config: dict[str, Any], dtype: torch.dtype
+) -> None:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     values = {name: value for name, value in config.items() if name != "model_type"}
@@ -41,15 +44,18 @@ def test_a_head_of_every_known_architecture_reads_one_vector_of_a_row(config: di
         for name, weight in model.named_parameters():
             if weight.dim() > 1:  # so that positions and rows differ by much
                 weight.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    model.to(dtype)
     samples, asked = rows(config["vocab_size"]), spec("head", "text-classification")
     model = method_of("head").adapt(model.eval(), asked)
     batch = samples.batch(np.arange(12))
     with torch.no_grad():
         whole = model(**{name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask")}).logits
-    alone = HeadAlone(model, dtype=torch.float32, device=CPU)
+    alone = HeadAlone(model, dtype=dtype, device=CPU)
     read = alone.reading(samples)
     assert read is not None
-    features = FeatureSamples(samples, torch.cat([read(*alone._seen(samples, np.array([row]))) for row in range(12)]))
+    alone_or_together = [np.array([row]) for row in range(12)] if dtype == torch.float32 else [np.arange(12)]
+    vectors = torch.cat([read(*alone._seen(samples, some)).float() for some in alone_or_together])
+    features = FeatureSamples(samples, vectors)
     alone.cut()
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert {name for name, _ in model.named_parameters()} == trained, "the backbone is gone"
@@ -57,7 +63,9 @@ def test_a_head_of_every_known_architecture_reads_one_vector_of_a_row(config: di
     assert (given["labels"] == batch["labels"]).all()
     with torch.no_grad():
         again = model(**{name: torch.from_numpy(given[name]) for name in ("inputs_embeds", "attention_mask")}).logits
-    assert torch.allclose(again, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+    assert again.dtype == dtype
+    apart = 1e-4 if dtype == torch.float32 else 0.02
+    assert torch.allclose(again, whole, rtol=apart, atol=apart * float(whole.abs().max()))
 
 
 def test_rows_of_features_count_as_the_rows_that_they_are() -> None:

@@ -40,10 +40,10 @@ class MethodCost:
     """What a layer keeps for adapters besides, in elements for each token."""
     kept_per_layer: float = 0.0
     """The same, in elements whatever the tokens."""
-    is_quantised: bool = False
-    """Whether the backbone is stored in 4 bits, which each pass turns into 16."""
     kept_per_sample: float = 0.0
     """The same, in elements for each sample."""
+    is_quantised: bool = False
+    """Whether the backbone is stored in 4 bits, which each pass turns into 16."""
     virtual_tokens: int = 0
     """Put before every sample."""
 
@@ -99,15 +99,18 @@ class Method(PricedMethod):
     """Whether the weights of a base are left unread."""
     epochs_factor: ClassVar[float] = 1.0
     """Passes over labelled rows that it takes, over those of full fine-tuning."""
-    colour: ClassVar[int]
-    """Of its runs in plots, in the palette."""
-    marker: ClassVar[str]
-    """Of its runs in plots, as matplotlib calls it; tells methods apart without colour."""
-
+    keeps_features: ClassVar[bool] = False
+    """Whether what the backbone makes of a row is the same in every pass, so that it is computed once and kept."""
+    recomputes: ClassVar[bool] = True
+    """Whether activations can be computed again in the backward pass."""
     can_merge: ClassVar[bool] = True
     """Whether what it trains can become part of a model that loads like any other."""
     has_adapter: ClassVar[bool] = False
     """Whether what it trains can be saved apart from the base."""
+    colour: ClassVar[int]
+    """Of its runs in plots, in the palette."""
+    marker: ClassVar[str]
+    """Of its runs in plots, as matplotlib calls it; tells methods apart without colour."""
 
     def learning_rate(self, base_parameters: int | None) -> float:
         """A peak learning rate of AdamW to start from, for a base of this size; None where there is none."""
@@ -127,7 +130,7 @@ class Method(PricedMethod):
         if spec.export in ("merged", "both") and not self.can_merge:
             return f"export: {spec.export} cannot be: method: {self.name} adds what no weight can hold: use adapter"
         if spec.layerwise.is_on and not self.cost.trains_layers:
-            return f"layerwise is for methods that train layers of the base and method: {self.name} does not: remove it"
+            return f"layerwise is for methods that train the base's layers: remove it for method: {self.name}"
         if spec.layerwise.is_on and (self.is_from_scratch or spec.model.base is None):
             return "layerwise keeps what lower layers have learnt, and new weights have learnt nothing: remove it"
         if spec.training.activation_checkpointing is True and not self.recomputes:
@@ -143,11 +146,6 @@ class Method(PricedMethod):
                 f"deepspeed.{asked} splits weights that method: {self.name} reads whole: use zero_stage {most} or less"
             )
         return None
-
-    keeps_features: ClassVar[bool] = False
-    """Whether what the backbone makes of a row is the same in every pass, so that it is computed once and kept."""
-    recomputes: ClassVar[bool] = True
-    """Whether activations can be computed again in the backward pass."""
 
     def positions(self, spec: RunSpec) -> int:
         """Places of the context that it takes from every sample."""

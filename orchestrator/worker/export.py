@@ -113,9 +113,9 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
     model.load_state_dict(state, strict=True)
     folder.mkdir(parents=True)
     if (place := adapter_folder(spec, folder)) is not None:
-        model = model.to(DTYPES[plan.precision])
-        method.save_adapter(model, place, base=resolve(str(spec.model.base)))
+        method.save_adapter(model.to(DTYPES[plan.precision]), place, base=resolve(str(spec.model.base)))
         config.save_pretrained(place / CONFIG)
+        model.float().load_state_dict(state, strict=True)  # merged in fp32, as without an adapter
     if method.saves_merged(spec):
         _write_merged(method.merged(model).to(DTYPES[plan.precision]), spec, folder)
     for file in data.tokenizer_folder.iterdir():

@@ -50,11 +50,11 @@ class HeadAlone:
     """A model whose backbone is frozen, taken apart."""
 
     def __init__(self, model: Any, *, dtype: torch.dtype, device: torch.device) -> None:
-        """`dtype` is the number format that the backbone computes in."""
-        self.model = model
+        """`dtype` is the number format that is computed in: DeepSpeed will cast the head to it too."""
+        self.model = model.to(device=device, dtype=dtype)
         self._device = device
         self._prefix = model.base_model_prefix
-        self._backbone = getattr(model, self._prefix).to(device=device, dtype=dtype).eval()
+        self._backbone = getattr(model, self._prefix).eval()
 
     def reading(self, samples: Samples) -> Read | None:
         """How the head reads a row: the way by which the model without backbone gives the logits of the whole one.
@@ -66,7 +66,7 @@ class HeadAlone:
         batch = self._batch(samples, different)
         hidden, mask = self._hidden(batch), batch["attention_mask"]
         was_training = self.model.training
-        self.model.to(self._device).eval()
+        self.model.eval()
         with torch.no_grad():
             whole = self.model(input_ids=batch["input_ids"], attention_mask=mask).logits.float()
             self.cut()
@@ -123,6 +123,7 @@ class _Passed(torch.nn.Module):  # type: ignore[misc]  # of a library without ty
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.config = backbone.config
+        self._dtype = next(backbone.parameters()).dtype
         trained = {name: child for name, child in backbone.named_children() if _is_trained(child)}
         for name, child in trained.items():
             self.add_module(name, child)
@@ -131,9 +132,7 @@ class _Passed(torch.nn.Module):  # type: ignore[misc]  # of a library without ty
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """See the class."""
         pooler = getattr(self, "pooler", None)
-        weight = next(self.parameters(), None)
-        hidden = inputs_embeds if weight is None else inputs_embeds.to(weight.dtype)
-        pooled = None
+        hidden, pooled = inputs_embeds.to(self._dtype), None
         if pooler is not None:  # ALBERT's is a plain layer, whose activation stands beside it
             pooled = pooler(hidden) if self._pool is None else self._pool(pooler(hidden[:, 0]))
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
