@@ -175,9 +175,7 @@ def estimate(
     gpu: Annotated[str, typer.Option(help="Device of configs/devices.yaml, or cpu.")],
     gpus: Annotated[int, typer.Option(help="How many of them.")] = 1,
     nodes: Annotated[int | None, typer.Option(help="On how many machines.")] = None,
-    method: Annotated[
-        str, typer.Option(help="full, last_layers, lora, qlora, ia3, prefix, prompt_tuning, adapter, head or scratch.")
-    ] = "full",
+    method: Annotated[str, typer.Option(help="full, last_layers, lora, qlora, ia3, prefix, prompt or head.")] = "full",
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; else what `run` takes.")] = None,
     master_weights: Master = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw.")] = "adamw",

@@ -21,7 +21,7 @@ from orchestrator.spec_data import DataSpec
 from orchestrator.spec_methods import MethodChoice
 from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed
 from orchestrator.spec_search import SearchSpec
-from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec
+from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec, StopSpec
 from orchestrator.tasks.names import TrainedTask
 from orchestrator.tasks.registry import task_of
 
@@ -116,6 +116,8 @@ class TrainingSpec(Block):
     """Share of the tokens of each block that `task: masked-lm` predicts."""
     eval_every_steps: Count | None = None
     """Evaluate on the held-out data every so many steps; always also at the end."""
+    stop: StopSpec | None = None
+    """Ends the run early where evaluations stop getting better: `{patience: 3}`. What is left is the newest model."""
     bad_steps: BadStepsSpec = BadStepsSpec()
     """What to do about losses and gradients that are not finite, and about spikes of the loss."""
 
@@ -128,6 +130,12 @@ class TrainingSpec(Block):
                 f"set exactly one of training.tokens, training.steps and training.epochs; got {found}. "
                 "On the command line, training.tokens=null clears a field"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _is_evaluated(self) -> Self:
+        if self.stop is not None and self.eval_every_steps is None:
+            raise ValueError("training.stop judges evaluations on the way: set training.eval_every_steps")
         return self
 
     def workers_between(self, least: int, most: int | None = None) -> list[int]:
@@ -355,6 +363,7 @@ class RunSpec(MethodChoice):
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
         unused = set() if task_of(self.task).hides_tokens else {"masking_rate"}
+        unused |= set() if self.training.stop else {"stop"}
         usual = type(self.data).model_fields
         later = ("split_seed", "delimiter", "incomplete_rows")
         unset = {name for name in later if getattr(self.data, name) == usual[name].default}

@@ -45,6 +45,15 @@ class BadStepsSpec(Block):
     """How often a run goes back within 1,000 steps before it gives up; with 0 the first bad step ends it."""
 
 
+class StopSpec(Block):
+    """When a run ends before its length: it no longer gets better on the held-out data."""
+
+    patience: SmallCount
+    """How many evaluations in a row, of those every `eval_every_steps`, may pass without a better one."""
+    min_delta: RateOrZero = 0.0
+    """By how much the ranked metric must be better than the best before to count as better."""
+
+
 class ResourcesSpec(Block):
     """What each training gets from the cluster."""
 

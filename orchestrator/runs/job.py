@@ -183,6 +183,10 @@ class LoopState:
     """Step of the newest evaluation."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last value of every metric, so that the outcome of a resumed run knows them all."""
+    best: float | None = None
+    """The best evaluation of the ranked metric, where `training.stop` asks for it."""
+    waited: int = 0
+    """Evaluations since then."""
     guard: Mapping[str, Any] = field(default_factory=dict)
     """What `divergence_guard` knows of recent steps, so that a resumed run judges as the uninterrupted one."""
 

@@ -94,6 +94,7 @@ def _job(rehearsal: Rehearsal, name: str, *, hold_after_step: int | None) -> Tra
     spec, plan = rehearsal.prepared.spec, rehearsal.prepared.plan
     changes = {
         "budget": None,
+        "training": spec.training.model_copy(update={"stop": None}),
         "tracking": spec.tracking.model_copy(update={"enabled": False}),
         "checkpoint": spec.checkpoint.model_copy(
             update={"every_steps": rehearsal.middle, "keep": rehearsal.steps, "storage": None}

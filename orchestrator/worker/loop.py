@@ -22,7 +22,7 @@ from orchestrator.runs.job import LoopState, Outcome, Progress, Status, Training
 from orchestrator.samples.batches import Samples, open_split
 from orchestrator.samples.masking import Masking
 from orchestrator.tracking.tracker import MetricLog
-from orchestrator.worker import models
+from orchestrator.worker import early_stop, models
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import Consensus, ControlSignal
 from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
@@ -92,6 +92,7 @@ class _Loop:
         self._pace = Pace()
         self._metrics: dict[str, float] = {}
         self._evaluated_step = 0
+        self._progress = early_stop.Progress()
         self._log: MetricLog | None = None
 
     def _build(self) -> Engine:
@@ -174,12 +175,23 @@ class _Loop:
             # Before the step and not after the last one: a run that was stopped in between makes up for it.
             if self._job.is_evaluated_after(self._step) and self._evaluated_step != self._step:
                 self._evaluate()
+                self._judge_progress()
             if self._recovery.is_due(self._step):
                 self._save()
+            if (reason := self._progress.reason(self._spec.training.stop, self._spec.goal)) is not None:
+                self._note(reason)
+                return "finished"
             if wish == ControlSignal.OVER_BUDGET:
                 return "stopped_by_budget"
             wish = self._take_step()
         return "interrupted"
+
+    def _judge_progress(self) -> None:
+        """Counts an evaluation of those every so many steps for `training.stop`."""
+        training, goal = self._spec.training, self._spec.goal
+        if training.stop is not None and training.eval_every_steps and self._step % training.eval_every_steps == 0:
+            value = self._metrics.get(goal.metric)
+            self._progress = self._progress.after(value, goal, min_delta=training.stop.min_delta)
 
     def finish(self, status: Status) -> Outcome:
         """Evaluation, measurements, checkpoint, model folder and, when the run is over, the outcome file."""
@@ -295,6 +307,7 @@ class _Loop:
 
     def _take_up(self, state: LoopState) -> None:
         self._evaluated_step, self._metrics = state.evaluated_step, dict(state.metrics)
+        self._progress = early_stop.Progress(best=state.best, waited=state.waited)
         self._guard.restore(state.guard)
 
     def _rewind(self, verdict: Verdict, step: int) -> None:
@@ -357,6 +370,8 @@ class _Loop:
             self._account.state(),
             evaluated_step=self._evaluated_step,
             metrics=dict(self._metrics),
+            best=self._progress.best,
+            waited=self._progress.waited,
             guard=self._guard.state(),
         )
         figures = self._recovery.save(state, step_s=self._account.pace_s)
