@@ -173,6 +173,12 @@ def test_new_weights_take_half_as_many_epochs_again_as_fine_tuning() -> None:
     assert one_of("scratch", question).tokens == pytest.approx(1.5 * one_of("full", question).tokens)
 
 
+def test_a_frozen_backbone_is_priced_for_one_pass_as_run_has_it() -> None:
+    question = labelled(1000, base=MINILM, gpu="H100")
+    assert one_of("features", question).tokens == question.tokens
+    assert one_of("full", question).tokens > 5 * question.tokens
+
+
 @pytest.mark.parametrize(("examples", "epochs"), [(10, 15), (100, 15), (1000, 5.3), (8570, 2.02), (10**6, 2)])
 def test_fine_tuning_passes_over_its_labels_as_often_as_the_film_reviews_asked_for(
     examples: int, epochs: float

@@ -141,7 +141,7 @@ def _works(name: Name, question: Question) -> tuple[tuple[Work, ...], tuple[Work
     if name == "prompt":
         return (work("head", PROMPT_TRIAL_TOKENS),), ()
     if name == "features":
-        return (), (work("head", question.tokens * fine_tuning_epochs(question.examples)),)
+        return (), (work("head", question.tokens),)  # the backbone reads every example once, whatever the passes
     if not question.labelled:
         replay = 1 / (1 - REPLAY[question.domain]) if name == "continued" else 1.0
         tokens = max(question.tokens, question.unlabeled_tokens)
