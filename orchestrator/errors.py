@@ -60,6 +60,11 @@ def _part(value: Any) -> str | None:
     return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}..."
 
 
+def one_line(said: object, *, most: int | None = 300) -> str:
+    """What an error of another library says, in one line: its first `most` characters, or None for all."""
+    return " ".join(str(said).split())[:most]
+
+
 class OrchestratorError(Exception):
     """Base of every error this project raises on purpose.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, one_line
 
 MOST_BYTES = 1_000_000
 """A longer file is taken for something else than a spec: the shipped ones have 1,500 bytes (a guess)."""
@@ -264,7 +264,7 @@ _REMEDIES = (
 def _explained(error: yaml.YAMLError, text: str, source: str) -> SpecError:
     """The error with its line, that line's text, and what to do about it."""
     line, column = _position(error, text)
-    problem = " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).split())
+    problem = one_line(getattr(error, "problem", None) or getattr(error, "reason", None) or error, most=None)
     lines = text.splitlines() or [""]
     line = min(line, len(lines))  # what ends too soon is wrong where the text ends
     shown = lines[line - 1].strip()[:120]

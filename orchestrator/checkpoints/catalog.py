@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from orchestrator.atomic_file import is_full
 from orchestrator.checkpoints.file_sums import FileSum
 from orchestrator.checkpoints.storage import Entry, Storage, is_in_progress, open_storage
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, one_line
 from orchestrator.runs.job import LoopState
 
 _READERS = max(2, min(8, os.cpu_count() or 2))
@@ -205,7 +205,7 @@ def storage_errors(place: Path | str, *, what: str = "the checkpoint", doing: st
             ) from error
         raise StorageError(
             f"no space is left for {what}" if full else f"{what} cannot be {doing}",
-            got=f"{place} ({' '.join(str(error).split())[:200]})",
+            got=f"{place} ({one_line(error, most=200)})",
             do="free space, lower checkpoint.keep, or set checkpoint.storage to a larger disk; "
             "the same command then goes on from the newest complete checkpoint",
         ) from error

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from orchestrator.checkpoints.state_files import read_state
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, one_line
 
 Part = Literal["weights", "fp32 masters", "first moments", "second moments", "step counters", "other state"]
 
@@ -108,7 +108,7 @@ def _read(file: Path) -> dict[str, Any]:
         state = read_state(file, mapped=True, stand_in=_Foreign)
     except (OSError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         raise StorageError(
-            "a file of a checkpoint cannot be read", got=f"{file} ({' '.join(str(error).split())[:200]})"
+            "a file of a checkpoint cannot be read", got=f"{file} ({one_line(error, most=200)})"
         ) from error
     return dict(state)
 

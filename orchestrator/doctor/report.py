@@ -23,6 +23,7 @@ from orchestrator import locations
 from orchestrator.credentials import hide
 from orchestrator.doctor import machine_checks
 from orchestrator.doctor.machine_checks import Finding, fail, ok, warn
+from orchestrator.errors import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +138,7 @@ def check_mlflow(uri: str, check_store: Callable[[str], None]) -> Finding:
         check_store(uri)
     # Whatever went wrong in there is the finding.
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error, most=None) or type(error).__name__
         return fail("mlflow", text, "start that server, or unset MLFLOW_TRACKING_URI to record in a local file")
     return ok("mlflow", f"{hide(uri)} can be used")
 

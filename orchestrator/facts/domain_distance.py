@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator import locations
-from orchestrator.errors import DataError, ModelError
+from orchestrator.errors import DataError, ModelError, one_line
 from orchestrator.facts.domains import Domain
 from orchestrator.samples.base_tokenizer import VOCABULARY_FILES, load_tokenizer
 from orchestrator.samples.tokenization import TextTokenizer, from_files, read_object
@@ -248,7 +248,7 @@ def _load(folder: Path) -> Any:
     except Exception as error:  # OSError, ValueError, KeyError, RuntimeError and the kinds of the file formats.
         raise ModelError(
             "the base model cannot be loaded to measure its distance from the data",
-            got=f"{folder} ({' '.join(str(error).split())[:300]})",
+            got=f"{folder} ({one_line(error)})",
             do="give a folder with config.json and model.safetensors, or state --domain-distance same, near or far",
         ) from error
     return model.to("cuda" if cuda else "cpu").eval()

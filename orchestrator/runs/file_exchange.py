@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.atomic_file import draft_of
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, one_line
 from orchestrator.runs.object_store import download, open_bucket, patiently, upload
 
 PERIOD_S = 5.0
@@ -158,7 +158,7 @@ class BucketExchange:
         except OSError as error:
             raise StorageError(
                 f"what machines of this run tell each other cannot be {doing}",
-                got=f"{self._uri} ({' '.join(str(error).split())[:200]})",
+                got=f"{self._uri} ({one_line(error, most=200)})",
                 do="check checkpoint.storage and the credentials of every node; the same command then goes on",
             ) from error
 

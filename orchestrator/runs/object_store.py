@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import SpecError, StorageError
+from orchestrator.errors import SpecError, StorageError, one_line
 
 CHUNK_BYTES = 4 << 20
 """Of a file, read at a time."""
@@ -34,7 +34,7 @@ def open_bucket(uri: str) -> tuple[Any, str]:
     except (OSError, ValueError) as error:
         raise StorageError(
             "the object store cannot be opened",
-            got=f"{uri} ({' '.join(str(error).split())[:200]})",
+            got=f"{uri} ({one_line(error, most=200)})",
             allowed="a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or another URI of pyarrow.fs",
             do="check checkpoint.storage and the credentials of every node",
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator import locations
 from orchestrator.architectures.families import model_config
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, one_line
 from orchestrator.planning.base_fit import check_tokenizer
 from orchestrator.samples import tokenization
 from orchestrator.samples.tokenization import Chunk, Cut, TextTokenizer
@@ -102,7 +102,7 @@ def _loaded(folder: Path, files: dict[str, bytes], location: str) -> Any:
 
 
 def _unusable(location: str, folder: Path, error: Exception) -> ModelError:
-    said = " ".join(str(error).split())
+    said = one_line(error, most=None)
     model = next((folder / name for name in ("tokenizer.model",) if (folder / name).is_file()), None)
     if "tiktoken" in said and model is not None and not re.match(rb"[A-Za-z0-9+/=]+ \d+\s", model.read_bytes()[:1000]):
         return ModelError(
@@ -269,7 +269,7 @@ def tokenizer_folder(location: str) -> Path:
     except Exception as error:  # The hub's HTTP client, and so the kind of a lost connection, differs by version.
         raise ModelError(
             f"{location} is neither a local folder nor a model the hub gave",
-            got=" ".join(str(error).split()),
+            got=one_line(error, most=None),
             do="check path, name and connection",
         ) from error
     return Path(folder)

@@ -9,7 +9,14 @@ import ray
 import ray.train
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.errors import CapacityError, ClusterError, MemoryExhaustedError, OrchestratorError, TransientError
+from orchestrator.errors import (
+    CapacityError,
+    ClusterError,
+    MemoryExhaustedError,
+    OrchestratorError,
+    TransientError,
+    one_line,
+)
 from orchestrator.runs.out_of_memory import is_out_of_memory, kernel_kills
 from orchestrator.scheduling.decisions.liveness import Sighting
 from orchestrator.scheduling.nodes import ask_nodes
@@ -36,7 +43,7 @@ class WorkerError(Exception):
     @classmethod
     def of(cls, error: BaseException) -> WorkerError:
         """The text of an error that was just caught."""
-        text = " ".join(str(error).split())
+        text = one_line(error, most=None)
         frames = traceback.extract_tb(error.__traceback__)[-2:]
         last_lines = " | ".join(f"{frame.filename}:{frame.lineno} {frame.name}: {frame.line}" for frame in frames)
         broken = isinstance(error, RuntimeError | ConnectionError) and any(sign in text.lower() for sign in _BROKEN)
@@ -48,9 +55,7 @@ def raised_by_worker(error: BaseException) -> Exception:
     if isinstance(error, OrchestratorError):
         return error
     if is_out_of_memory(error):
-        return MemoryExhaustedError(
-            "a step needs more memory than its worker has", got=" ".join(str(error).split())[:300]
-        )
+        return MemoryExhaustedError("a step needs more memory than its worker has", got=one_line(error))
     return WorkerError.of(error)
 
 
@@ -124,7 +129,7 @@ def _kernel_kills(pid: int) -> str:
 
 def _never_trained(cause: BaseException) -> OrchestratorError:
     """What kept Ray Train from running the workers at all."""
-    got = " ".join(str(cause).split())[-400:]
+    got = one_line(cause, most=None)[-400:]
     if "worker group startup timed out" in str(cause):
         return CapacityError("there is no room for the workers", got=got, do="`ray status` shows what is free")
     if isinstance(cause, RayTaskError):

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.errors import one_line
 from orchestrator.scheduling.decisions.liveness import Place
 
 
@@ -27,11 +28,6 @@ def ask_nodes(action: Callable[[int], str], places: Sequence[Place], *, deadline
     except RayError as error:
         return {place.rank: f"Ray could not be asked: {one_line(error)}" for place in places}
     return answers
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, for the middle of a sentence."""
-    return " ".join(str(error).split())[:300]
 
 
 def _ask(node_id: str, action: Callable[[int], str], pids: Mapping[int, int]) -> ray.ObjectRef:

@@ -17,7 +17,7 @@ from ray._private.state import state as _state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from orchestrator.doctor.report import check_ray_address
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, one_line
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from orchestrator.runs.job import WORKER_ENVIRONMENT
@@ -57,7 +57,7 @@ def ray_session() -> Iterator[ClusterShape]:
     except Exception as error:  # Ray raises just that when a node is slow to start
         raise ClusterError(
             f"the Ray cluster at {address} does not answer" if address else "Ray cannot start on this machine",
-            got=" ".join(str(error).split())[:300],
+            got=one_line(error),
             do="check RAY_ADDRESS, or unset it to run on this machine" if address else "run `orchestrator doctor`",
         ) from error
     try:

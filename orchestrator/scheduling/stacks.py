@@ -19,8 +19,9 @@ from typing import Literal
 
 import psutil
 
+from orchestrator.errors import one_line
 from orchestrator.scheduling.decisions.liveness import Place
-from orchestrator.scheduling.nodes import ask_nodes, one_line
+from orchestrator.scheduling.nodes import ask_nodes
 
 _DEADLINE_S = 15.0
 """For all dumps together: a node that is frozen never answers. Ray's process and py-spy take 2 to 3 s (measured)."""

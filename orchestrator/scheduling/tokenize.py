@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from orchestrator.errors import CapacityError, TransientError
+from orchestrator.errors import CapacityError, TransientError, one_line
 from orchestrator.samples.patience import LOOK_S, go_on
 from orchestrator.samples.tokenization import Chunk
 
@@ -64,4 +64,4 @@ def _result(pending: deque[ray.ObjectRef], pause: Callable[[], None]) -> Any:
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
-        raise TransientError("a task that encodes text was lost", got=" ".join(str(error).split())[:300]) from error
+        raise TransientError("a task that encodes text was lost", got=one_line(error)) from error

@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 
 from orchestrator.architectures.families import model_config, model_shape
 from orchestrator.architectures.weight_names import is_in_head
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, one_line
 from orchestrator.locations import resolve
 from orchestrator.methods.last_layers import depths_of
 from orchestrator.methods.registry import method_of
@@ -227,7 +227,7 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the base model cannot be loaded for task: {spec.task}",
-            got=f"{spec.model.base} ({' '.join(str(error).split())[:300]})",
+            got=f"{spec.model.base} ({one_line(error)})",
             do="give a folder with config.json and model.safetensors whose architecture supports the task",
         ) from error
     return model, report

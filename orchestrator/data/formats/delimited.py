@@ -22,7 +22,7 @@ from orchestrator.data.formats.delimiters import NAMES, find_delimiter
 from orchestrator.data.formats.orange import has_orange_headers
 from orchestrator.data.formats.quoting import LONGEST_FIELD, QuoteScan, find_swallowed, judge_tabs
 from orchestrator.data.formats.raw_bytes import CHUNK_BYTES, Utf8Check, check_utf8, chunks, opened
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, one_line
 
 BLOCK_BYTES = 3 << 17
 """Parsed at once. Each block passes from pyarrow's reading thread to ours, which may wait 5 ms for Python's lock: with
@@ -384,7 +384,7 @@ def _explain(file: Path, dialect: Dialect, error: Exception) -> NoReturn:
     with _lines(file, None, b"") as lines:
         for _ in _rows_of(lines, file, dialect):
             pass
-    raise DataError(f"{file} cannot be read", got=" ".join(str(error).split())) from error
+    raise DataError(f"{file} cannot be read", got=one_line(error, most=None)) from error
 
 
 def _unequal(file: Path, dialect: Dialect, fields: Sequence[str], *, row: int, line: int) -> DataError:

@@ -11,7 +11,7 @@ from orchestrator.atomic_file import is_full
 from orchestrator.data.formats.parquet import ROWS_AT_A_TIME, class_name
 from orchestrator.data.formats.typed import as_text
 from orchestrator.data.sources import HUB_NAME
-from orchestrator.errors import DataError, StorageError
+from orchestrator.errors import DataError, StorageError, one_line
 
 _HUB_TIMEOUT_S = 10.0  # A guess: long for a metadata request, short for a person who waits.
 
@@ -38,7 +38,7 @@ def load(location: str, *, split: str) -> Any:
             raise StorageError(f"no space left in {cache}", do="free some, or set ORCHESTRATOR_HOME") from error
         raise DataError(
             f"{name} is neither a local path nor a dataset that can be reached and read on the hub",
-            got=f"{type(reason).__name__}: {' '.join(str(reason).split())}",
+            got=f"{type(reason).__name__}: {one_line(reason, most=None)}",
             do="check path, name and connection; HF_HUB_OFFLINE=1 uses what was downloaded before",
         ) from error
 

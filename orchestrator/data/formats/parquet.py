@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.formats.typed import as_text, class_names_of
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, one_line
 
 ROWS_AT_A_TIME = 1_000
 """A few MB of text."""
@@ -26,7 +26,7 @@ def opened(file: Path) -> Iterator[Any]:
             _refuse_twice(file, table.schema_arrow.names)
             yield table
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two for bytes that are no text
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, most=200)
         raise DataError(f"{file} cannot be read as Parquet", got=reason or "no rows", do="write it anew") from error
 
 
