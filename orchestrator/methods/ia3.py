@@ -52,7 +52,7 @@ class Ia3(PeftMethod):
         return shape.layers * (2 * shape.kv_heads * shape.head_dim + shape.intermediate)
 
     def learning_rate(self, base_parameters: int | None) -> float:
-        """See `Method`: 3e-3, as Liu et al. (2022) trained T0 by IA3, whatever its size."""
+        """See `Method`: 3e-3, at which Liu et al. (2022) trained T0 by IA3 with Adafactor."""
         return 3e-3
 
     def decays(self, name: str, dimensions: int) -> bool:
