@@ -29,8 +29,8 @@ class Prefix(VirtualTokens):
         return _parameters(shape, USUAL_TOKENS)
 
     def learning_rate(self, base_parameters: int | None) -> float:
-        """See `Method`: a guess; Li and Liang (2021) learn at 5e-5 behind a projection, and without one a prefix needs a
-        rate near prompt tuning's."""
+        """See `Method`: a guess; Li and Liang (2021) learn at 5e-5 behind a projection, and without one a prefix needs
+        a rate near prompt tuning's."""
         return 1e-2
 
     def positions(self, spec: RunSpec) -> int:
