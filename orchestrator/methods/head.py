@@ -43,7 +43,8 @@ class Head(Method):
         return shape.head_parameters
 
     def adapt(self, model: Module, spec: RunSpec) -> Module:
-        """Leaves only the modules behind the backbone trainable."""
+        """Leaves only the modules behind the backbone trainable; dropout inside of what is frozen stays off, so that a
+        row has the same features in every pass, kept or not."""
         model_type, trainable = str(model.config.model_type), 0
         for name, parameter in model.named_parameters():
             parameter.requires_grad = is_in_head(name, model_type)
@@ -55,4 +56,15 @@ class Head(Method):
                 allowed=f"a module named {' or '.join(head_modules(model_type))}",
                 do="use method: lora or full",
             )
+        _keep_in_evaluation(getattr(model, model.base_model_prefix))
         return model
+
+
+def _keep_in_evaluation(module: Module) -> None:
+    """What of a backbone is frozen stays in evaluation when the model is set to training."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        for child in module.children():
+            _keep_in_evaluation(child)
+    else:
+        module.eval()
+        module.train = lambda mode=True: module
