@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from orchestrator.architectures.weight_names import depth_of
 from orchestrator.errors import ModelError
 from orchestrator.methods.base import ALL_WEIGHTS, Method, MethodCost, Module
+from orchestrator.spec_methods import LastLayersSpec
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
 
-USUAL_LAYERS = 2
+USUAL_LAYERS = LastLayersSpec().layers
 
 
 class LastLayers(Method):

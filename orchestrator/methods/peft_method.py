@@ -113,12 +113,17 @@ def within_layer(name: str) -> str:
     return _UP_TO_LAYER.sub("", name)
 
 
+def is_within_layer(name: str) -> bool:
+    """Whether a module or weight is inside of a layer, by its full name."""
+    return _UP_TO_LAYER.match(name) is not None
+
+
 def linear_modules(shape: ModelShape) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of the linear modules of all layers, by full name; empty for an unknown architecture."""
     found = {
         name.removesuffix(".weight"): (size[1], size[0])
         for name, size in shape.weights.items()
-        if len(size) == 2 and any(part.isdigit() for part in name.split("."))
+        if len(size) == 2 and is_within_layer(name)
     }
     if shape.model_type in TRANSPOSED:
         return {name: (inputs, outputs) for name, (outputs, inputs) in found.items()}
@@ -134,11 +139,11 @@ def adaptable(model: Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
-        and name != within_layer(name)
+        and is_within_layer(name)
         and not is_in_head(name, model_type)
     ]
 
 
 def modules_within_layers(model: Module, wanted: Sequence[str]) -> list[str]:
     """Full names of the modules of all layers that are called so inside of their layer."""
-    return [name for name, _ in model.named_modules() if name != within_layer(name) in wanted]
+    return [name for name, _ in model.named_modules() if is_within_layer(name) and within_layer(name) in wanted]

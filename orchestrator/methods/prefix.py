@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.methods.base import MethodCost, Module
 from orchestrator.methods.virtual_tokens import VirtualTokens
+from orchestrator.spec_methods import PrefixSpec
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
 
-USUAL_TOKENS = 50
-"""As in peft's comparison; 10 to 200 in Li and Liang (2021)."""
+USUAL_TOKENS = PrefixSpec().tokens
 
 
 class Prefix(VirtualTokens):

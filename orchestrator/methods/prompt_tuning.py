@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.methods.base import FROZEN_BACKBONE, MethodCost, Module
 from orchestrator.methods.virtual_tokens import VirtualTokens
+from orchestrator.spec_methods import PromptTuningSpec
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
 
-USUAL_TOKENS = 100
-"""Lester et al. (2021)."""
+USUAL_TOKENS = PromptTuningSpec().tokens
 
 
 class PromptTuning(VirtualTokens):

@@ -137,6 +137,11 @@ class LabelledSamples:
         found: np.ndarray = self._lengths[indices]
         return found
 
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """The class of each row."""
+        found: np.ndarray = self._labels[indices]
+        return found
+
     def padded_length(self, indices: np.ndarray) -> int:
         """The longest row of the batch, rounded up to `PAD_MULTIPLE` but not beyond the cut-off of the spec."""
         return int(padded(self._lengths[indices].max(), self._longest))
@@ -149,7 +154,7 @@ class LabelledSamples:
         real = columns < lengths[:, None]
         places = np.where(real, self._starts[indices][:, None] + columns, 0)
         ids = np.where(real, self._tokens[places], self._pad_id).astype(np.int64)
-        return {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": self._labels[indices]}
+        return {"input_ids": ids, "attention_mask": real.astype(np.int64), "labels": self.labels(indices)}
 
 
 def write_packed(folder: Path, split: Split, parts: Iterable[np.ndarray]) -> int:

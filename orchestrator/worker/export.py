@@ -26,7 +26,7 @@ from orchestrator.samples.batches import Samples
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
-from orchestrator.worker.models import DTYPES, auto_class, blank_model, configuration, load_base
+from orchestrator.worker.models import DTYPES, auto_class, blank_model, load_base
 from orchestrator.worker.objectives import Batch, logits_of
 from orchestrator.worker.step_data import tensors
 
@@ -135,7 +135,7 @@ def _difference(folder: Path, spec: RunSpec, plan: RunPlan, data: PreparedData, 
     """What a plainly loaded folder has else than the trained model; None where they are the same."""
     dtype, place = DTYPES[plan.precision], adapter_folder(spec, folder)
     if place is not None:
-        base, _ = load_base(spec, configuration(spec, data), dtype=dtype, new_head=True)
+        base, _ = load_base(spec, data, dtype=dtype, new_head=True)
         found = _apart_from(method_of(spec.method).load_adapter(base, place), plan, trained)
         if found is not None:
             return f"beside the base the adapter gives {found}"

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from orchestrator.samples.batches import Samples
+from orchestrator.samples.batches import LabelledSamples, Samples
 from orchestrator.samples.masking import Batch
 from orchestrator.worker.step_data import tensors
 
@@ -147,6 +147,7 @@ class FeatureSamples:
 
     def __init__(self, samples: Samples, features: Tensor) -> None:
         """`features` are those of all rows, (rows, width)."""
+        assert isinstance(samples, LabelledSamples), "a head is trained on rows with classes"
         self._samples, self._features = samples, features
 
     @property
@@ -167,7 +168,10 @@ class FeatureSamples:
 
     def batch(self, indices: np.ndarray, *, pad_to: int | None = None, epochs: np.ndarray | None = None) -> Batch:
         """`inputs_embeds`, (rows, 1, width), with a mask of one column, and `labels`."""
-        labels = self._samples.batch(indices)["labels"]
         vectors = self._features[torch.from_numpy(np.asarray(indices))]
         mask = np.ones((len(indices), 1), dtype=np.int64)
-        return {"inputs_embeds": vectors.unsqueeze(1).numpy(), "attention_mask": mask, "labels": labels}
+        return {
+            "inputs_embeds": vectors.unsqueeze(1).numpy(),
+            "attention_mask": mask,
+            "labels": self._samples.labels(indices),
+        }

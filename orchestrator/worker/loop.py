@@ -178,7 +178,7 @@ class _Loop:
                 self._judge_progress()
             if self._recovery.is_due(self._step):
                 self._save()
-            if (reason := self._progress.reason(self._spec.training.stop, self._spec.goal)) is not None:
+            if self._progress.waited and (reason := self._progress.reason(self._spec.training.stop, self._spec.goal)):
                 self._note(reason)
                 return "finished"
             if wish == ControlSignal.OVER_BUDGET:

@@ -30,6 +30,7 @@ from orchestrator.tasks.registry import task_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the precision of a plan."""
+_USUAL_DECAY = method_of("full").decays
 _LEFTOVERS = ("finetuning_task", "task_specific_params")
 """What configurations remember of a task that their model was trained for before."""
 
@@ -207,9 +208,7 @@ def _base_configuration(spec: RunSpec, settings: dict[str, Any]) -> PretrainedCo
     return config
 
 
-def load_base(
-    spec: RunSpec, config: PretrainedConfig, *, dtype: torch.dtype, new_head: bool
-) -> tuple[Any, dict[str, Any]]:
+def load_base(spec: RunSpec, data: PreparedData, *, dtype: torch.dtype, new_head: bool) -> tuple[Any, dict[str, Any]]:
     """The base with the head of the task, and transformers' report; a new head takes nothing of the base's.
 
     Raises ModelError when it cannot be loaded.
@@ -217,7 +216,7 @@ def load_base(
     try:
         model, report = auto_class(spec.task).from_pretrained(
             resolve(str(spec.model.base)),
-            config=config,
+            config=configuration(spec, data),
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=new_head,
@@ -236,7 +235,7 @@ def load_base(
 def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -> torch.nn.Module:
     own, names = model_config(spec.model), data.label_names or ()
     new_head = not spec.models_language and not keeps_head(own, names)
-    model, report = load_base(spec, configuration(spec, data), dtype=torch.float32, new_head=new_head)
+    model, report = load_base(spec, data, dtype=torch.float32, new_head=new_head)
     in_head = _in_masked_lm_head if task_of(spec.task).hides_tokens else _in_classification_head
     _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
     absent = [name for name in report["missing_keys"] if not in_head(name, model)]
@@ -296,15 +295,11 @@ def _in_masked_lm_head(name: str, model: torch.nn.Module) -> bool:
     return not name.startswith(f"{model.base_model_prefix}.")
 
 
-def _is_matrix(name: str, dimensions: int) -> bool:
-    return dimensions >= 2
-
-
 def parameter_groups(
     model: torch.nn.Module,
     weight_decay: float,
     *,
-    decays: Callable[[str, int], bool] = _is_matrix,
+    decays: Callable[[str, int], bool] = _USUAL_DECAY,
     only: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: those that decay, by name and number of dimensions, and those that do not.
