@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def account(clock: Clock) -> Account:
-    return Account(PLAN, validation_samples=16, clock=clock)
+    return Account(PLAN, evaluated_samples=16, clock=clock)
 
 
 def hours(seconds: float) -> Budget:
@@ -86,7 +86,7 @@ def test_closing_is_an_evaluation_a_checkpoint_and_an_export_as_they_were_timed(
 
 def test_an_attempt_costs_from_when_its_workers_were_asked_for(clock: Clock) -> None:
     """Processes, imports and the building of the model hold the devices as much as steps do."""
-    account = Account(PLAN, validation_samples=16, started_s_ago=30.0, clock=clock)
+    account = Account(PLAN, evaluated_samples=16, started_s_ago=30.0, clock=clock)
     assert account.cost().gpu_hours == pytest.approx(2 * 30.0 / 3600), "before the first step"
     assert not account.decide(hours(30.0)).go_on
     take_step(account, clock)
@@ -96,14 +96,14 @@ def test_an_attempt_costs_from_when_its_workers_were_asked_for(clock: Clock) -> 
 
 
 def test_every_start_and_what_a_crash_lost_count_as_far_as_the_driver_knows(clock: Clock) -> None:
-    account = Account(PLAN, validation_samples=16, started_s_ago=20.0, clock=clock)
+    account = Account(PLAN, evaluated_samples=16, started_s_ago=20.0, clock=clock)
     saved = LoopState(step=5, tokens=1280, wall_seconds=35.0, device_seconds=70.0, step_seconds=5.0)
     account.resume(saved, Held(wall_seconds=55.0, device_seconds=110.0))
     assert account.pace_s == 1.0, "that of the steps before, not of the time with their start"
     take_step(account, clock)
     assert account.cost().hours * 3600 == pytest.approx(55.0 + 20.0 + 1.0)
     assert account.cost().gpu_hours * 3600 == pytest.approx(110.0 + 2 * 21.0)
-    again = Account(PLAN, validation_samples=16, clock=clock)
+    again = Account(PLAN, evaluated_samples=16, clock=clock)
     again.resume(saved, Held())
     assert again.cost().hours * 3600 == pytest.approx(35.0), "of a driver that was killed the checkpoint knows"
 
@@ -135,7 +135,7 @@ def kept(folder: Path, seconds: float, unit: BudgetUnit = "hours", **every: Any)
 
 
 def new_attempt(clock: Clock, state: LoopState | None = None) -> Account:
-    account = Account(PLAN, validation_samples=16, clock=clock)
+    account = Account(PLAN, evaluated_samples=16, clock=clock)
     if state is not None:
         account.resume(state)
     return account
@@ -236,7 +236,7 @@ def test_a_crash_before_the_first_checkpoint_says_nothing_of_the_pace(tmp_path: 
 
 def test_the_ledger_is_not_asked_at_every_short_step(tmp_path: Path, clock: Clock) -> None:
     budget = replace(kept(tmp_path, 0), amount=1e30, unit="flops")
-    account = Account(replace(PLAN, steps=1000), validation_samples=16, clock=clock)
+    account = Account(replace(PLAN, steps=1000), evaluated_samples=16, clock=clock)
     train(account, clock, budget, step_s=0.001, most=5)
     file = tmp_path / "run.entry"
     written = file.stat().st_ino, file.stat().st_mtime_ns

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.checkpoints.file_sums import file_crc32
+from orchestrator.data.splits import Split
 from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.runs.attempts import Attempts, Held
@@ -398,20 +399,36 @@ def test_a_budget_that_just_suffices_finishes_the_run(tmp_path: Path) -> None:
 
 
 def plain_evaluation(job: TrainingJob) -> dict[str, float]:
-    """The held-out figures of the exported model: sample by sample, without padding, in numpy's float64."""
-    import torch
+    """The figures of the exported model: sample by sample, without padding, in numpy's float64."""
     from sklearn.metrics import f1_score
+
+    counts = job.data.counts
+    losses, true, predicted = plain_predictions(job, "validation", range(counts.validation_samples))
+    some = np.linspace(0, counts.train_samples - 1, counts.validation_samples).astype(int)
+    learnt, *_ = plain_predictions(job, "train", some)
+    mean = float(np.mean(losses))
+    found = {"eval/loss": mean, "eval/generalization_gap": mean - float(np.mean(learnt))}
+    if job.spec.task == "text-classification":
+        correct = float(np.mean(np.array(true) == np.array(predicted)))
+        return found | {"eval/accuracy": correct, "eval/macro_f1": float(f1_score(true, predicted, average="macro"))}
+    found |= {"eval/perplexity": float(np.exp(mean))}
+    return found | ({"eval/bits_per_byte": bits_per_byte(job, losses)} if job.spec.task == "causal-lm" else {})
+
+
+def plain_predictions(
+    job: TrainingJob, split: Split, numbers: Iterable[int]
+) -> tuple[list[float], list[int], list[int]]:
+    """Of the exported model for samples of a split: losses, what was true, what was predicted."""
+    import torch
 
     from orchestrator.worker.models import auto_class
 
-    classifies = job.spec.task == "text-classification"
     model = auto_class(job.spec.task).from_pretrained(job.model_folder).eval()
-    samples = open_split(job.data.path, "validation")
+    samples = open_split(job.data.path, split)
     losses: list[float] = []
-    correct = []
     true: list[int] = []
     predicted: list[int] = []
-    for index in range(len(samples)):
+    for index in numbers:
         batch = samples.batch(np.array([index]), pad_to=int(samples.lengths(np.array([index]))[0]))
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(batch["input_ids"])).logits[0].double().numpy()
@@ -419,15 +436,8 @@ def plain_evaluation(job: TrainingJob) -> dict[str, float]:
         if "positions" in batch:
             logits = logits[batch["positions"][0]]
         losses += list(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels])
-        correct += list(logits.argmax(-1) == labels)
         true, predicted = [*true, *labels], [*predicted, *logits.argmax(-1)]
-    mean = float(np.mean(losses))
-    if classifies:
-        macro_f1 = float(f1_score(true, predicted, average="macro"))
-        return {"eval/loss": mean, "eval/accuracy": float(np.mean(correct)), "eval/macro_f1": macro_f1}
-    return {"eval/loss": mean, "eval/perplexity": float(np.exp(mean))} | (
-        {"eval/bits_per_byte": bits_per_byte(job, losses)} if job.spec.task == "causal-lm" else {}
-    )
+    return losses, true, predicted
 
 
 def bits_per_byte(job: TrainingJob, losses: list[float]) -> float:

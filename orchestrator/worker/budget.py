@@ -47,7 +47,7 @@ class Account:
         self,
         plan: RunPlan,
         *,
-        validation_samples: int,
+        evaluated_samples: int,
         started_s_ago: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +58,7 @@ class Account:
         self._steps = self._tokens = self._padded_tokens = self._taken = 0
         self._step_seconds = 0.0
         self._recent: deque[float] = deque(maxlen=_PACE_STEPS)
-        self._evaluation_batches = validation_samples / plan.global_batch
+        self._evaluation_batches = evaluated_samples / plan.global_batch
         self._evaluation_s: float | None = None
         self._saving_s: float | None = None
         self._ledger: Ledger | None = None

@@ -1,4 +1,4 @@
-"""The held-out data, evaluated by all ranks together."""
+"""What a model gives for the held-out samples, and beside them for some that it has learnt from; all ranks together."""
 
 from __future__ import annotations
 
@@ -8,44 +8,76 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from orchestrator.planning.run_plan import RunPlan
+from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.batches import Samples
 from orchestrator.tasks.base import BITS_PER_BYTE, Objective
 from orchestrator.worker.engine import Engine
 from orchestrator.worker.step_data import tensors
 
-
-def evaluate(
-    engine: Engine,
-    samples: Samples,
-    objective: Objective,
-    *,
-    plan: RunPlan,
-    rank: int,
-    covered_bytes: int | None,
-    before_batch: Callable[[], None],
-) -> dict[str, float]:
-    """The task's figures over every sample once, the same at any number of workers; all ranks call it.
-
-    With `covered_bytes`, the UTF-8 bytes of the text that the predicted tokens stand for, bits per byte are one.
-    """
-    sums = torch.zeros(1, dtype=torch.float64)
-    for indices, real in _slices(samples, rank=rank, world_size=plan.workers, micro_batch=plan.micro_batch):
-        before_batch()
-        batch = samples.batch(indices, pad_to=samples.padded_length(indices))
-        sums = sums + engine.evaluate(tensors(batch)).cpu()[:real].sum(0)
-    totals = engine.sum_over_ranks(sums).tolist()
-    figures = objective.summarize(*totals)
-    return figures if covered_bytes is None else {**figures, BITS_PER_BYTE: totals[0] / math.log(2) / covered_bytes}
+GAP = "eval/generalization_gap"
+"""Held-out loss less that on training samples, of the same weights and without dropout: it grows with memorising."""
+_GAP_SAMPLES = 256
+"""Training samples evaluated for the gap, at most: the standard error of their mean loss is a sixteenth of its spread
+over samples."""
 
 
-def _slices(samples: Samples, *, rank: int, world_size: int, micro_batch: int) -> Iterator[tuple[np.ndarray, int]]:
-    """One rank's batches of sample numbers, and how many of each are real.
+class Evaluator:
+    """Evaluates a training's model, the same at any number of workers."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        objective: Objective,
+        *,
+        train: Samples,
+        validation: Samples,
+        rank: int,
+        before_batch: Callable[[], None],
+    ) -> None:
+        """`before_batch` is called before each forward pass."""
+        self._plan, self._objective, self._rank, self._before_batch = job.plan, objective, rank, before_batch
+        self._covered_bytes = job.data.covered_bytes
+        self._train, self._validation = train, validation
+        self._learnt_from = gap_samples(len(train), len(validation))
+
+    def figures(self, engine: Engine) -> dict[str, float]:
+        """The task's over every held-out sample once, and the generalization gap; every rank calls it.
+
+        Where the UTF-8 bytes of the text that the predicted tokens stand for are known, bits per byte are among them.
+        """
+        totals = self._sums(engine, self._validation, np.arange(len(self._validation)))
+        figures = self._objective.summarize(*totals)
+        if self._covered_bytes is not None:
+            figures[BITS_PER_BYTE] = totals[0] / math.log(2) / self._covered_bytes
+        learnt = self._objective.summarize(*self._sums(engine, self._train, self._learnt_from))
+        return figures | {GAP: figures["eval/loss"] - learnt["eval/loss"]}
+
+    def _sums(self, engine: Engine, samples: Samples, chosen: np.ndarray) -> list[float]:
+        """The objective's sums over chosen samples."""
+        plan, sums = self._plan, torch.zeros(1, dtype=torch.float64)
+        for indices, real in _slices(
+            samples, chosen, rank=self._rank, world_size=plan.workers, micro_batch=plan.micro_batch
+        ):
+            self._before_batch()
+            batch = samples.batch(indices, pad_to=samples.padded_length(indices))
+            sums = sums + engine.evaluate(tensors(batch)).cpu()[:real].sum(0)
+        totals: list[float] = engine.sum_over_ranks(sums).tolist()
+        return totals
+
+
+def gap_samples(train: int, validation: int) -> np.ndarray:
+    """Numbers of the training samples that the gap is measured on: spread evenly, no more than are held out."""
+    return np.linspace(0, train - 1, min(train, validation, _GAP_SAMPLES)).astype(int)
+
+
+def _slices(
+    samples: Samples, chosen: np.ndarray, *, rank: int, world_size: int, micro_batch: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """One rank's batches of the chosen sample numbers, and how many of each are real.
 
     The last ones repeat a sample, so that every rank does the same number of forward passes, which ZeRO-3 needs.
     """
-    everything = np.arange(len(samples))
-    order = np.argsort(samples.lengths(everything), kind="stable")  # alike in length: little padding
+    order = chosen[np.argsort(samples.lengths(chosen), kind="stable")]  # alike in length: little padding
     for start in range(0, len(order), micro_batch * world_size):
         mine = order[start + rank * micro_batch : start + (rank + 1) * micro_batch]
         real = len(mine)

@@ -27,7 +27,7 @@ from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import Consensus, ControlSignal
 from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
 from orchestrator.worker.engine import Engine, device_of, join_process_group
-from orchestrator.worker.evaluation import evaluate
+from orchestrator.worker.evaluation import Evaluator, gap_samples
 from orchestrator.worker.export import Sample, check_batch, export, first_batch
 from orchestrator.worker.features import FeatureSamples, HeadAlone
 from orchestrator.worker.forward_timer import collectives_begun
@@ -67,8 +67,9 @@ class _Loop:
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         self._notes: tuple[str, ...] = ()
-        held_out = job.data.counts.validation_samples
-        self._account = Account(job.plan, validation_samples=held_out, started_s_ago=job.started_s_ago)
+        counts = job.data.counts
+        evaluated = counts.validation_samples + len(gap_samples(counts.train_samples, counts.validation_samples))
+        self._account = Account(job.plan, evaluated_samples=evaluated, started_s_ago=job.started_s_ago)
         self._objective = objective_for(job.spec.task)
         self._heartbeat = context.heartbeat
         join_process_group(job.plan, context)
@@ -80,6 +81,14 @@ class _Loop:
         self._train: Samples = open_split(job.data.path, "train", masking=masking)
         self._keeps_features = False
         self._engine = self._build()
+        self._evaluator = Evaluator(
+            job,
+            self._objective,
+            train=self._train,
+            validation=self._validation,
+            rank=context.rank,
+            before_batch=lambda: self._heartbeat.enter("evaluating", self._step),
+        )
         self._data = StepData(self._train, plan=job.plan, seed=training.seed, rank=context.rank)
         self._recovery = RecoveryManager(
             self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
@@ -329,15 +338,7 @@ class _Loop:
     def _evaluate(self) -> None:
         started = time.monotonic()
         self._begin("evaluating")
-        summary = evaluate(
-            self._engine,
-            self._validation,
-            self._objective,
-            plan=self._plan,
-            rank=self._context.rank,
-            covered_bytes=self._job.data.covered_bytes,
-            before_batch=lambda: self._heartbeat.enter("evaluating", self._step),
-        )
+        summary = self._evaluator.figures(self._engine)
         self._evaluated_step = self._step
         self._emit(summary)
         seconds = time.monotonic() - started
