@@ -117,7 +117,7 @@ class TrainingSpec(Block):
     eval_every_steps: Count | None = None
     """Evaluate on the held-out data every so many steps; always also at the end."""
     stop: StopSpec | None = None
-    """Ends the run early where evaluations stop getting better: `{patience: 3}`. What is left is the newest model."""
+    """Ends the run early where evaluations stop getting better: `{patience: 3}`."""
     bad_steps: BadStepsSpec = BadStepsSpec()
     """What to do about losses and gradients that are not finite, and about spikes of the loss."""
 
@@ -326,6 +326,12 @@ class RunSpec(MethodChoice):
         )
 
     @model_validator(mode="after")
+    def _best_can_be_told(self) -> Self:
+        if self.checkpoint.keep == "best" and self.training.eval_every_steps is None:
+            raise ValueError("checkpoint.keep: best compares evaluations: set training.eval_every_steps")
+        return self
+
+    @model_validator(mode="after")
     def _search_can_prune(self) -> Self:
         if self.search is not None and self.search.scheduler == "asha" and self.training.eval_every_steps is None:
             raise ValueError("search.scheduler: asha compares trials at evaluations: set training.eval_every_steps")
@@ -337,6 +343,12 @@ class RunSpec(MethodChoice):
     def models_language(self) -> bool:
         """Whether the examples are raw text, whose own tokens are predicted."""
         return task_of(self.task).models_language
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model that is left is that of the best evaluation."""
+        keep = self.checkpoint.keep
+        return keep == "best" or (keep == "auto" and self.training.eval_every_steps is not None)
 
     @property
     def parsed_budget(self) -> Budget | None:

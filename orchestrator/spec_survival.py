@@ -29,6 +29,11 @@ OBJECT_STORES = ("s3://", "gs://")
 """What `checkpoint.storage` may begin with to name a bucket instead of a folder."""
 
 
+NEWEST_KEPT = 3
+"""Checkpoints that stay where nothing else is asked for: one that is damaged, and one that a rewind passes over, leave
+one (a guess)."""
+
+
 class Block(BaseModel):
     """Frozen; unknown keys and infinite numbers are refused; the sentence under a field describes it in the schema."""
 
@@ -104,8 +109,10 @@ class CheckpointSpec(Block):
     every_steps: Literal["auto"] | Count | None = None
     """Save every so many steps; always also at the end and when stopped. `auto` weighs the measured cost of saving
     against the work that failures are expected to undo."""
-    keep: SmallCount = 3
-    """How many of the newest checkpoints stay."""
+    keep: Literal["auto", "best"] | SmallCount = "auto"
+    """`best` leaves the model of the best evaluation, by the metric that ranks runs, instead of the last step's; a
+    number leaves the last step's, and is how many of the newest checkpoints stay (else 3). `auto` is best where there
+    is `training.eval_every_steps`."""
     storage: str | None = None
     """Where runs are kept: a folder that every node sees, or a bucket as `s3://BUCKET/PATH` or `gs://BUCKET/PATH`; none
     given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`). With a bucket a training needs
@@ -132,6 +139,11 @@ class CheckpointSpec(Block):
         if not value.removeprefix(scheme).partition("/")[0].strip():
             raise ValueError(f"checkpoint.storage names no bucket: use {scheme}BUCKET/PATH; got {value}")
         return value
+
+    @property
+    def newest_kept(self) -> int:
+        """How many of the newest checkpoints stay."""
+        return self.keep if isinstance(self.keep, int) else NEWEST_KEPT
 
     @property
     def in_a_bucket(self) -> bool:

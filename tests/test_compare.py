@@ -19,7 +19,7 @@ from orchestrator.tracking.comparison_page import write_report
 from orchestrator.tracking.rows import RunRow, rank
 from orchestrator.tracking.table import render_table
 from orchestrator.tracking.tracker import MetricLog, MlflowTracker
-from tests.mlflow_runs import closed, new_store, opened
+from tests.mlflow_runs import closed, get_run, log, new_store, opened
 
 
 def row(run_id: str, quality: float | None = None, **others: Any) -> RunRow:
@@ -254,6 +254,32 @@ def test_a_run_whose_last_evaluation_gave_no_number_has_no_result_whatever_it_ha
     assert rows["diverged"].note == "train/loss is nan at step 3"
     assert rows["diverged"].metrics["eval/accuracy"] == 0.95
     assert "eval/accuracy" not in rows["search"].metrics
+
+
+@pytest.mark.slow
+def test_a_run_has_the_quality_of_its_model_and_keeps_its_curve(uri: str, tmp_path: Path) -> None:
+    """Also where the last evaluation gave no number; what went on after a budget stop is newer than the model then."""
+    for name, last in (("worse", 0.5), ("diverged", math.nan)):
+        folder = tmp_path / name
+        tracker = opened(uri, folder, name=name, tags={"orchestrator.quality_metric": "eval/accuracy"})
+        points = MetricLog(folder)
+        for step, value in enumerate([0.6, 0.9, last], 1):
+            points.log(step, {"train/tokens": 100.0 * step, "eval/accuracy": value, "eval/loss": 1 - value})
+        points.close()
+        figures = {"eval/accuracy": 0.9, "eval/loss": 0.1, "train/loss": 7.0}
+        tracker.show_model(figures, step=3, model_step=2)
+        closed(tracker)
+    rows = collect(uri, "exp")
+    assert {row.name: row.quality for row in rows} == {"worse": 0.9, "diverged": 0.9}
+    assert all("train/loss" not in row.metrics for row in rows)
+    curves = {curve.run.name: [round(value, 6) for _, value in curve.evaluation] for curve in loss_curves(uri, rows)}
+    assert curves == {"worse": [0.4, 0.1, 0.5], "diverged": [0.4, 0.1, 0.1]}
+    again = opened(uri, tmp_path / "worse", name="worse")
+    log(again, tmp_path / "worse", {"eval/accuracy": 0.7}, step=4, attempt=2, resumed_from=3)
+    closed(again)
+    (row,) = [row for row in collect(uri, "exp") if row.name == "worse"]
+    assert row.quality == 0.7
+    assert "orchestrator.model_step" not in get_run(uri, row.run_id).data.tags
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ def write(file: Path, text: str) -> None:
 
 def keys(s3: Any, tmp_path: Path) -> list[str]:
     found = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{tmp_path.name}/").get("Contents", ())
-    return sorted(each["Key"].removeprefix(f"{tmp_path.name}/run/") for each in found)
+    names = (each["Key"].removeprefix(f"{tmp_path.name}/run/") for each in found)
+    return sorted(name for name in names if not name.endswith("/"))  # pyarrow leaves the folder of what it deletes
 
 
 def test_what_one_machine_sends_the_others_fetch_and_drafts_stay_at_home(machine: Machine, tmp_path: Path) -> None:
@@ -62,6 +63,22 @@ def test_of_files_that_a_pattern_does_not_fit_nothing_leaves_the_machine(
         write(tmp_path / "worker" / "outbox" / name, "{}\n")
     machine("worker").send("outbox/a*.jsonl")
     assert keys(s3, tmp_path) == ["outbox/a0001.00-from-00000000.jsonl"]
+
+
+def test_what_is_removed_is_gone_here_and_for_the_others(machine: Machine, s3: Any, tmp_path: Path) -> None:
+    for name in ("best/step-00000002.pt", "best/step-00000004.pt", "other.json"):
+        write(tmp_path / "worker" / name, name)
+    worker = machine("worker")
+    worker.send("best", "other.json")
+    worker.remove("best/step-00000002.pt")
+    assert keys(s3, tmp_path) == ["best/step-00000004.pt", "other.json"]
+    worker.remove("best")
+    worker.remove("missing")
+    assert keys(s3, tmp_path) == ["other.json"]
+    assert [path.name for path in (tmp_path / "worker").iterdir()] == ["other.json"]
+    write(tmp_path / "worker/best/step-00000004.pt", "again")
+    worker.send("best")
+    assert "best/step-00000004.pt" in keys(s3, tmp_path), "that it was sent before is forgotten"
 
 
 def test_a_file_that_grows_is_never_replaced_by_a_shorter_copy(machine: Machine, tmp_path: Path) -> None:
@@ -166,7 +183,7 @@ def test_a_follower_shows_and_sees_what_is_written_meanwhile_and_outlives_an_out
         time.sleep(0.3)
     driver.fetch("outbox")
     assert not (tmp_path / "driver/outbox/b.jsonl").exists(), "one that was fenced out shows nothing any more"
-    with following(CommonFolder(), send=("outbox",)):
+    with following(CommonFolder(tmp_path), send=("outbox",)):
         assert "exchange" not in {thread.name for thread in threading.enumerate()}
 
 

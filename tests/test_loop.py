@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -487,6 +488,68 @@ def test_rungs_are_evaluated_besides_the_usual_steps_and_change_nothing_of_the_t
 def evaluated_steps(job: TrainingJob) -> list[int]:
     news = [json.loads(line) for line in (job.run_folder / "history.jsonl").read_text().splitlines()]
     return [item["step"] for item in news if item["phase"] == "evaluating"]
+
+
+# -- the best weights ------------------------------------------------------------------------------------------------
+
+WORSE = {**EVERY, "training__learning_rate": 3.0, "training__warmup_fraction": 0.0, "training__schedule": "constant"}
+"""Steps so large that the loss goes up and down: the last evaluation is not the best."""
+KINDS: list[tuple[MakeJob, dict[str, Any]]] = [
+    (pretrain, {"resources__workers": 2, "deepspeed__zero_stage": 3}),
+    (pretrain, {"training__precision": "bf16", "deepspeed__zero_stage": 0}),
+    (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 2}),
+    (classify, {"method": "head"}),
+]
+
+
+def evaluated(job: TrainingJob) -> dict[int, dict[str, float]]:
+    """Figures by step, as they were logged."""
+    found: dict[int, dict[str, float]] = {}
+    for file in job.run_folder.glob("outbox/a*.jsonl"):
+        for point in map(json.loads, file.read_text().splitlines()):
+            if point["key"].startswith("eval/"):
+                found.setdefault(point["step"], {})[point["key"]] = point["value"]
+    return found
+
+
+def best_step(job: TrainingJob) -> int:
+    goal, found = job.spec.goal, evaluated(job)
+    return max(found, key=lambda step: (goal.goodness(found[step][goal.metric]), -step))
+
+
+@pytest.mark.parametrize(("make", "changes"), KINDS)
+def test_the_model_of_the_best_evaluation_is_left_also_after_a_stop(
+    tmp_path: Path, make: MakeJob, changes: dict[str, Any]
+) -> None:
+    job, stopped = (make(tmp_path / name, **{**WORSE, **changes}) for name in ("whole", "stopped"))
+    whole = training_runs.run(job)
+    best = best_step(job)
+    assert whole.model_step == best < 6
+    assert evaluations(whole) == evaluated(job)[best]
+    tolerance = 0.02 if job.plan.precision == "bf16" else 2e-6
+    assert evaluations(whole) == pytest.approx(plain_evaluation(job), abs=tolerance, rel=tolerance)
+    assert any(f"the model is that of step {best}" in note for note in whole.notes)
+    assert training_runs.run(stopped, stop_at=5).status == "interrupted"
+    rest = training_runs.run(stopped)
+    assert (rest.model_step, evaluations(rest)) == (whole.model_step, evaluations(whole))
+    assert plain_evaluation(stopped) == plain_evaluation(job)
+
+
+def test_a_number_of_checkpoints_to_keep_leaves_the_last_weights(tmp_path: Path) -> None:
+    job = pretrain(tmp_path, **WORSE, checkpoint__keep=2)
+    outcome = training_runs.run(job)
+    assert (outcome.model_step, outcome.step) == (None, 6)
+    assert best_step(job) < 6
+    assert evaluations(outcome) == pytest.approx(plain_evaluation(job), abs=2e-6, rel=2e-6)
+
+
+def test_a_best_evaluation_whose_weights_are_lost_does_not_count(tmp_path: Path) -> None:
+    job = pretrain(tmp_path, **WORSE)
+    training_runs.run(job, stop_at=5)
+    shutil.rmtree(tmp_path / "best")
+    outcome = training_runs.run(job)
+    assert outcome.model_step is None
+    assert evaluations(outcome) == evaluated(job)[6]
 
 
 # -- endings ---------------------------------------------------------------------------------------------------------

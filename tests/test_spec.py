@@ -46,6 +46,8 @@ def test_every_field_has_a_sentence(block: type[BaseModel]) -> None:
         (PRETRAIN, {"resources__workers": 3}, "cannot be split over 3 workers: use 6 or 9"),
         (PRETRAIN, {"training__micro_batch": 3}, "does not divide the 8 samples"),
         (PRETRAIN, {"budget": "5 bananas"}, "usd, gpu-hours, flops, hours"),
+        (PRETRAIN, {"checkpoint__keep": "best"}, "set training.eval_every_steps"),
+        (PRETRAIN, {"checkpoint__keep": "last"}, "checkpoint.keep"),
         (PRETRAIN, {"deepspeed": {"zero_stage": 2, "offload": "all"}}, "zero_stage: 3"),
         (PRETRAIN, {"deepspeed": {"zero_stage": 0, "offload": "optimizer"}}, "zero_stage: 1, 2 or 3"),
         (PRETRAIN, {"deepspeed": {"train_batch_size": 8}}, "training.global_batch"),

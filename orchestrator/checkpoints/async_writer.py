@@ -99,7 +99,7 @@ class Saver:
         attempt: int,
         keep: int,
         holds: Callable[[], bool],
-        before_publishing: Callable[[], None] = lambda: None,
+        before_publishing: Callable[[LoopState], None] = lambda state: None,
     ) -> None:
         """The writing thread calls both: `holds` says whether this attempt is still the newest one, and rank 0's
         `before_publishing` brings to safety what must not be lost once a run goes on from the checkpoint."""
@@ -236,7 +236,7 @@ class Saver:
         """Rank 0: one manifest of all ranks' notes makes it a checkpoint, and older ones are no longer needed."""
         step = handover.state.step
         files = self._gather(step, handover.serial)
-        self._before_publishing()
+        self._before_publishing(handover.state)
         if not self._holds():
             raise fenced_out(self._attempt)
         checkpoint = Checkpoint(

@@ -54,7 +54,7 @@ class Attempts:
     """The attempts of one run, in its folder. Raises StorageError when that cannot be read or written."""
 
     def __init__(self, run_folder: Path, exchange: Exchange | None = None) -> None:
-        self._folder, self._exchange = run_folder / ATTEMPTS, exchange or CommonFolder()
+        self._folder, self._exchange = run_folder / ATTEMPTS, exchange or CommonFolder(run_folder)
 
     def refresh(self) -> None:
         """Brings what other machines have written."""

@@ -4,7 +4,7 @@ Each machine has a copy of the run's folder, and code that reads and writes ther
 
     by the driver   attempts/NNNN.json, attempts/kept.json      who may write, and what attempts have in common
                     outbox/handle.json, ledger/, result.json    for a driver on another machine that takes the run up
-    by rank 0       attempts/NNNN.resumed.json, outbox/a*.jsonl, ledger/, rewinds.json, outcome.json, model/
+    by rank 0       attempts/NNNN.resumed.json, outbox/a*.jsonl, ledger/, rewinds.json, best/, outcome.json, model/
 
 One process at a time writes each of them, so the newer copy is the right one; of points files, which only grow, the
 longer one. Checkpoints lie in the same bucket, but are `storage`'s.
@@ -13,6 +13,7 @@ longer one. Checkpoints lie in the same bucket, but are `storage`'s.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,9 @@ class Exchange(Protocol):
         Raises StorageError, where the bucket is away only after so many seconds.
         """
 
+    def remove(self, part: str) -> None:
+        """Removes a file, or a folder with all files in it, for this machine and the others. Raises StorageError."""
+
     def stands(self, name: str) -> bool:
         """Whether others see a file as this machine has sent it: two may have sent one at the same moment."""
 
@@ -57,13 +61,20 @@ class Exchange(Protocol):
 
 
 class CommonFolder:
-    """Every machine sees the run's folder: there is nothing to do."""
+    """Every machine sees the run's folder: there is nothing to exchange."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`."""
 
     def send(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`."""
+
+    def remove(self, part: str) -> None:
+        """See `Exchange`."""
+        _remove(self._folder / part)
 
     def stands(self, name: str) -> bool:
         """See `Exchange`."""
@@ -95,6 +106,14 @@ class BucketExchange:
         with self._lock, self._errors("written"):
             for part in parts:
                 patiently(partial(self._send, part), patience_s=patience_s)
+
+    def remove(self, part: str) -> None:
+        """See `Exchange`."""
+        _remove(self._folder / part)
+        with self._lock, self._errors("removed"):
+            for info in self._objects(part):
+                self._files.delete_file(info.path)
+                self._sent.pop(info.path.removeprefix(f"{self._prefix}/"), None)
 
     def stands(self, name: str) -> bool:
         """See `Exchange`: looks only after what another has begun to write is there. The last one stands."""
@@ -168,7 +187,7 @@ def exchange_at(folder: Path, uri: str | None) -> Exchange:
 
     Raises StorageError when the URI names nothing that can be opened.
     """
-    return CommonFolder() if uri is None else BucketExchange(folder, uri)
+    return CommonFolder(folder) if uri is None else BucketExchange(folder, uri)
 
 
 @contextmanager
@@ -199,6 +218,13 @@ def following(
     finally:
         over.set()
         thread.join()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _state(file: Path) -> tuple[int, int]:

@@ -34,6 +34,13 @@ TRIALS = "trials"
 """In the run folder of a search: those of its trials."""
 MODEL, OUTCOME = "model", "outcome.json"
 """In a run folder, once the training is over."""
+BEST = "best"
+"""In a run folder until then: the weights of the best evaluation."""
+
+
+def best_file(step: int) -> str:
+    """Where in a run folder the weights of an evaluation are, while it is the best."""
+    return f"{BEST}/step-{step:08d}.pt"
 
 
 def bucket_of(spec: RunSpec, run_folder: Path) -> str | None:
@@ -187,6 +194,10 @@ class LoopState:
     """The best evaluation of the ranked metric, where `training.stop` asks for it."""
     waited: int = 0
     """Evaluations since then."""
+    best_step: int | None = None
+    """Step of the best evaluation, whose weights are kept; None where there is none."""
+    best_metrics: Mapping[str, float] = field(default_factory=dict)
+    """What was evaluated there."""
     guard: Mapping[str, Any] = field(default_factory=dict)
     """What `divergence_guard` knows of recent steps, so that a resumed run judges as the uninterrupted one."""
 
@@ -199,13 +210,15 @@ class Outcome:
     step: int
     steps: int
     metrics: dict[str, float]
-    """The last value of every metric."""
+    """The last value of every metric; of evaluations, those of the model."""
     checkpoint: str | None
     """Newest complete checkpoint."""
     model_path: str | None
     """Hugging Face folder; None unless the run came to its end or its budget's."""
     notes: tuple[str, ...] = ()
     """What a user should know, such as a torn checkpoint that was passed over."""
+    model_step: int | None = None
+    """The step whose weights the model has, where that is an earlier one than `step`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -17,7 +17,7 @@ from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER, Ledger, with_ledger
 from orchestrator.runs.file_exchange import Exchange, following
-from orchestrator.runs.job import Outcome, TrainingJob
+from orchestrator.runs.job import BEST, Outcome, TrainingJob
 from orchestrator.runs.object_store import PATIENCE_S
 from orchestrator.samples.metric_names import check_goal
 from orchestrator.samples.prepare import PreparedData, find_prepared
@@ -160,9 +160,12 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
                 do="the same command goes on from there",
             )
         answer = _result(folder, outcome, restarts=result.restarts)
+        tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step)
         end_run(tracker, answer)
         keep_result(answer, prepared.spec)
         exchange.send(RESULT)
+        if answer.status == "finished":
+            exchange.remove(BEST)
     return shipped(answer, tracker)
 
 

@@ -170,11 +170,14 @@ def _row(run: Any) -> RunRow:
 
 
 def _history(client: MlflowClient, row: RunRow, key: str) -> list[tuple[int, float]]:
-    """Finite (step, value) pairs in order of steps; nothing for a metric the run has not logged."""
+    """Finite (step, value) pairs in order of steps; nothing for a metric the run has not logged.
+
+    Of two points at the last step the newer one is of the model, which an earlier step gave.
+    """
     if key not in row.metrics:
         return []
-    points = client.get_metric_history(row.run_id, key)
-    return sorted((point.step, point.value) for point in points if math.isfinite(point.value))
+    points = sorted(client.get_metric_history(row.run_id, key), key=lambda point: point.timestamp, reverse=True)
+    return sorted({point.step: point.value for point in points if math.isfinite(point.value)}.items())
 
 
 def _against_tokens(

@@ -30,6 +30,8 @@ metric the step of the last such value."""
 STOP_REASON_TAG = f"{TAG}stop_reason"
 """Why a run ended before its planned length: `budget`, `pruned`, ..."""
 ERROR_TAG = f"{TAG}error"
+MODEL_STEP_TAG = f"{TAG}model_step"
+"""The step that the run's model is from, where that is not its last."""
 BEST_RUN_TAG = f"{TAG}best_run_id"
 """On a search: its best trial."""
 

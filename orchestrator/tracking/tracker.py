@@ -28,7 +28,7 @@ from orchestrator.credentials import hide
 from orchestrator.errors import UserError
 from orchestrator.tracking import outbox, run_record, store
 from orchestrator.tracking.description import flatten, source_tags
-from orchestrator.tracking.mlflow_backend import ERROR_TAG, STOP_REASON_TAG, TAG
+from orchestrator.tracking.mlflow_backend import ERROR_TAG, MODEL_STEP_TAG, STOP_REASON_TAG, TAG
 from orchestrator.tracking.reconcile import Shipment, Shipper
 from orchestrator.tracking.run_record import OUTBOX, DesiredRun, RunHandle
 
@@ -64,6 +64,9 @@ class Tracker(Protocol):
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """Show the best trial's figures on this run, a search, when it ends."""
 
+    def show_model(self, metrics: Mapping[str, float], *, step: int, model_step: int | None) -> None:
+        """Where the model is of an earlier step than the last: show its evaluation as the run's newest."""
+
     def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
         """Say how the run ended; it is shipped in the background."""
 
@@ -88,6 +91,9 @@ class NoTracker:
         """Nothing to tag."""
 
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
+        """Nothing to show it on."""
+
+    def show_model(self, metrics: Mapping[str, float], *, step: int, model_step: int | None) -> None:
         """Nothing to show it on."""
 
     def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
@@ -135,6 +141,13 @@ class MlflowTracker:
         tracked = tuple(os.path.relpath(trial, self._folder) for trial in trials if run_record.read(trial) is not None)
         chosen = os.path.relpath(best, self._folder)
         run_record.change(self._folder, lambda run: replace(run, best=chosen, trials=tracked))
+
+    def show_model(self, metrics: Mapping[str, float], *, step: int, model_step: int | None) -> None:
+        """Its evaluation once more at the last step, after that step's own: MLflow lists the newest point of a run."""
+        if model_step is not None:
+            self.tag({MODEL_STEP_TAG: str(model_step)})
+            figures = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+            outbox.note_totals(self._folder / OUTBOX, figures, step=step)
 
     def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
         """MLflow's status, and the tag `orchestrator.error` when there is a message."""
@@ -248,7 +261,7 @@ def _wanted(
         handle=replace(before.handle, uri=uri),
         status="running",
         ended_ms=None,
-        tags={**before.tags, **(tags or {}), ERROR_TAG: None, STOP_REASON_TAG: None},
+        tags={**before.tags, **(tags or {}), ERROR_TAG: None, STOP_REASON_TAG: None, MODEL_STEP_TAG: None},
         params={**flatten(params or {}), **before.params},
         artifacts={**before.artifacts, **(artifacts or {})},
         best=None,

@@ -203,6 +203,11 @@ class Engine:
             return {}
         return {name: tensor.detach().cpu() for name, tensor in self._engine.module.state_dict().items()}
 
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Those of `full_state` that training may change; every rank calls it."""
+        frozen = {name for name, weight in self._engine.module.named_parameters() if not weight.requires_grad}
+        return {name: tensor for name, tensor in self.full_state().items() if name not in frozen}
+
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum of a small tensor over all ranks."""
         values = values.to(self._device)

@@ -23,6 +23,7 @@ from orchestrator.samples.batches import Samples, open_split
 from orchestrator.samples.masking import Masking
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker import early_stop, models
+from orchestrator.worker.best_weights import BestWeights
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import Consensus, ControlSignal
 from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
@@ -33,7 +34,7 @@ from orchestrator.worker.features import FeatureSamples, HeadAlone
 from orchestrator.worker.forward_timer import collectives_begun
 from orchestrator.worker.lr_schedule import layer_scale, learning_rate
 from orchestrator.worker.measurement import Pace, figures
-from orchestrator.worker.objectives import objective_for
+from orchestrator.worker.objectives import Batch, objective_for
 from orchestrator.worker.recovery import RecoveryManager
 from orchestrator.worker.step_data import StepData
 
@@ -92,6 +93,13 @@ class _Loop:
         self._data = StepData(self._train, plan=job.plan, seed=training.seed, rank=context.rank)
         self._recovery = RecoveryManager(
             self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
+        )
+        self._best = BestWeights(
+            job,
+            leads=self._leads,
+            agree=self._from_leader,
+            holds=self._recovery.holds,
+            compared=self._given_to_compare(),
         )
         self._consensus = Consensus(self._sum, rank=context.rank, world_size=job.plan.workers)
         self._guard = DivergenceGuard(
@@ -212,7 +220,7 @@ class _Loop:
             if earlier is not None:
                 return Outcome.from_dict(earlier)
         if self._evaluated_step != self._step or self._step == 0:
-            self._evaluate()
+            self._evaluate(is_last=status == "finished")
         self._measure()  # before the checkpoint, which keeps all metrics
         if self._job.final_checkpoint:
             self._save()
@@ -317,6 +325,7 @@ class _Loop:
     def _take_up(self, state: LoopState) -> None:
         self._evaluated_step, self._metrics = state.evaluated_step, dict(state.metrics)
         self._progress = early_stop.Progress(best=state.best, waited=state.waited)
+        self._best.take_up(state)
         self._guard.restore(state.guard)
 
     def _rewind(self, verdict: Verdict, step: int) -> None:
@@ -335,12 +344,13 @@ class _Loop:
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, is_last: bool = False) -> None:
         started = time.monotonic()
         self._begin("evaluating")
         summary = self._evaluator.figures(self._engine)
         self._evaluated_step = self._step
         self._emit(summary)
+        self._best.judge(self._engine, self._step, summary, is_last=is_last)
         seconds = time.monotonic() - started
         self._account.add_evaluation(seconds)
         self._pace.add_pause(seconds)
@@ -373,9 +383,12 @@ class _Loop:
             metrics=dict(self._metrics),
             best=self._progress.best,
             waited=self._progress.waited,
+            best_step=self._best.step,
+            best_metrics=dict(self._best.metrics),
             guard=self._guard.state(),
         )
         figures = self._recovery.save(state, step_s=self._account.pace_s)
+        self._best.named()
         if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
             self._log.log(self._step, figures)
         seconds = time.monotonic() - started
@@ -388,9 +401,11 @@ class _Loop:
         Raises ModelError on every rank when the folder does not compute what was trained; all is kept then.
         """
         self._begin("exporting")
-        batch, job, wrong = check_batch(self._checked, self._plan, whole=self._keeps_features), self._job, None
-        given = first_batch(self._validation) if self._keeps_features else batch
-        trained, state = Sample(batch=batch, logits=self._engine.logits(given)), self._engine.full_state()
+        batch, job, wrong = self._batch_to_compare(), self._job, None
+        logits, state = self._engine.logits(self._given_to_compare()), self._engine.full_state()
+        if (best := self._best.at(self._step)) is not None:
+            logits, state = best.logits, state | best.weights
+        trained = Sample(batch=batch, logits=logits)
         if self._leads and self._keeps_features:  # the engine has the head alone
             state = {**models.build_model(job.spec, job.plan, job.data).state_dict(), **state}
         if self._leads:
@@ -405,19 +420,33 @@ class _Loop:
         if self._leads:
             self._recovery.show(job.model_folder)
 
+    def _batch_to_compare(self) -> Batch:
+        """Samples that an exported model must give the same logits for."""
+        return check_batch(self._checked, self._plan, whole=self._keeps_features)
+
+    def _given_to_compare(self) -> Batch:
+        """What the engine's model is given for them: the head alone reads features."""
+        return first_batch(self._validation) if self._keeps_features else self._batch_to_compare()
+
     def _outcome(self, status: Status) -> Outcome:
         """Once every rank has written all that it was given to write."""
         self._begin("saving")
         newest = self._recovery.newest()
         dist.barrier()
+        best = self._best.step if status != "interrupted" and self._best.step != self._step else None
+        if best is not None:
+            self._note(
+                f"the model is that of step {best}, the best of all evaluations: {self._best.in_words(self._metrics)}"
+            )
         return Outcome(
             status=status,
             step=self._step,
             steps=self._steps,
-            metrics=dict(self._metrics),
+            metrics={**self._metrics, **({} if best is None else self._best.metrics)},
             checkpoint=newest,
             model_path=None if status == "interrupted" else str(self._job.model_folder),
             notes=(*self._recovery.notes, *self._notes),
+            model_step=best,
         )
 
     def _earlier_stop(self) -> dict[str, Any] | None:

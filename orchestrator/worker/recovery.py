@@ -26,7 +26,7 @@ from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, inte
 from orchestrator.runs.attempts import ATTEMPTS, Attempts
 from orchestrator.runs.budget_ledger import LEDGER
 from orchestrator.runs.file_exchange import following
-from orchestrator.runs.job import LoopState, TrainingJob, WorkerContext
+from orchestrator.runs.job import BEST, LoopState, TrainingJob, WorkerContext, best_file
 from orchestrator.runs.object_store import PATIENCE_S
 from orchestrator.samples.batches import batch_number
 from orchestrator.tracking.outbox import POINTS_FILES
@@ -81,7 +81,7 @@ class RecoveryManager:
             following(self._exchange, fetch=(ATTEMPTS,), send=sent, may_send=self._fence.holds)
         )
         if self._leads:
-            self._exchange.fetch(_REWINDS, LEDGER, job.budget_stop_file.name, patience_s=PATIENCE_S)
+            self._exchange.fetch(_REWINDS, LEDGER, BEST, job.budget_stop_file.name, patience_s=PATIENCE_S)
         self.notes: tuple[str, ...] = ()
         """What a user should know."""
 
@@ -105,10 +105,15 @@ class RecoveryManager:
             world_size=plan.workers,
             zero_stage=plan.zero_stage,
             attempt=self._job.attempt,
-            keep=self._job.spec.checkpoint.keep,
+            keep=self._job.spec.checkpoint.newest_kept,
             holds=lambda: self._fence.holds(now=True),
-            before_publishing=lambda: self._exchange.send(_POINTS, patience_s=PATIENCE_S),
+            before_publishing=self._show_what_it_needs,
         )
+
+    def _show_what_it_needs(self, state: LoopState) -> None:
+        """A run that goes on from a checkpoint looks for its curves, and for the weights of its best evaluation."""
+        best = [] if state.best_step is None else [best_file(state.best_step)]
+        self._exchange.send(_POINTS, *best, patience_s=PATIENCE_S)
 
     # -- going on and going back -------------------------------------------------------------------------------
 

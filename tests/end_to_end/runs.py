@@ -16,6 +16,7 @@ from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.run_lifecycle import Listener
 from orchestrator.spec import RunSpec
 from orchestrator.tracking import store
+from orchestrator.tracking.mlflow_backend import MODEL_STEP_TAG
 from tests import specs
 
 STEPS = 100
@@ -144,8 +145,14 @@ def wait_until(condition: Callable[[], bool], *, within_s: float) -> None:
 
 
 def curve(run_id: str, metric: str, *, uri: str) -> dict[int, float]:
-    """Step to value, as MLflow has it; fails when a step is there twice."""
-    points = store.client(uri, create=False).get_metric_history(run_id, metric)
+    """Step to value, as MLflow has it; fails when a step is there twice.
+
+    A model of an earlier step has its evaluation once more at the end.
+    """
+    client = store.client(uri, create=False)
+    points = sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
+    if metric.startswith("eval/") and MODEL_STEP_TAG in client.get_run(run_id).data.tags:
+        points.pop()
     steps = [point.step for point in points]
     assert len(steps) == len(set(steps)), f"{metric} has steps twice: {sorted(steps)}"
     return {point.step: point.value for point in sorted(points, key=lambda point: point.step)}

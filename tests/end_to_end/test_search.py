@@ -126,6 +126,10 @@ def test_a_pruned_trial_is_really_stopped(pruned: RunResult) -> None:
             assert logged == list(range(1, 9))
 
 
+def test_only_models_are_left_of_the_weights_of_best_evaluations(pruned: RunResult) -> None:
+    assert list(Path(pruned.run_folder).rglob("best")) == []
+
+
 def test_the_parent_carries_the_best_trials_figures(pruned: RunResult) -> None:
     assert pruned.best is not None
     parent = store.client(locations.default_tracking_uri(), create=False).get_run(str(pruned.mlflow_run_id))

@@ -47,6 +47,7 @@ from orchestrator.scheduling.search.trial import (
     SharedBudget,
     TrialTask,
     ending_of,
+    forget_best,
     forget_failure,
     left_undone,
     trial_main,
@@ -303,6 +304,8 @@ class _Desk(tune.Callback):  # type: ignore[misc]
             died = str(error or "the trial's process died") if otherwise == "failed" else None
             ending = Ending(status=otherwise, step=Reports(task).last_step, error=died)
             ending.write(task.folder)
+            if otherwise == "pruned":
+                forget_best(task)
         self._ended.add(index)
         self._say(
             f"trial {task.trial.name} {ending.status.replace('_', ' ')} at step {ending.step} "
@@ -327,7 +330,9 @@ def _say_ending(ending: Ending, tracker: Tracker) -> None:
         return
     tags = {}
     if ending.outcome is not None:
-        tags[f"{TAG}model_path"] = str(ending.outcome.model_path)
+        outcome = ending.outcome
+        tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step)
+        tags[f"{TAG}model_path"] = str(outcome.model_path)
     if ending.status != "finished":
         tags[STOP_REASON_TAG] = ending.status.removeprefix("stopped_by_")
         tags[f"{TAG}stopped_at_step"] = str(ending.step)

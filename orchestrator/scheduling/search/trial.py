@@ -28,7 +28,7 @@ from orchestrator.quantities import Budget
 from orchestrator.runs.attempts import Attempts, Held, unseen
 from orchestrator.runs.budget_ledger import BudgetDecision, Cost, Ledger, with_ledger
 from orchestrator.runs.file_exchange import exchange_at
-from orchestrator.runs.job import Outcome, TrainingJob, WorkerContext, bucket_of
+from orchestrator.runs.job import BEST, Outcome, TrainingJob, WorkerContext, bucket_of
 from orchestrator.runs.out_of_memory import is_out_of_memory, smaller_micro_batch
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.data_shipping import Parcel, unpack
@@ -260,6 +260,14 @@ def run_to_its_end(task: TrialTask, reports: Reports) -> None:
     if not claim.holds():
         sys.exit()
     ending.write(task.folder)
+    if ending.status == "finished":
+        forget_best(task)
+
+
+def forget_best(task: TrialTask) -> None:
+    """The weights of a trial's best evaluation are not needed any more."""
+    with suppress(StorageError):  # they stay there, which changes no result
+        exchange_at(task.folder, bucket_of(task.prepared.spec, task.folder)).remove(BEST)
 
 
 def _trained(task: TrialTask, reports: Reports, claim: _Claim) -> Ending:
