@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.architectures.families import DECODERS, model_shape
 from orchestrator.architectures.weight_names import HEAD_MODULES, KNOWN
+from orchestrator.tasks.registry import task_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,8 +43,8 @@ def body_of(config: Mapping[str, Any]) -> Shapes:
         hidden = config.get("hidden_size") or config.get("n_embd") or config.get("dim")
         return {"embeddings.word_embeddings.weight": (config["vocab_size"], hidden)}
     if kind in DECODERS:
-        return model_shape(dict(config), task="causal-lm").weights
-    whole = model_shape(dict(config), task="text-classification").weights
+        return model_shape(dict(config), task=task_of("causal-lm")).weights
+    whole = model_shape(dict(config), task=task_of("text-classification")).weights
     return {name: size for name, size in whole.items() if not set(name.split(".")) & set(HEAD_MODULES[kind])}
 
 

@@ -14,6 +14,7 @@ from orchestrator.planning.base_fit import base_notes, check_tokenizer, keeps_he
 from orchestrator.planning.plan import check_samples, make_plan, plan_to_run
 from orchestrator.planning.supported import supported
 from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 from tests.bases import Shapes, body_of, write_base, write_weights
 from tests.specs import CLASSIFY, PRETRAIN, spec
 from tests.test_plan import BERT, COUNTS, cpus
@@ -95,7 +96,7 @@ def test_a_masked_lm_head_is_known_by_the_names_of_weights(names: list[str], lac
 
 
 def test_a_base_that_is_not_here_is_said_to_be_unseen() -> None:
-    shape = model_shape(BERT, task="text-classification")
+    shape = model_shape(BERT, task=task_of("text-classification"))
     (said,) = base_notes(spec(CLASSIFY, model__base="no-such-owner/no-such-model"), BERT, shape)
     assert "not on this machine yet" in said
 

@@ -26,6 +26,7 @@ from orchestrator.methods.registry import PRICED
 from orchestrator.planning.memory import GIB, Layout, Trainer, peak_memory
 from orchestrator.runs.job import LoopState, TrainingJob, WorkerContext
 from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
+from orchestrator.tasks.registry import task_of
 from orchestrator.worker import models
 from orchestrator.worker.engine import Engine, join_process_group, needed_by
 from orchestrator.worker.lr_schedule import learning_rate
@@ -150,7 +151,7 @@ def test_a_checkpoint_of_rank_0_is_as_large_as_its_copy_was_planned(tmp_path: Pa
     layout = Layout(**{field.name: getattr(job.plan, field.name) for field in fields(Layout)})
     planned = peak_memory(
         layout,
-        shape=model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm"),
+        shape=model_shape(FAMILY_DEFAULTS["gpt2"], task=task_of("causal-lm")),
         method=PRICED["full"].cost,
         trainable=job.plan.trainable_parameters,
         trainer=Trainer(copies_checkpoints=True),

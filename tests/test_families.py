@@ -16,6 +16,7 @@ from orchestrator.errors import ModelError
 from orchestrator.methods import ia3, lora
 from orchestrator.methods.registry import method_of, trainable_parameters
 from orchestrator.spec import ModelSpec, RunSpec, Task
+from orchestrator.tasks.registry import task_of
 
 BERT = {
     "model_type": "bert",
@@ -49,20 +50,20 @@ def spec(method: str = "full", task: Task = "causal-lm", **changes: Any) -> RunS
 
 
 def test_gpt2_small_has_its_published_number_of_parameters() -> None:
-    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
+    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task=task_of("causal-lm"))
     assert (shape.parameters, shape.exact, shape.context) == (124_439_808, True, 1024)
 
 
 def test_untied_output_layer_adds_a_second_token_table() -> None:
-    tied = model_shape(LLAMA, task="causal-lm")
-    untied = model_shape({**LLAMA, "tie_word_embeddings": False}, task="causal-lm")
+    tied = model_shape(LLAMA, task=task_of("causal-lm"))
+    untied = model_shape({**LLAMA, "tie_word_embeddings": False}, task=task_of("causal-lm"))
     assert untied.parameters - tied.parameters == 1000 * 768
     assert not untied.tied
 
 
 def test_unknown_architecture_is_counted_and_marked_approximate() -> None:
-    shape = model_shape({**LLAMA, "model_type": "olmo9"}, task="causal-lm")
-    exact = model_shape(LLAMA, task="causal-lm")
+    shape = model_shape({**LLAMA, "model_type": "olmo9"}, task=task_of("causal-lm"))
+    exact = model_shape(LLAMA, task=task_of("causal-lm"))
     assert not shape.exact
     assert shape.parameters == pytest.approx(exact.parameters, rel=0.01)
 
@@ -185,28 +186,28 @@ def test_unreachable_hub_is_a_model_error_that_names_the_model() -> None:
 
 def test_encoder_cannot_learn_language_modelling() -> None:
     with pytest.raises(ModelError, match="cannot learn to continue"):
-        model_shape(BERT, task="causal-lm")
+        model_shape(BERT, task=task_of("causal-lm"))
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA, QWEN | {"model_type": "qwen3"}])
 def test_decoder_cannot_learn_to_fill_gaps(config: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="cannot fill a gap") as error:
-        model_shape(config, task="masked-lm")
+        model_shape(config, task=task_of("masked-lm"))
     assert "causal-lm" in str(error.value.do)
 
 
 def test_encoder_that_is_not_like_bert_is_counted_as_a_usual_one_that_sees_both_sides() -> None:
-    shape = model_shape({**BERT, "model_type": "mpnet"}, task="masked-lm")
+    shape = model_shape({**BERT, "model_type": "mpnet"}, task=task_of("masked-lm"))
     assert not shape.exact
     assert not shape.causal
-    assert shape.parameters == pytest.approx(model_shape(BERT, task="masked-lm").parameters, rel=0.03)
+    assert shape.parameters == pytest.approx(model_shape(BERT, task=task_of("masked-lm")).parameters, rel=0.03)
     with pytest.raises(ModelError, match="task: masked-lm"):
-        model_shape({**BERT, "model_type": "mpnet"}, task="causal-lm")
+        model_shape({**BERT, "model_type": "mpnet"}, task=task_of("causal-lm"))
 
 
 def test_bert_base_has_its_published_number_of_parameters() -> None:
     # That has a pooler (768^2 + 768), which a masked language model lacks; its head is the transform and a bias.
-    shape = model_shape(FAMILY_DEFAULTS["bert"], task="masked-lm")
+    shape = model_shape(FAMILY_DEFAULTS["bert"], task=task_of("masked-lm"))
     assert shape.parameters == 109_482_240 - (768**2 + 768) + (768**2 + 768 + 2 * 768) + 30522
     assert shape.head_parameters == 0
 
@@ -215,12 +216,12 @@ def test_new_encoder_has_room_for_its_sequences() -> None:
     roberta = ModelSpec(config="roberta")
     config = model_config(roberta, sequence_length=1024)
     assert config["max_position_embeddings"] == 1026
-    assert model_shape(config, task="masked-lm").context == 1024
+    assert model_shape(config, task=task_of("masked-lm")).context == 1024
     assert model_config(ModelSpec(config="bert"), sequence_length=1024)["max_position_embeddings"] == 1024
 
 
 def test_lora_trains_the_adapters_and_what_lies_before_the_output_layer_of_an_encoder() -> None:
-    shape = model_shape(BERT, task="masked-lm")
+    shape = model_shape(BERT, task=task_of("masked-lm"))
     transform = 384 * 384 + 384 + 2 * 384
     attention = spec("lora", "masked-lm", lora={"targets": "attention"})
     assert trainable_parameters(attention, shape) == 6 * 2 * 8 * 768 + transform
@@ -229,38 +230,40 @@ def test_lora_trains_the_adapters_and_what_lies_before_the_output_layer_of_an_en
 
 def test_missing_size_is_named() -> None:
     with pytest.raises(ModelError, match="num_hidden_layers"):
-        model_shape({k: v for k, v in BERT.items() if k != "num_hidden_layers"}, task="text-classification")
+        model_shape({k: v for k, v in BERT.items() if k != "num_hidden_layers"}, task=task_of("text-classification"))
 
 
 def test_roberta_loses_two_positions_to_its_padding() -> None:
-    assert model_shape(ROBERTA, task="text-classification").context == 512
+    assert model_shape(ROBERTA, task=task_of("text-classification")).context == 512
 
 
 def test_full_and_scratch_train_every_weight() -> None:
-    shape = model_shape(GPT2, task="causal-lm")
+    shape = model_shape(GPT2, task=task_of("causal-lm"))
     assert trainable_parameters(spec("full"), shape) == trainable_parameters(spec("scratch"), shape) == shape.parameters
 
 
 def test_head_trains_berts_pooler_and_classifier() -> None:
-    shape = model_shape(BERT, task="text-classification", num_labels=3)
+    shape = model_shape(BERT, task=task_of("text-classification"), num_labels=3)
     assert trainable_parameters(spec("head", "text-classification"), shape) == (384 * 384 + 384) + (384 * 3 + 3)
 
 
 def test_lora_on_minilm_trains_adapters_pooler_and_classifier() -> None:
-    shape = model_shape(BERT, task="text-classification", num_labels=2)
+    shape = model_shape(BERT, task=task_of("text-classification"), num_labels=2)
     adapters, head = 6 * (4 * 8 * 768 + 2 * 8 * (384 + 1536)), (384 * 384 + 384) + (384 * 2 + 2)
     assert trainable_parameters(spec("lora", "text-classification"), shape) == adapters + head
 
 
 def test_lora_target_that_no_module_has_is_refused_with_the_names_there_are() -> None:
-    shape = model_shape(GPT2, task="causal-lm")
+    shape = model_shape(GPT2, task=task_of("causal-lm"))
     with pytest.raises(ModelError) as error:
         trainable_parameters(spec("lora", lora={"targets": ["c_atn"]}), shape)
     assert error.value.do == "did you mean c_attn?"
 
 
 def test_an_unknown_architecture_has_the_linear_modules_of_a_standard_one_and_no_known_attention() -> None:
-    shape, llama = (model_shape({**LLAMA, "model_type": kind}, task="causal-lm") for kind in ("olmo9", "llama"))
+    shape, llama = (
+        model_shape({**LLAMA, "model_type": kind}, task=task_of("causal-lm")) for kind in ("olmo9", "llama")
+    )
     assert trainable_parameters(spec("lora"), shape) == trainable_parameters(spec("lora"), llama)
     assert trainable_parameters(spec("lora", lora={"targets": ["q_proj"]}), shape) > 0
     for method, changes in (("lora", {"lora": {"targets": "attention"}}), ("ia3", {})):
@@ -337,8 +340,8 @@ def test_every_known_architecture_is_compared_with_the_real_one() -> None:
 
 
 def test_layers_that_share_their_weights_are_computed_each() -> None:
-    shared = model_shape(ALBERT, task="text-classification")
-    apart = model_shape({**ALBERT, "num_hidden_groups": 3}, task="text-classification")
+    shared = model_shape(ALBERT, task=task_of("text-classification"))
+    apart = model_shape({**ALBERT, "num_hidden_groups": 3}, task=task_of("text-classification"))
     assert shared.parameters + shared.used_again == apart.parameters
     assert apart.used_again == 0
 
@@ -364,7 +367,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("config", "task"), CASES)
 def test_count_equals_that_of_the_real_model(config: dict[str, Any], task: Task) -> None:
     model = _meta_model(config, task)
-    shape = model_shape(config, task=task, num_labels=3)
+    shape = model_shape(config, task=task_of(task), num_labels=3)
     assert shape.exact
     assert shape.weights == {_first_name(name, shape.tied): tuple(p.shape) for name, p in model.named_parameters()}
     assert shape.parameters == sum(p.numel() for p in model.parameters())
@@ -383,7 +386,7 @@ def test_the_count_of_the_last_layers_equals_that_of_the_real_model(
 ) -> None:
     asked, shape = (
         spec("last_layers", task, last_layers={"layers": layers}),
-        model_shape(config, task=task, num_labels=3),
+        model_shape(config, task=task_of(task), num_labels=3),
     )
     if shape.used_again:
         with pytest.raises(ModelError, match="share their weights"):
@@ -409,7 +412,7 @@ def test_the_count_of_adapters_equals_that_of_peft(config: dict[str, Any], task:
         return
     model = method_of(asked.method).adapt(_meta_model(config, task), asked)
     expected = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trainable_parameters(asked, model_shape(config, task=task, num_labels=3)) == expected
+    assert trainable_parameters(asked, model_shape(config, task=task_of(task), num_labels=3)) == expected
 
 
 @pytest.mark.parametrize(
@@ -431,7 +434,7 @@ def test_the_count_of_adapters_equals_that_of_peft(config: dict[str, Any], task:
 )
 def test_an_override_of_another_kind_or_beyond_use_is_refused_by_name(overrides: dict[str, Any]) -> None:
     with pytest.raises(ModelError) as caught:
-        model_shape(model_config(ModelSpec(config="gpt2", overrides=overrides)), task="causal-lm")
+        model_shape(model_config(ModelSpec(config="gpt2", overrides=overrides)), task=task_of("causal-lm"))
     assert str(next(iter(overrides))) in str(caught.value) or "activation function" in str(caught.value)
 
 
@@ -440,4 +443,4 @@ def test_an_override_of_another_kind_or_beyond_use_is_refused_by_name(overrides:
 )
 def test_a_configuration_that_holds_no_sizes_is_refused(sizes: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
-        model_shape({**FAMILY_DEFAULTS["llama"], **sizes}, task="causal-lm")
+        model_shape({**FAMILY_DEFAULTS["llama"], **sizes}, task=task_of("causal-lm"))

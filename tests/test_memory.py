@@ -49,7 +49,7 @@ GPU = Layout(
     activation_checkpointing=False,
 )
 CPU = replace(GPU, workers=1, device="cpu", precision="fp32")
-SHAPE = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
+SHAPE = model_shape(FAMILY_DEFAULTS["gpt2"], task=task_of("causal-lm"))
 LLAMA = model_shape(
     {
         **FAMILY_DEFAULTS["llama"],
@@ -60,7 +60,7 @@ LLAMA = model_shape(
         "num_key_value_heads": 32,
         "tie_word_embeddings": False,
     },
-    task="causal-lm",
+    task=task_of("causal-lm"),
 )
 
 
@@ -108,7 +108,7 @@ def test_lora_of_llama_2_7b_is_within_the_interval_of_what_litgpt_measured(
 )
 def test_cpu_peak_is_within_the_interval_of_what_was_measured(change: dict[str, int], gib: float) -> None:
     sizes = {"n_layer": change["layers"], "n_embd": change["hidden"], "n_head": change["heads"], "vocab_size": 8192}
-    shape = model_shape({**FAMILY_DEFAULTS["gpt2"], **sizes}, task="causal-lm")
+    shape = model_shape({**FAMILY_DEFAULTS["gpt2"], **sizes}, task=task_of("causal-lm"))
     layout = replace(CPU, micro_batch=change["micro_batch"], sequence_length=change["sequence_length"])
     estimate = peak_memory(layout, shape=shape, method=FULL, trainable=shape.parameters).peak_gib
     assert estimate.low < gib < estimate.high
@@ -167,7 +167,7 @@ def test_frozen_backbone_keeps_less_than_adapters_and_these_less_than_full() -> 
 
 
 def test_classification_has_no_logits_over_the_vocabulary() -> None:
-    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task="text-classification")
+    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task=task_of("text-classification"))
     assert peak_memory(GPU, shape=shape, method=FULL, trainable=shape.parameters).logits_gib == 0
 
 
@@ -376,7 +376,7 @@ def test_two_workers_of_the_bench_measure_a_peak_on_this_machine(tmp_path: Path)
 def test_states_of_each_stage_are_what_deepspeed_holds_on_two_ranks() -> None:
     from tests import zero_states
 
-    shape = model_shape(zero_states.config(), task="causal-lm")
+    shape = model_shape(zero_states.config(), task=task_of("causal-lm"))
     measured = _two_ranks()
     assert [(one["precision"], one["accumulation"], one["stage"]) for one in measured] == [
         (*case, stage) for case in zero_states.CASES for stage in range(4)
@@ -426,7 +426,7 @@ def test_activations_equal_what_autograd_saves(kind: str, variant: str, length: 
     name = "n_layer" if kind == "gpt2" else "num_hidden_layers"
     saved = [_saved_bytes({**config, name: layers}, asked, length) for layers in (1, 2)]
     layout = replace(CPU, micro_batch=4, sequence_length=length)
-    shape = model_shape({**config, name: 1}, task=task)
+    shape = model_shape({**config, name: 1}, task=task_of(task))
     cost = method_of(asked.method).cost_of(asked, shape)
     layout = replace(layout, sequence_length=length + cost.virtual_tokens)
     estimate = peak_memory(layout, shape=shape, method=cost, trainable=1).activations_gib * GIB

@@ -11,6 +11,7 @@ from orchestrator.errors import ModelError, SpecError
 from orchestrator.methods import registry
 from orchestrator.methods.registry import METHODS, PRICED, method_of, trainable_parameters
 from orchestrator.spec_methods import MethodName
+from orchestrator.tasks.registry import task_of
 from tests import specs
 
 NAMES = typing.get_args(MethodName)
@@ -23,7 +24,7 @@ def trained(architecture: str, targets: list[str], *, task: Any = "causal-lm", *
     base = {"kind": "finetune", "model": {"base": "base"}, "method": "lora", "task": task}
     columns = {"data__label_column": "label"} if task == "text-classification" else {}
     spec = specs.spec(specs.PRETRAIN, **base, **columns, lora__targets=targets)
-    return trainable_parameters(spec, model_shape({"model_type": architecture, **SIZES, **config}, task=task))
+    return trainable_parameters(spec, model_shape({"model_type": architecture, **SIZES, **config}, task=task_of(task)))
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["q_proj", "model.embed_tokens"]])
@@ -149,7 +150,8 @@ def test_dora_is_planned_below_the_stage_that_splits_weights_and_prefixes_withou
 
 def test_virtual_tokens_take_places_of_the_context() -> None:
     shape = model_shape(
-        {"model_type": "gpt2", **SIZES, "n_positions": 64, "n_layer": 2, "n_embd": 64, "n_head": 4}, task="causal-lm"
+        {"model_type": "gpt2", **SIZES, "n_positions": 64, "n_layer": 2, "n_embd": 64, "n_head": 4},
+        task=task_of("causal-lm"),
     )
     base = {"kind": "finetune", "model": {"base": "base"}}
     for method, tokens in (("prefix", 50), ("prompt_tuning", 100), ("lora", 0)):

@@ -11,6 +11,7 @@ from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
 from orchestrator.methods.registry import PRICED
 from orchestrator.planning.hardware import Device, catalogue, find_device
 from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost, usual_batch_tokens
+from orchestrator.tasks.registry import task_of
 
 FULL = PRICED["full"].cost
 LORA = PRICED["lora"].cost
@@ -25,7 +26,7 @@ LLAMA_7B = model_shape(
         "num_key_value_heads": 32,
         "tie_word_embeddings": False,
     },
-    task="causal-lm",
+    task=task_of("causal-lm"),
 )
 EVERY_GPU = [device for device in catalogue().values() if device.kind == "gpu"]
 
@@ -39,11 +40,11 @@ def cost_of(parameters: float, tokens: float, *, gpu: str = "A100", workers: int
     )
 
 
-GPT2 = model_shape(FAMILY_DEFAULTS["gpt2"], task="causal-lm")
+GPT2 = model_shape(FAMILY_DEFAULTS["gpt2"], task=task_of("causal-lm"))
 
 
 def test_masked_language_model_costs_its_output_layer_and_transform_at_every_position() -> None:
-    shape = model_shape(FAMILY_DEFAULTS["bert"], task="masked-lm")
+    shape = model_shape(FAMILY_DEFAULTS["bert"], task=task_of("masked-lm"))
     per_layer = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
     transform, output = 768 * 768 + 3 * 768, 30522 * 768 + 30522
     weights = 12 * per_layer + 2 * 768 + transform + output
@@ -59,7 +60,7 @@ def test_full_training_takes_6_flops_a_weight_and_causal_attention() -> None:
 
 
 def test_tied_output_layer_counts_as_multiplied() -> None:
-    untied = model_shape({**FAMILY_DEFAULTS["gpt2"], "tie_word_embeddings": False}, task="causal-lm")
+    untied = model_shape({**FAMILY_DEFAULTS["gpt2"], "tie_word_embeddings": False}, task=task_of("causal-lm"))
     tied_flops, untied_flops = (
         flops_per_token(s, method=FULL, trainable=1, sequence_length=1024) for s in (GPT2, untied)
     )
@@ -76,7 +77,7 @@ def test_attention_to_both_sides_costs_twice_the_causal() -> None:
 
 
 def test_adapters_save_a_third_and_a_head_two_thirds() -> None:
-    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task="text-classification")
+    shape = model_shape(FAMILY_DEFAULTS["gpt2"], task=task_of("text-classification"))
     full, lora, head = (
         flops_per_token(shape, method=PRICED[m].cost, trainable=shape.head_parameters, sequence_length=64)
         for m in ("full", "lora", "head")
@@ -113,7 +114,8 @@ def test_published_trainings_lie_in_the_interval(
 def test_measured_cpu_step_lies_in_the_interval() -> None:
     # 4.96 s a step: GPT-2 of 4 x 512, vocabulary 8192, 8 x 256 tokens, fp32, one EPYC core.
     shape = model_shape(
-        {**FAMILY_DEFAULTS["gpt2"], "n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 8192}, task="causal-lm"
+        {**FAMILY_DEFAULTS["gpt2"], "n_layer": 4, "n_embd": 512, "n_head": 8, "vocab_size": 8192},
+        task=task_of("causal-lm"),
     )
     flops = 8 * 256 * flops_per_token(shape, method=FULL, trainable=shape.parameters, sequence_length=256)
     cost = run_cost(

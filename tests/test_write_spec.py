@@ -10,6 +10,7 @@ from orchestrator.policy.advise import advise
 from orchestrator.policy.question import Base, Question
 from orchestrator.policy.write_spec import PILOT_EXAMPLES, Source, first_spec, remarks
 from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 from tests.questions import MINILM, labelled, raw
 
 SOURCE = Source(path="reviews.csv", text_column="review", label_column="label")
@@ -111,7 +112,7 @@ def test_a_new_encoder_has_the_advised_size() -> None:
     question = raw(40e6, base=None, task="masked-lm")
     spec = spec_for(question, Source(path="corpus", text_column=None, label_column=None))
     assert (spec.kind, spec.task, spec.model.config) == ("pretrain", "masked-lm", "roberta")
-    shape = model_shape(model_config(spec.model, sequence_length=512), task="masked-lm")
+    shape = model_shape(model_config(spec.model, sequence_length=512), task=task_of("masked-lm"))
     assert shape.parameters == pytest.approx(advise(question).candidates[0].parameters, rel=0.1)
 
 

@@ -334,23 +334,43 @@ def _no_size(config: dict[str, Any], name: str) -> ModelError:
     )
 
 
-def model_shape(config: dict[str, Any], *, task: str, num_labels: int | None = None) -> ModelShape:
+class LearntByModel(Protocol):
+    """What of a task decides what a model of it looks like; the tasks are in `tasks`."""
+
+    @property
+    def name(self) -> str:
+        """As a spec gives it."""
+
+    @property
+    def models_language(self) -> bool:
+        """Whether the model predicts tokens; else it has a head that predicts classes."""
+
+    @property
+    def hides_tokens(self) -> bool:
+        """Whether it predicts hidden tokens from both sides."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it continues a text."""
+
+
+def model_shape(config: dict[str, Any], *, task: LearntByModel, num_labels: int | None = None) -> ModelShape:
     """The sizes and the number of parameters of a configuration with the head of a task (2 labels if not said).
 
     Exact for the architectures of `architectures.KNOWN`; a standard transformer's otherwise.
     Raises ModelError when a size is missing or the model cannot learn the task.
     """
     kind = str(config["model_type"])
-    if task == "causal-lm" and kind in ENCODERS:
+    if task.generates and kind in ENCODERS:
         raise ModelError(
             f"{kind} sees the whole text at once, so it cannot learn to continue it",
-            got=f"task: causal-lm with model_type {kind}",
+            got=f"task: {task.name} with model_type {kind}",
             do="use task: masked-lm, which hides tokens of the text, or a model such as gpt2 or llama",
         )
-    if task == "masked-lm" and kind in DECODERS:
+    if task.hides_tokens and kind in DECODERS:
         raise ModelError(
             f"{kind} sees only what comes before a token, so it cannot fill a gap",
-            got=f"task: masked-lm with model_type {kind}",
+            got=f"task: {task.name} with model_type {kind}",
             do="use task: causal-lm, or a model such as bert or roberta",
         )
     vocab = _given_size(config, "vocab_size")
@@ -361,7 +381,7 @@ def model_shape(config: dict[str, Any], *, task: str, num_labels: int | None = N
     context = _given_size(config, _first_name(config, "context"))
     if context:
         context -= _UNUSED_POSITIONS.get(kind, 0)
-    labels = (num_labels or 2) if task == "text-classification" else 0
+    labels = 0 if task.models_language else num_labels or 2
     sizes: dict[str, Any] = {
         "model_type": kind,
         "layers": _size(config, "layers"),
@@ -373,7 +393,7 @@ def model_shape(config: dict[str, Any], *, task: str, num_labels: int | None = N
         "vocab": vocab,
         "context": context,
         "tied": bool(config.get("tie_word_embeddings", kind not in _UNTIED)),
-        "causal": kind not in ENCODERS and task != "masked-lm",
+        "causal": kind not in ENCODERS and not task.hides_tokens,
         "mlp_tensors": _mlp_tensors(config),
         "rms_norm": "rms_norm_eps" in config or kind in LLAMA_LIKE,
         "dropout": any(config.get(name, 0.0 if kind in LLAMA_LIKE else 0.1) for name in _DROPOUTS),

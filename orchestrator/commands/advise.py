@@ -14,10 +14,11 @@ from orchestrator.credentials import hide
 from orchestrator.errors import SpecError, StorageError
 from orchestrator.facts.domains import DOMAINS, Domain
 from orchestrator.policy.advise import Recommendation, advise
-from orchestrator.policy.question import GOALS, Base, Given, Question, ask, raw_text_task
+from orchestrator.policy.question import GOALS, Base, Given, Question, ask, raw_text_task_of
 from orchestrator.policy.views.text import advice_answer, advice_table
 from orchestrator.quantities import MOST, MOST_INFERENCE, Budget, parse_budget, parse_count
-from orchestrator.tasks.names import TASKS
+from orchestrator.tasks.names import CONTINUED_TEXT, LABELLED_TEXT, TASKS
+from orchestrator.tasks.registry import task_of
 from orchestrator.tracking.finished_model import found_base
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
         _refuse_encoder(given.base, layout, path)
     filled = replace(
         given,
-        task=given.task or ("text-classification" if facts.is_classified else raw_text_task(given.base)),
+        task=given.task or (LABELLED_TEXT if facts.is_classified else raw_text_task_of(given.base)),
         tokens=facts.token_count.tokens.mid,
         domain=given.domain or (None if given.no_base else distance.kind),
     )
@@ -188,7 +189,7 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
             commonest=facts.classes[0].share,
         )
     elif layout is not None:
-        filled = replace(filled, task="causal-lm", examples=max(1, round(facts.examples.mid)))
+        filled = replace(filled, task=CONTINUED_TEXT, examples=max(1, round(facts.examples.mid)))
     else:
         filled = replace(filled, tokens=facts.token_count.tokens.mid * (1 - exact_duplicates(facts)))
     notes = list(notes_on(facts, seen=filled.seen, context=context))
@@ -241,7 +242,7 @@ def _base(options: Options) -> Base | None:
 
     config = model_config(ModelSpec(base=found_base(options.base_model)))
     is_encoder = config["model_type"] in ENCODERS
-    shape = model_shape(config, task="text-classification" if is_encoder else "causal-lm")
+    shape = model_shape(config, task=task_of(LABELLED_TEXT if is_encoder else CONTINUED_TEXT))
     parameters = shape.parameters - shape.head_parameters
     return Base(
         parameters=parameters, tokens=0.0, name=options.base_model, is_encoder=is_encoder, context=shape.context

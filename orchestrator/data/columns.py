@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from orchestrator.data.column_looks import WORDY, Look, look_at
 from orchestrator.data.layouts import Layout, recognise
 from orchestrator.errors import DataError
+from orchestrator.tasks.names import CONTINUED_TEXT, LABELLED_TEXT, Task
+from orchestrator.tasks.registry import advised_task
 
 TEXT_NAMES = (
     *("text", "content", "document", "review", "review_text", "sentence", "body", "comment", "tweet", "message"),
@@ -140,7 +142,7 @@ def choose_columns(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
-    task: str | None = None,
+    task: Task | None = None,
     asking: Asking = OPTIONS,
     takes_answers: bool = False,
 ) -> Columns:
@@ -150,6 +152,8 @@ def choose_columns(
     `takes_answers`, a table of instructions or chats is answered by its layout. Raises DataError when a column that was
     given is not there, when none can be told to be the one, and for a layout that is no text with a class.
     """
+    wanted = None if task is None else advised_task(task)
+    needs_class = task == LABELLED_TEXT
     if not preview.names:
         return _documents(preview, label_column, task, asking)
     for name, option in ((text_column, asking.of_text), (label_column, asking.of_label)):
@@ -161,15 +165,16 @@ def choose_columns(
     layout = recognise(preview.names, preview.rows)
     if layout is not None and text_column is None:
         is_answered = layout.purpose in ("answers", "preferences")
-        if takes_answers and is_answered and label_column is None and task in (None, "causal-lm"):
+        if takes_answers and is_answered and label_column is None and (wanted is None or wanted.generates):
             return Columns(text=None, label=None, layout=layout, assumed=(f"the rows are {layout}",))
         classes = any(look.kind == "classes" for name, look in looks.items() if name not in layout.fields)
-        if not is_answered or not (label_column or (task == "text-classification" and classes)):
+        if not is_answered or not (label_column or (needs_class and classes)):
             raise _no_task(preview, layout, asking)
     table = _Table(preview=preview, looks=looks, asking=asking)
     assumed: list[str] = []
-    if label_column is None and task not in ("causal-lm", "masked-lm"):
-        label_column = _guess_label(table, text_column, needed=task == "text-classification")
+    is_raw_text = wanted is not None and wanted.models_language
+    if label_column is None and not is_raw_text:
+        label_column = _guess_label(table, text_column, needed=needs_class)
         if label_column is not None:
             look = looks[label_column]
             assumed.append(
@@ -183,7 +188,7 @@ def choose_columns(
         assumed.append(f"column {text_column!r} is taken as the text")
     table.refuse_data_as_names(text_column, label_column)
     if assumed:
-        assumed[-1] += table.others(text_column, label_column, task)
+        assumed[-1] += table.others(text_column, label_column, is_raw_text=is_raw_text)
     return Columns(text=text_column, label=label_column, assumed=tuple(assumed))
 
 
@@ -208,14 +213,14 @@ class _Table:
         """Every column with what it looks like."""
         return "; ".join(str(look) for look in self.looks.values())
 
-    def others(self, text: str, label: str | None, task: str | None) -> str:
+    def others(self, text: str, label: str | None, *, is_raw_text: bool) -> str:
         """The columns that are left out, and how to choose another."""
         left = [str(look) for name, look in self.looks.items() if name not in (text, label)]
         if not left:
             return ""
         left += [f"{name!r} is no class: {_NO_CLASS[look.kind]}" for name, look in self._misnamed(text, label)]
         remedy = f"{self.asking.of_label()} to choose another"
-        if task in ("causal-lm", "masked-lm"):
+        if is_raw_text:
             remedy = f"{self.asking.of_text()} to choose another"
         elif label is None:
             remedy = f"{self.asking.of_label()} if one of them is the class"
@@ -242,13 +247,13 @@ class _Table:
             )
 
 
-def _documents(preview: Preview, label_column: str | None, task: str | None, asking: Asking) -> Columns:
-    if label_column is not None or task == "text-classification":
+def _documents(preview: Preview, label_column: str | None, task: Task | None, asking: Asking) -> Columns:
+    if label_column is not None or task == LABELLED_TEXT:
         raise DataError(
             f"{preview.location} is read as text, which carries no labels",
             got=asking.of_label(label_column) if label_column is not None else asking.task.format(task),
             allowed="jsonl, csv, tsv or parquet files, or a hub dataset",
-            do=f"give a table with a text and a class column, or set {asking.task.format('causal-lm')}",
+            do=f"give a table with a text and a class column, or set {asking.task.format(CONTINUED_TEXT)}",
         )
     return Columns(text=None, label=None)
 
@@ -292,13 +297,13 @@ def _unclear_label(table: _Table, found: Sequence[Look]) -> DataError:
             got=table.listed(),
             allowed="one class a row" + ("; several yes-or-no labels are as many trainings" if binary else ""),
             do=f"name the class with {asking.of_label(found[0].name)} (or another of "
-            f"{', '.join(look.name for look in found[1:4])}), or set {asking.task.format('causal-lm')} for raw text",
+            f"{', '.join(look.name for look in found[1:4])}), or set {asking.task.format(CONTINUED_TEXT)} for raw text",
         )
     return DataError(
         f"{location} has no column that is plainly the class",
         got=table.listed(),
         allowed=f"a column named {', '.join(LABEL_NAMES[:6])} or the like, or one of few values that repeat",
-        do=f"name the column with {asking.of_label()}, or set {asking.task.format('causal-lm')} for raw text",
+        do=f"name the column with {asking.of_label()}, or set {asking.task.format(CONTINUED_TEXT)} for raw text",
     )
 
 
@@ -373,9 +378,9 @@ def _no_task(preview: Preview, layout: Layout, asking: Asking) -> DataError:
     column, raw = layout.plain or layout.fields[0], ""
     if layout.plain is not None:
         raw = f", or train the raw text of one column alone with {asking.of_text(column)} and "
-        raw += asking.task.format("causal-lm")
+        raw += asking.task.format(CONTINUED_TEXT)
     remedy = {
-        "answers": f"write prompt and answer into one column `text` for {asking.task.format('causal-lm')}{raw}",
+        "answers": f"write prompt and answer into one column `text` for {asking.task.format(CONTINUED_TEXT)}{raw}",
         "preferences": f"write prompt and chosen answer into one column `text`{raw}",
         "pairs": f"write both texts into one column `text` beside the class, or name one of them: "
         f"{asking.of_text(column)}",

@@ -352,7 +352,7 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
     config = model_config(spec.model, vocab_size=vocabulary, sequence_length=length)
     if config["model_type"] not in (*DECODERS, *ENCODERS):  # whose tasks are known
         check_supported(config, spec.task)
-    shape = model_shape(config, task=spec.task, num_labels=None if counts is None else counts.num_labels)
+    shape = model_shape(config, task=task_of(spec.task), num_labels=None if counts is None else counts.num_labels)
     virtual = method_of(spec.method).positions(spec)
     if shape.context is not None and length + virtual > shape.context:
         beside = f" and {virtual} virtual tokens" if virtual else ""

@@ -13,7 +13,7 @@ from orchestrator.errors import SpecError
 from orchestrator.facts.domains import Domain
 from orchestrator.planning.hardware import Device, find_device
 from orchestrator.quantities import MOST_WORKERS, Budget, human_count
-from orchestrator.tasks.names import Task
+from orchestrator.tasks.names import LABELLED_TEXT, Task, raw_text_task
 from orchestrator.tasks.registry import advised_task
 
 if TYPE_CHECKING:
@@ -195,9 +195,9 @@ def ask(given: Given) -> Question:
     )
 
 
-def raw_text_task(base: Base | None) -> Task:
+def raw_text_task_of(base: Base | None) -> Task:
     """What a base model learns from raw text."""
-    return "masked-lm" if base is not None and base.is_encoder else "causal-lm"
+    return raw_text_task(is_encoder=base is not None and base.is_encoder)
 
 
 def _refuse_contradictions(given: Given) -> None:
@@ -241,9 +241,9 @@ def _refuse_contradictions(given: Given) -> None:
 def _task(given: Given, assumed: list[str]) -> Task:
     labelled = given.classes is not None or given.labels_per_class is not None
     if labelled or (given.examples is not None and given.tokens is None):
-        assumed.append("task text-classification: examples were given and no --task")
-        return "text-classification"
-    task: Task = raw_text_task(given.base)
+        assumed.append(f"task {LABELLED_TEXT}: examples were given and no --task")
+        return LABELLED_TEXT
+    task: Task = raw_text_task_of(given.base)
     assumed.append(f"task {task}: raw text was given and no --task")
     return task
 

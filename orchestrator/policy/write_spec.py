@@ -18,6 +18,7 @@ from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
 from orchestrator.spec_methods import MethodName
+from orchestrator.tasks.names import LABELLED_TEXT, raw_text_task
 from orchestrator.tasks.registry import advised_task
 
 PILOT_EXAMPLES = 1000
@@ -147,7 +148,7 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
     spec: dict[str, Any] = {
         "kind": "finetune",
         "model": {"base": question.base.name if question.base else None},
-        "task": "text-classification" if question.is_classification else _language_task(question),
+        "task": LABELLED_TEXT if question.is_classification else _language_task(question),
         "method": methods[0],
         "data": data,
         "training": {
@@ -186,7 +187,7 @@ def _tried(method: MethodName, question: Question, examples: int) -> dict[str, A
 
 
 def _language_task(question: Question) -> str:
-    return "masked-lm" if _masks(question) else "causal-lm"
+    return raw_text_task(is_encoder=_masks(question))
 
 
 def _raw(question: Question, source: Source, chosen: Candidate, *, pilot: bool) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class AdvisedTask(ABC):
     name: ClassVar[str]
     is_classification: ClassVar[bool] = False
     """Whether the result is a class, and its quality an accuracy."""
+    models_language: ClassVar[bool] = False
+    """Whether the examples are raw text, whose own tokens are predicted."""
+    generates: ClassVar[bool] = False
+    """Whether the result continues a text."""
     hides_tokens: ClassVar[bool] = False
     """Whether a share of the tokens is hidden and predicted from both sides."""
     tokens_per_example: ClassVar[int]
@@ -56,10 +60,6 @@ class LearntTask(AdvisedTask):
     """Logged at each evaluation."""
     ranked_by: ClassVar[str]
     """The metric that says how good a result is."""
-    models_language: ClassVar[bool] = True
-    """Whether the examples are raw text, whose own tokens are predicted; else each has a class."""
-    generates: ClassVar[bool] = False
-    """Whether the result continues a text."""
     auto_class: ClassVar[str]
     """The class of transformers that builds a model for it."""
     model_table: ClassVar[str]

@@ -22,6 +22,7 @@ class CausalLM(LearntTask):
     assumed_base = (8_000_000_000, 15e12)  # Llama-3-8B, by its model card
     metrics = ("eval/loss", "eval/perplexity", BITS_PER_BYTE)
     ranked_by = BITS_PER_BYTE
+    models_language = True
     generates = True
     auto_class = "AutoModelForCausalLM"
     model_table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"

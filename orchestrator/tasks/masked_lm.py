@@ -33,6 +33,7 @@ class MaskedLM(LearntTask):
     assumed_base = ROBERTA_BASE
     metrics = ("eval/loss", "eval/perplexity")
     ranked_by = "eval/loss"
+    models_language = True
     hides_tokens = True
     auto_class = "AutoModelForMaskedLM"
     model_table = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"

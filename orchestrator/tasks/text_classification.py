@@ -24,7 +24,6 @@ class TextClassification(LearntTask):
     assumed_base = ROBERTA_BASE
     metrics = ("eval/loss", "eval/accuracy", "eval/macro_f1")
     ranked_by = "eval/accuracy"
-    models_language = False
     auto_class = "AutoModelForSequenceClassification"
     model_table = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
     peft_type = "SEQ_CLS"

@@ -243,7 +243,7 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
         raise lacking(str(spec.model.base), absent)
     if new_head:
         _draw_output_anew(model)
-    shape = model_shape(own, task=spec.task, num_labels=len(names) or None)
+    shape = model_shape(own, task=task_of(spec.task), num_labels=len(names) or None)
     for note in base_notes(spec, own, shape, label_names=data.label_names):
         say(note)
     let_every_token_train(model)

@@ -24,6 +24,7 @@ from orchestrator.intervals import Interval
 from orchestrator.methods.registry import PRICED, trainable_parameters
 from orchestrator.planning.memory import ALLOCATOR_SHARE, BASELINE_GIB, Layout, MemoryEstimate, peak_memory
 from orchestrator.spec import RunSpec
+from orchestrator.tasks.registry import task_of
 from tests import specs
 
 MEASURED = Path(__file__).with_name("measured_memory.csv")
@@ -115,7 +116,7 @@ def spec_of(configuration: Configuration, base: Path) -> RunSpec:
 
 def predict(configuration: Configuration, *, on_gpu: bool) -> tuple[MemoryEstimate, ModelShape]:
     """What the planner says, for bf16 on a GPU and fp32 on a CPU."""
-    shape = model_shape(config_of(configuration), task="causal-lm")
+    shape = model_shape(config_of(configuration), task=task_of("causal-lm"))
     with tempfile.TemporaryDirectory() as folder:
         trainable = trainable_parameters(spec_of(configuration, Path(folder)), shape)
     layout = Layout(
