@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoints import catalog
-from orchestrator.checkpoints.async_writer import Saver
+from orchestrator.checkpoints.async_writer import Saver, Writer
 from orchestrator.checkpoints.storage import Storage
 from orchestrator.errors import StorageError
 from orchestrator.runs.job import LoopState
@@ -45,9 +45,9 @@ class Weights:
 
 
 def saver(weights: Weights, folder: Path | Storage, *, attempt: int = 1, world_size: int = 1, **more: Any) -> Saver:
-    rank = weights._rank
-    values: dict[str, Any] = {"zero_stage": 2, "keep": 1, "holds": lambda: True, **more}
-    return Saver(weights, folder, rank=rank, world_size=world_size, attempt=attempt, **values)
+    writer = Writer(rank=weights._rank, world_size=world_size, zero_stage=2, attempt=attempt)
+    values: dict[str, Any] = {"keep": 1, "holds": lambda: True, **more}
+    return Saver(weights, folder, writer=writer, **values)
 
 
 def save(folder: Path, step: int, *, weights: Weights | None = None, **more: Any) -> str | None:

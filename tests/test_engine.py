@@ -20,7 +20,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
-from orchestrator.checkpoints.async_writer import Saver
+from orchestrator.checkpoints.async_writer import Saver, Writer
 from orchestrator.checkpoints.catalog import Checkpoint, fetch, newest_good
 from orchestrator.methods.registry import PRICED
 from orchestrator.planning.memory import GIB, Layout, Trainer, peak_memory
@@ -227,10 +227,7 @@ def rewind(rank: int, folder: Path, port: int, jobs: list[TrainingJob]) -> None:
         saver = Saver(
             engine,
             job.checkpoints,
-            rank=rank,
-            world_size=2,
-            zero_stage=job.plan.zero_stage,
-            attempt=1,
+            writer=Writer(rank=rank, world_size=2, zero_stage=job.plan.zero_stage, attempt=1),
             keep=1,
             holds=lambda: True,
         )

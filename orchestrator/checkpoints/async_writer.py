@@ -85,6 +85,16 @@ class _Handover:
     """This rank's files are done with, one way or the other: their buffers may be used again."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Who writes: one rank of an attempt."""
+
+    rank: int = 0
+    world_size: int = 1
+    zero_stage: int = 0
+    attempt: int = 0
+
+
 class Saver:
     """Saves one rank's share of a training, from its first to its last checkpoint within an attempt."""
 
@@ -93,10 +103,7 @@ class Saver:
         engine: Source,
         place: Place,
         *,
-        rank: int,
-        world_size: int,
-        zero_stage: int,
-        attempt: int,
+        writer: Writer,
         keep: int,
         holds: Callable[[], bool],
         before_publishing: Callable[[LoopState], None] = lambda state: None,
@@ -104,8 +111,8 @@ class Saver:
         """The writing thread calls both: `holds` says whether this attempt is still the newest one, and rank 0's
         `before_publishing` brings to safety what must not be lost once a run goes on from the checkpoint."""
         self._engine, self._storage = engine, open_storage(place)
-        self._rank, self._world_size, self._zero_stage = rank, world_size, zero_stage
-        self._attempt, self._keep, self._holds = attempt, keep, holds
+        self._writer, self._rank, self._attempt = writer, writer.rank, writer.attempt
+        self._keep, self._holds = keep, holds
         self._before_publishing = before_publishing
         self._thread: threading.Thread | None = None
         self._handover: _Handover | None = None
@@ -242,8 +249,8 @@ class Saver:
         checkpoint = Checkpoint(
             path=Path(),
             state=handover.state,
-            world_size=self._world_size,
-            zero_stage=self._zero_stage,
+            world_size=self._writer.world_size,
+            zero_stage=self._writer.zero_stage,
             attempt=self._attempt,
             micro_batch=self._engine.micro_batch,
             files=files,
@@ -254,7 +261,7 @@ class Saver:
 
     def _gather(self, step: int, serial: int) -> dict[str, FileSum]:
         """All ranks' files, as their notes come in."""
-        missing, files = set(range(self._world_size)), {}
+        missing, files = set(range(self._writer.world_size)), {}
         deadline, pause_s = time.monotonic() + _NOTES_DEADLINE_S, _FIRST_POLL_S
         while True:
             there = self._storage.notes(step, self._attempt)

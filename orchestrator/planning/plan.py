@@ -171,6 +171,7 @@ def make_plan(
     if not fits(memory, site):
         reasons += (remedy(spec, site, layout, job.memory),)
     accumulation = training.global_batch // layout.workers // layout.micro_batch
+    flops_once, flops_per_step = job.flops(layout)
     return RunPlan(
         **asdict(layout),
         gpu_hours=cost.gpu_hours if cost else None,
@@ -187,8 +188,8 @@ def make_plan(
         padded_tokens_per_step=round(job.padded_tokens_per_step),
         parameters=job.shape.parameters,
         trainable_parameters=job.trainable,
-        flops_per_step=job.flops(layout)[1],
-        flops_once=job.flops(layout)[0],
+        flops_per_step=flops_per_step,
+        flops_once=flops_once,
         usd_per_device_hour=site.usd_per_device_hour or 0.0,
         states_gib=memory.states_gib,
         peak_gib=memory.peak_gib,

@@ -38,10 +38,9 @@ from orchestrator.scheduling.data_shipping import Parcel, pack, unpack
 from orchestrator.scheduling.decisions.liveness import Hang, Straggler, find_hang, find_straggler
 from orchestrator.scheduling.decisions.next_action import Pause
 from orchestrator.scheduling.failures import explain, find_starved, raised_by_worker
-from orchestrator.scheduling.rendezvous import RendezvousConfig
+from orchestrator.scheduling.rendezvous import LeanTrainer, RendezvousConfig
 from orchestrator.scheduling.session import worker_runtime_environment
 from orchestrator.scheduling.stacks import answer_stack_signal, end_ranks, keep_stacks
-from orchestrator.scheduling.trainer import LeanTrainer
 
 _POLL_S = 0.2
 _LOOK_S = 2.0

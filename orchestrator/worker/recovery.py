@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.atomic_file import damaged, write_json
 from orchestrator.checkpoints import catalog
-from orchestrator.checkpoints.async_writer import Saver
+from orchestrator.checkpoints.async_writer import Saver, Writer
 from orchestrator.checkpoints.catalog import Checkpoint
 from orchestrator.checkpoints.reshard import has_shape
 from orchestrator.checkpoints.save_cost import SaveCost
@@ -101,10 +101,9 @@ class RecoveryManager:
         return Saver(
             self._engine,
             self._storage,
-            rank=self._rank,
-            world_size=plan.workers,
-            zero_stage=plan.zero_stage,
-            attempt=self._job.attempt,
+            writer=Writer(
+                rank=self._rank, world_size=plan.workers, zero_stage=plan.zero_stage, attempt=self._job.attempt
+            ),
             keep=self._job.spec.checkpoint.newest_kept,
             holds=lambda: self._fence.holds(now=True),
             before_publishing=self._show_what_it_needs,

@@ -39,7 +39,7 @@ STEPS_BETWEEN = 4
 
 def measure(rank: int, folder: str, port: int, rounds: int) -> None:
     """One rank; rank 0 leaves the figures in OUT.json below the folder."""
-    from orchestrator.checkpoints.async_writer import Saver
+    from orchestrator.checkpoints.async_writer import Saver, Writer
     from orchestrator.worker.engine import Engine, join_process_group
     from orchestrator.worker.models import parameter_groups
     from orchestrator.worker.objectives import objective_for
@@ -63,7 +63,8 @@ def measure(rank: int, folder: str, port: int, rounds: int) -> None:
         whole, plan=plan, groups=parameter_groups(whole, 0.0), objective=objective_for("causal-lm"), context=context
     )
     ours, plain = Path(folder) / "ours", Path(folder) / "plain"
-    saver = Saver(engine, ours, rank=rank, world_size=WORKERS, zero_stage=2, attempt=1, keep=2, holds=lambda: True)
+    writer = Writer(rank=rank, world_size=WORKERS, zero_stage=2, attempt=1)
+    saver = Saver(engine, ours, writer=writer, keep=2, holds=lambda: True)
     contest = _Contest(engine, saver, storage=plain)
     for number in range(rounds + 1):  # the first one fills buffers and the page cache, by nobody's account
         contest.round(counts=number > 0)

@@ -173,7 +173,7 @@ import json, sys, time
 import ray.train
 from orchestrator.scheduling.failures import explain
 from orchestrator.scheduling.session import ray_session
-from orchestrator.scheduling.trainer import LeanTrainer
+from orchestrator.scheduling.rendezvous import LeanTrainer
 
 def train(config):
     held = []
