@@ -24,7 +24,7 @@ message holds a credential, whatever it quotes, and none is longer than a screen
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.credentials import without_credentials
 
@@ -87,6 +87,10 @@ class OrchestratorError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.what, self.got, self.allowed, self.do))
+
+    def within(self, where: str) -> Self:
+        """The same error, told of one part of what was asked for: `stage classify: ...`."""
+        return type(self)(f"{where}: {self.what}", got=self.got, allowed=self.allowed, do=self.do)
 
 
 def _rebuild(

@@ -15,7 +15,10 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import SpecError
 from orchestrator.methods.registry import method_of
 from orchestrator.spec import RunSpec
+from orchestrator.spec_stages import CYCLES, STAGES, StagesSpec
 from orchestrator.yaml_file import parse_yaml, read_yaml
+
+B = typing.TypeVar("B", bound=BaseModel)
 
 MOST_PROBLEMS, LONGEST_PROBLEM, LONGEST_VALUE = 12, 500, 120
 """Of a message, in problems and characters: what a screen holds (a guess)."""
@@ -40,26 +43,38 @@ _WANTED = {
 
 
 def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec:
-    """The spec in a YAML file with `key=value` overrides applied.
+    """The spec of one training or search in a YAML file, with `key=value` overrides applied.
 
     Raises SpecError when the file cannot be read, is not YAML, has an unknown key or an impossible value.
     """
     raw = read_yaml(path)
+    if raw.get(STAGES) is not None:
+        raise SpecError(
+            "this command takes one training or search, and this spec has stages",
+            got=str(path),
+            allowed="commands that take stages: plan, run",
+            do="give a spec with the fields of one stage, and as its model.base the model of the stage before",
+        )
     for override in overrides:
         apply_override(raw, override)
-    _inline_deepspeed_file(raw, Path(path).parent)
+    inline_deepspeed_file(raw, Path(path).parent)
     return parse_spec(raw, source=str(path))
 
 
 def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
     """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
-    try:
-        spec = RunSpec.model_validate(raw)
-    except ValidationError as error:
-        raise _spec_error(error, source) from error
+    spec = parse_as(RunSpec, raw, source)
     if (problem := method_of(spec.method).problem(spec)) is not None:
         raise SpecError(f"{source}: {problem}")
     return spec
+
+
+def parse_as(kind: type[B], raw: dict[str, Any], source: str) -> B:
+    """A block from a plain mapping; raises SpecError that names each wrong key."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise _spec_error(error, source) from error
 
 
 def parse_value(text: str) -> Any:
@@ -67,8 +82,8 @@ def parse_value(text: str) -> Any:
     return parse_yaml(text, source="the value")
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Sets `a.b=value` in a nested mapping, in place; `null` clears. Raises SpecError when it cannot."""
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted path and the value of `a.b=value`. Raises SpecError when it is none."""
     path, found, text = override.partition("=")
     if not found or not path.strip():
         raise SpecError(
@@ -77,27 +92,33 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             do="for example training.learning_rate=3e-4 or training.tokens=null",
         )
     try:
-        value = parse_value(text)
+        return path.strip(), parse_value(text)
     except SpecError as error:
         raise SpecError(
             f"the value of an override is not valid YAML: {error.got}",
             got=override,
             do='quote what YAML would read as structure, such as name="[a]"',
         ) from error
-    set_path(raw, path.strip(), value)
-    if value is None:
-        _clear(raw, path.strip().split("."))
 
 
-def _clear(raw: dict[str, Any], parts: list[str]) -> None:
-    """Leaves a field that takes no null to its default; one that nobody knows stays, to be refused by its name."""
-    block = _block_at(tuple(parts[:-1]))
-    field = None if block is None else block.model_fields.get(parts[-1])
-    if field is not None and type(None) not in typing.get_args(field.annotation):
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Sets `a.b=value` in a nested mapping, in place; `null` clears. Raises SpecError when it cannot."""
+    path, value = parse_override(override)
+    set_path(raw, path, value)
+    *parents, last = path.split(".")
+    if value is None and not takes_null((*parents, last)):
         where = raw
-        for part in parts[:-1]:
+        for part in parents:
             where = where[part]
-        del where[parts[-1]]
+        del where[last]
+
+
+def takes_null(place: tuple[str, ...]) -> bool:
+    """Whether null is a value of a field, and does not leave it to its default. One that nobody knows keeps its null,
+    to be refused by its name."""
+    block = block_at(place[:-1])
+    field = None if block is None else block.model_fields.get(place[-1])
+    return field is None or type(None) in typing.get_args(field.annotation)
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -116,7 +137,7 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
     where[last] = value
 
 
-def _inline_deepspeed_file(raw: dict[str, Any], folder: Path) -> None:
+def inline_deepspeed_file(raw: dict[str, Any], folder: Path) -> None:
     """Replaces `deepspeed: FILE.json` by what the file holds, so that the spec says everything itself."""
     name = raw.get("deepspeed")
     if not isinstance(name, str) or name == "auto":
@@ -210,11 +231,12 @@ def _dotted(place: tuple[Any, ...]) -> str:
 
 def _fields_at(place: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the block at a location, in the order of the class; none where there is no block."""
-    block = _block_at(place)
+    block = block_at(place)
     return [] if block is None else list(block.model_fields)
 
 
-def _block_at(place: tuple[Any, ...]) -> type[BaseModel] | None:
+def block_at(place: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The class of the block at a place in a spec; None where there is no block."""
     block: type[BaseModel] | None = RunSpec
     for part in place:
         field = None if block is None else block.model_fields.get(str(part))
@@ -242,4 +264,24 @@ def json_schema() -> dict[str, Any]:
         "default": "auto",
         "anyOf": [{"$ref": "#/$defs/DeepSpeedSpec"}, {"type": "string"}],
     }
+    return _with_stages(schema)
+
+
+def _with_stages(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a file that may have stages, which share the fields beside them: what a training needs is needed
+    beside no stages only, also in the blocks that every training has."""
+    fields = StagesSpec.model_json_schema()["properties"]
+    blocks = {name: found for name in schema["required"] if (found := block_at((name,))) is not None}
+    needed = {name: {"required": needs} for name, one in blocks.items() if (needs := _taken_out(schema, one))}
+    stage = {"type": "object", "properties": {key: {"$ref": f"#/properties/{key}"} for key in schema["properties"]}}
+    fields[STAGES]["items"] = {**stage, "required": ["name"], "additionalProperties": False}
+    schema["properties"] |= {STAGES: fields[STAGES], CYCLES: fields[CYCLES]}
+    schema["if"] = {"required": [STAGES]}
+    schema["then"] = {"required": ["name"]}
+    schema["else"] = {"required": schema.pop("required"), "properties": needed}
     return schema
+
+
+def _taken_out(schema: dict[str, Any], block: type[BaseModel]) -> list[str]:
+    needs: list[str] = schema["$defs"][block.__name__].pop("required", [])
+    return needs

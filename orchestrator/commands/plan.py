@@ -1,4 +1,5 @@
-"""`plan` as a person meets it: a look at the data, the plan, and of a search what all trials take. Nothing is started.
+"""`plan` as a person meets it: a look at the data, the plan, and of a search or of stages what all take. Nothing is
+started.
 
 Loads none of torch, Ray and MLflow (a base that is a finished run's model is looked up in MLflow's store). Where the
 data does not lie on this machine, as when a plan is made for another, the plan is made without it, and says so.
@@ -6,26 +7,33 @@ data does not lie on this machine, as when a plan is made for another, the plan 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console, locations
 from orchestrator.data.sources import find_sources
-from orchestrator.errors import DataError
-from orchestrator.load_spec import load_spec
+from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import local_cluster, requested_cluster
-from orchestrator.planning.plan import make_plan
+from orchestrator.planning.plan import check_follows, make_plan, plan_stage
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.search_plan import SearchPlan, plan_search, trials_at_a_time
-from orchestrator.planning.views import plan_answer, plan_table
+from orchestrator.planning.stages_plan import StagesPlan, plan_stages
+from orchestrator.planning.views import plan_answer, plan_table, stages_table
 from orchestrator.ranking import Measured, check_alike
 from orchestrator.scheduling.search.rungs import rung_steps
 from orchestrator.search_space import Trial, trials
 from orchestrator.spec import RunSpec
+from orchestrator.spec_stages import Stage, StagedSpec
 from orchestrator.tracking.finished_model import with_base_found
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from orchestrator.samples.data_look import DataLook
 
 
@@ -44,6 +52,10 @@ class Preview:
     search: SearchPlan | None
     """None for a single training."""
 
+    def sentences(self) -> tuple[str, ...]:
+        """What the data holds, in words."""
+        return (f"not looked at: {self.why_not}",) if self.data is None else tuple(self.data.sentences())
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `plan`: every field of the plan, under names that do not change, and what else is known."""
         return plan_answer(self.plan) | {
@@ -55,15 +67,21 @@ class Preview:
 
 
 def plan_command(path: str, overrides: Sequence[str], *, gpu: str | None, gpus: int, nodes: int, as_json: bool) -> None:
-    """Looks, plans and shows. Raises what `load_spec`, `look` and `make_plan` raise."""
-    loaded = with_base_found(load_spec(path, overrides))
+    """Looks, plans and shows. Raises what `load_any`, `look` and `make_plan` raise."""
+    loaded = load_any(path, overrides)
     cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
-    found = preview(loaded, cluster)
+    if isinstance(loaded, StagedSpec):
+        staged = preview_stages(loaded, cluster)
+        if as_json:
+            console.print_json(staged.to_dict())
+        else:
+            console.print_table(staged.table())
+        return
+    found = preview(with_base_found(loaded), cluster)
     if as_json:
         console.print_json(found.to_dict())
     else:
-        data = (f"not looked at: {found.why_not}",) if found.data is None else tuple(found.data.sentences())
-        console.print_table(plan_table(found.plan, data=data, metrics=found.metrics, search=found.search))
+        console.print_table(plan_table(found.plan, data=found.sentences(), metrics=found.metrics, search=found.search))
 
 
 def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:
@@ -82,6 +100,89 @@ def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:
         metrics=logged_metrics(spec),
         search=None if spec.search is None else _search(spec, trials(spec), cluster, eyes),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesPreview:
+    """What `plan` answers of a spec with stages."""
+
+    staged: StagedSpec
+    whole: StagesPlan
+    stages: tuple[Preview, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `plan`: of the whole what can be added up, and in `stages` what it answers of each."""
+        each = zip(self.staged.stages, self.stages, strict=True)
+        return self.whole.to_dict() | {
+            "stages": [
+                {"name": stage.name, "cycle": stage.cycle, "task": stage.spec.task, "method": stage.spec.method}
+                | found.to_dict()
+                for stage, found in each
+            ]
+        }
+
+    def table(self) -> Group:
+        """For a person."""
+        stages = self.staged.stages
+        return stages_table(
+            self.whole,
+            labels=[stage.label for stage in stages],
+            tasks=[stage.spec.task for stage in stages],
+            data=[found.sentences() for found in self.stages],
+        )
+
+
+def preview_stages(staged: StagedSpec, cluster: ClusterShape) -> StagesPreview:
+    """The plans of all stages on a cluster, each made after a look at its data.
+
+    Raises what `preview` raises, with the stage that it is about.
+    """
+    from orchestrator.samples.stand_in import stand_in_for_base, with_stand_in
+
+    eyes, first = _Eyes(), with_base_found(staged.first)
+    with _about(staged.stages[0]):
+        found = [preview(first, cluster)]
+        is_known = first.model.base is not None or found[0].data is not None
+        base = stand_in_for_base(first, cache=_cache()) if is_known else nullcontext(first.model)
+    with base as model:
+        for before, stage in pairwise(staged.stages):
+            spec = with_stand_in(stage.spec, model)
+            with _about(stage):
+                check_follows(spec, before=before.spec.task)
+                looked = eyes.look(spec) if is_known else (None, "it needs the tokenizer of the first stage's data")
+                found.append(_planned_stage(spec, before, cluster, *looked))
+    plans = [one.plan for one in found]
+    return StagesPreview(staged=staged, whole=plan_stages(staged, plans), stages=tuple(found))
+
+
+def _planned_stage(
+    spec: RunSpec, before: Stage, cluster: ClusterShape, data: DataLook | None, why_not: str | None
+) -> Preview:
+    from orchestrator.samples.metric_names import check_goal, logged_metrics
+
+    check_goal(spec)
+    begins_with = f"base: the model that stage {before.label} leaves; here its architecture alone is known"
+    counts = None if data is None else data.counts
+    return Preview(
+        plan=plan_stage(spec, cluster, counts=counts, begins_with=begins_with),
+        data=data,
+        why_not=why_not,
+        metrics=logged_metrics(spec),
+        search=None,
+    )
+
+
+@contextmanager
+def _about(stage: Stage) -> Iterator[None]:
+    """Names the stage in what is refused."""
+    try:
+        yield
+    except OrchestratorError as error:
+        raise error.within(f"stage {stage.label}") from error
+
+
+def _cache() -> Path:
+    return locations.home() / "cache" / "data"
 
 
 class _Eyes:
@@ -111,7 +212,7 @@ def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
             return None, f"{location} is on the hub: `run` downloads it, and the same plan then knows it"
     from orchestrator.samples.data_look import look
 
-    return look(spec, cache=locations.home() / "cache" / "data"), None
+    return look(spec, cache=_cache()), None
 
 
 def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes: _Eyes) -> SearchPlan:

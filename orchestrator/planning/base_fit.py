@@ -49,7 +49,7 @@ def base_notes(
     if not spec.models_language:
         return tuple(_about_classifier(base, stored, config, label_names))
     if task_of(spec.task).hides_tokens and lacks_masked_lm_head(stored.shapes):
-        _refuse_frozen_head(spec, str(config.get("model_type")))
+        refuse_frozen_head(spec, str(config.get("model_type")))
         note = f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
         return (note,)
     return ()
@@ -111,11 +111,13 @@ def _refuse_quantised(base: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_frozen_head(spec: RunSpec, kind: str) -> None:
+def refuse_frozen_head(spec: RunSpec, kind: str) -> None:
+    """Raises ModelError where a base of this architecture comes without a masked-LM head, and the method would not
+    train a new one."""
     if not method_of(spec.method).trains_new_masked_lm_head(kind):
         raise ModelError(
             f"the base model has no masked-LM head, and method: {spec.method} would leave a new one as it was drawn",
-            got=f"{spec.model.base} ({kind})",
+            got=f"{spec.model.base or spec.name} ({kind})",
             allowed=f"method: {spec.method} with {', '.join(MASKED_LM_TRANSFORMS)}, or a base with its masked-LM head",
             do="use method: full",
         )

@@ -14,7 +14,7 @@ from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, 
 from orchestrator.errors import CapacityError, ModelError, SpecError
 from orchestrator.methods.base import MethodCost
 from orchestrator.methods.registry import method_of, trainable_parameters
-from orchestrator.planning.base_fit import base_notes
+from orchestrator.planning.base_fit import base_notes, refuse_frozen_head
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
@@ -341,6 +341,30 @@ def check_samples(spec: RunSpec) -> None:
     """What can be known wrong without a cluster: raises ModelError when the samples are longer than the context, or the
     base cannot be trained so."""
     _shape(spec, None)
+
+
+def plan_stage(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None, begins_with: str) -> RunPlan:
+    """`make_plan` for a stage whose base is not there yet: the spec's model stands in for it, and what would be told
+    of that one's head is not true of the base. `begins_with` says in a sentence what it will be."""
+    plan = make_plan(spec, cluster, counts=counts)
+    of_stand_in = _shape(spec, counts)[2]
+    return replace(plan, reasons=(*(reason for reason in plan.reasons if reason not in of_stand_in), begins_with))
+
+
+def check_follows(spec: RunSpec, *, before: str) -> None:
+    """Raises ModelError where the model that a training for the task `before` leaves lacks a head that the next one, a
+    language model, would take as it is drawn. The spec's model stands in for it."""
+    if not spec.models_language or spec.task == before:
+        return
+    config = model_config(spec.model)
+    if task_of(spec.task).hides_tokens:
+        refuse_frozen_head(spec, str(config.get("model_type")))
+    elif not model_shape(config, task=task_of(spec.task)).tied:
+        raise ModelError(
+            f"the model that task: {before} leaves has no output layer of its own, which would be drawn at random",
+            got=f"{spec.name} with task: {spec.task}",
+            do="put the stages that predict tokens first, or begin with a model whose output layer is its token table",
+        )
 
 
 def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int, tuple[str, ...]]:

@@ -134,9 +134,9 @@ def _together(plans: Sequence[RunPlan], rungs: Sequence[int], factor: int, at_a_
         device = wall.scaled(plan.workers)
         steps += plan.steps * share
         flops += plan.steps * share * plan.flops_per_step
-        gpu_hours = _sum(gpu_hours, device)
-        usd = None if usd is None or plan.usd is None else _sum(usd, device.scaled(plan.usd_per_device_hour))
-        waited = _sum(waited, wall.scaled(1 / at_a_time))
+        gpu_hours = gpu_hours + device
+        usd = None if usd is None or plan.usd is None else usd + device.scaled(plan.usd_per_device_hour)
+        waited = waited + wall.scaled(1 / at_a_time)
         whole = plan.wall_hours  # the best trial runs to its end, rungs or not
         longest = Interval(
             low=max(longest.low, whole.low), mid=max(longest.mid, whole.mid), high=max(longest.high, whole.high)
@@ -155,7 +155,3 @@ def _cut(wall: Interval, share: float) -> Interval:
         mid=start.mid + share * (wall.mid - start.mid),
         high=start.high + share * (wall.high - start.high),
     )
-
-
-def _sum(one: Interval, other: Interval) -> Interval:
-    return Interval(low=one.low + other.low, mid=one.mid + other.mid, high=one.high + other.high)

@@ -15,6 +15,7 @@ from orchestrator.intervals import Interval
 from orchestrator.planning.estimate import Estimate
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.planning.search_plan import SearchPlan
+from orchestrator.planning.stages_plan import StagesPlan
 from orchestrator.quantities import human_count, human_duration
 
 _PARTS = (
@@ -93,21 +94,62 @@ def _search_rows(search: SearchPlan) -> Iterator[tuple[str, str]]:
     yield "a training", "as the base of the search:"
 
 
+def stages_table(
+    whole: StagesPlan, *, labels: Sequence[str], tasks: Sequence[str], data: Sequence[Sequence[str]]
+) -> Group:
+    """All stages together, then each in a line, then of each what it reads and why it is planned so."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    fits = "yes" if whole.fits else f"no: {', '.join(whole.refused)}"
+    steps = "known once the data is read" if whole.steps is None else f"{whole.steps:,}"
+    for label, value in (
+        ("stages", f"{len(labels)}, one after the other"),
+        ("fits", fits),
+        ("steps", steps),
+        ("peak memory", f"{_range(whole.peak_gib, '{:.3g} GiB')}, the largest"),
+        ("wall time", _duration(whole.wall_hours)),
+        ("device hours", _range(whole.gpu_hours, "{:.3g}")),
+        ("cost", _range(whole.usd, "{:.3g} usd")),
+        *(("", note) for note in whole.notes),
+    ):
+        table.add_row(label, value)
+    lines = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("stage", "task", "steps", "workers", "peak memory", "wall time", "device hours", "cost"):
+        lines.add_column(heading)
+    reasons: list[Text] = []
+    for label, task, plan, read in zip(labels, tasks, whole.plans, data, strict=True):
+        lines.add_row(
+            label,
+            task,
+            "open" if plan.steps is None else f"{plan.steps:,}",
+            *_figures(plan.workers, plan.peak_gib, plan.wall_hours, plan.gpu_hours, plan.usd),
+        )
+        reasons += [Text(f"\n{label}", style="bold"), Text("\n".join(f"- {one}" for one in (*read, *plan.reasons)))]
+    return Group(table, Text(), lines, *reasons)
+
+
+def _figures(
+    workers: int, peak: Interval, wall: Interval | None, device: Interval | None, usd: Interval | None
+) -> tuple[str, ...]:
+    """Middle estimates as a line of a table shows them."""
+    return (
+        str(workers),
+        f"{peak.mid:.3g} GiB",
+        "open" if wall is None else human_duration(3600 * wall.mid),
+        "open" if device is None else f"{device.mid:.3g}",
+        "open" if usd is None else f"{usd.mid:.3g} usd",
+    )
+
+
 def _sizes_table(plan: RunPlan) -> Table:
     """What the run takes if it keeps one of its sizes to the end."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("workers", "room", "accumulation", "peak memory", "wall time", "device hours", "cost"):
         table.add_column(heading)
     for size in plan.sizes:
-        table.add_row(
-            str(size.workers),
-            "yes" if size.has_room else "not now",
-            str(size.accumulation),
-            f"{size.peak_gib.mid:.3g} GiB",
-            "open" if size.wall_hours is None else human_duration(3600 * size.wall_hours.mid),
-            "open" if size.gpu_hours is None else f"{size.gpu_hours.mid:.3g}",
-            "open" if size.usd is None else f"{size.usd.mid:.3g} usd",
-        )
+        workers, *figures = _figures(size.workers, size.peak_gib, size.wall_hours, size.gpu_hours, size.usd)
+        table.add_row(workers, "yes" if size.has_room else "not now", str(size.accumulation), *figures)
     return table
 
 
