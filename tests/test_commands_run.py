@@ -14,10 +14,12 @@ import yaml
 
 from orchestrator.commands import run
 from orchestrator.console import ProgressLine
-from orchestrator.errors import TransientError
+from orchestrator.errors import SpecError, TransientError
+from orchestrator.load_stages import parse_stages
 from tests import specs
 from tests.bases import write_base
 from tests.s3 import BUCKET
+from tests.test_load_stages import STAGES
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -319,6 +321,14 @@ def test_a_job_sends_a_spec_of_another_kind_to_the_job_it_is_for(
         run.main_of_job(["--config", spec], kinds=("finetune",), search=False, prog="jobs.finetune")
     assert ended.value.code == 2
     assert "use python -m jobs.pretrain" in capsys.readouterr().err
+
+
+def test_stages_are_for_the_job_of_any_of_them_and_for_no_search() -> None:
+    staged = parse_stages(STAGES)
+    for job in ("pretrain", "finetune"):
+        run.check_kind(staged, kinds=(job,), search=False, prog=f"jobs.{job}")
+    with pytest.raises(SpecError, match=r"(?s)got: +stages.*use python -m jobs.pretrain"):
+        run.check_kind(staged, kinds=("pretrain", "finetune"), search=True, prog="jobs.tune")
 
 
 def test_a_job_takes_overrides_before_and_after_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

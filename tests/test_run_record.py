@@ -165,3 +165,10 @@ def test_a_driver_lives_until_it_is_killed(tmp_path: Path) -> None:
     with run_record.driving(tmp_path):
         assert run_record.driver_lives(tmp_path)
     assert not run_record.driver_lives(tmp_path)
+
+
+def test_a_stage_that_goes_on_below_another_whole_is_driven_by_itself(tmp_path: Path) -> None:
+    run_record.put(tmp_path / "stage", wanted(parent="../earlier-whole"))
+    with run_record.driving(tmp_path / "stage"):
+        assert run_record.driver_lives(tmp_path / "stage")
+    assert not run_record.driver_lives(tmp_path / "stage")

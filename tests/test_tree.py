@@ -51,7 +51,7 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 INNER_LAYERS: dict[str, tuple[set[str], ...]] = {
     "data": ({"sources", "split_names"}, {"formats"}, {"..."}),
     "policy": ({"laws"}, {"..."}, {"views"}),
-    "scheduling": ({"decisions"}, {"..."}, {"search"}, {"launch"}),
+    "scheduling": ({"decisions"}, {"..."}, {"search"}, {"launch"}, {"run_stages"}),
 }
 """Likewise inside a room that has rooms of its own; `...` stands for all its modules that are not named."""
 

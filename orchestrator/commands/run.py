@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import console
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
-from orchestrator.load_spec import load_spec
+from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import check_address_space
 from orchestrator.spec import RunSpec
+from orchestrator.spec_stages import StagedSpec
 
 if TYPE_CHECKING:
     from orchestrator.scheduling.run_lifecycle import Listener
@@ -30,6 +31,7 @@ _NO_ANSWER: Mapping[str, Any] = {
     "restarts": 0,
     "run_folder": None,
     "failure": None,
+    "stages": None,
 }
 """The fields of `run --json` when it failed before any of them was known."""
 
@@ -37,7 +39,7 @@ _NO_ANSWER: Mapping[str, Any] = {
 def run_command(path: str, overrides: Sequence[str] = (), *, fresh: bool = False, as_json: bool = False) -> None:
     """Loads a spec, runs it, shows the result; a failure ends the process with its exit code."""
     with _answering_failures(as_json=as_json) as known:
-        run_spec(load_spec(path, overrides), fresh=fresh, as_json=as_json, known=known)
+        run_spec(load_any(path, overrides), fresh=fresh, as_json=as_json, known=known)
 
 
 @contextmanager
@@ -66,31 +68,38 @@ def _newest_checkpoint(spec: RunSpec, run_folder: Path) -> str | None:
     return None
 
 
-def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]) -> None:
-    """Runs a spec with Ctrl-C and SIGTERM ending it cleanly. Raises what `launch` raises.
+def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]) -> None:
+    """Runs a spec with Ctrl-C and SIGTERM ending it cleanly. Raises what `launch` or `run_stages` raises.
 
     What is known before the end, the run's folder, its MLflow run and newest checkpoint, is put into `known`.
     """
     line = console.ProgressLine()
     with listening(line) as listener:
         from orchestrator.scheduling.launch import launch
+        from orchestrator.scheduling.run_stages import newest_begun, run_stages
 
         def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
             known.update(run_folder=str(run_folder), mlflow_run_id=mlflow_run_id)
 
         try:
-            result = launch(spec, replace(listener, opened=opened), fresh=fresh)
+            if isinstance(spec, StagedSpec):
+                result = run_stages(spec, replace(listener, opened=opened), fresh=fresh)
+            else:
+                result = launch(spec, replace(listener, opened=opened), fresh=fresh)
         except BaseException:
             if known["run_folder"] is not None:
-                known["checkpoint"] = _newest_checkpoint(spec, Path(known["run_folder"]))
+                folder = Path(known["run_folder"])
+                training = newest_begun(spec, folder) if isinstance(spec, StagedSpec) else (spec, folder)
+                known["checkpoint"] = None if training is None else _newest_checkpoint(*training)
             raise
     if as_json:
         console.print_json(result.to_dict())
         return
     for note in result.notes:
         line.say(f"note: {note}")
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in console.telling(result.metrics).items())
-    line.say(f"{result.status}  {figures}")
+    for stage in result.stages or ():
+        line.say(f"stage {stage['name']}: {_figures(stage['metrics'])}")
+    line.say(f"{result.status}  {_figures(result.metrics)}")
     if result.best is not None:
         line.say(f"best trial {result.best['trial']}: {result.best['overrides']}")
     for label, value in (
@@ -100,6 +109,10 @@ def run_spec(spec: RunSpec, *, fresh: bool, as_json: bool, known: dict[str, Any]
     ):
         if value:
             line.say(f"{label + ':':<12}{value}")
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in console.telling(metrics).items())
 
 
 @contextmanager
@@ -181,17 +194,20 @@ def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool,
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the spec")
     options = parser.parse_intermixed_args(list(arguments))
     with _answering_failures(as_json=options.json) as known:
-        spec = load_spec(options.config, options.overrides)
+        spec = load_any(options.config, options.overrides)
         check_kind(spec, kinds=kinds, search=search, prog=prog)
         run_spec(spec, fresh=options.fresh, as_json=options.json, known=known)
 
 
-def check_kind(spec: RunSpec, *, kinds: Sequence[str], search: bool, prog: str) -> None:
-    """Raises SpecError when a job is given a spec meant for another job."""
-    job = "jobs.tune" if spec.search is not None else f"jobs.{spec.kind}"
-    if spec.kind not in kinds or (spec.search is not None) != search:
-        raise SpecError(
-            f"{prog} does not run this spec",
-            got=f"kind: {spec.kind}" + (" with search" if spec.search else ""),
-            do=f"use python -m {job}",
-        )
+def check_kind(spec: RunSpec | StagedSpec, *, kinds: Sequence[str], search: bool, prog: str) -> None:
+    """Raises SpecError when a job is given a spec meant for another job; stages may be given to that of any of them."""
+    trainings = [stage.spec for stage in spec.stages] if isinstance(spec, StagedSpec) else [spec]
+    if any(one.kind in kinds and (one.search is not None) == search for one in trainings):
+        return
+    first = trainings[0]
+    job = "jobs.tune" if first.search is not None else f"jobs.{first.kind}"
+    raise SpecError(
+        f"{prog} does not run this spec",
+        got="stages" if len(trainings) > 1 else f"kind: {first.kind}" + (" with search" if first.search else ""),
+        do=f"use python -m {job}",
+    )

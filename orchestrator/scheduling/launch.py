@@ -34,6 +34,7 @@ from orchestrator.scheduling.run_folder import (
 )
 from orchestrator.scheduling.run_lifecycle import (
     Listener,
+    PartOf,
     Prepared,
     RunResult,
     answered_earlier,
@@ -56,15 +57,15 @@ from orchestrator.tracking.run_record import HANDLE, OUTBOX, check_undriven
 from orchestrator.tracking.store import check_uri
 from orchestrator.tracking.tracker import note_attempt, note_recovery
 
-_ONLY_MEMBER = "run"
+ONLY_MEMBER = "run"
 """Name in its ledger of a training that is not part of a search."""
 
 
-def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResult:
+def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False, part_of: PartOf | None = None) -> RunResult:
     """Runs a training or a search to its end; the same spec again goes on where it was, or reports what it gave.
 
-    `fresh` forgets an earlier run of this spec. Raises Interrupted when asked to stop, and whatever the run raised;
-    its MLflow run is closed truthfully in either case.
+    `fresh` forgets an earlier run of this spec; `part_of` is what a training is a stage of. Raises Interrupted when
+    asked to stop, and whatever the run raised; its MLflow run is closed truthfully in either case.
     """
     spec = with_base_found(spec)
     check_storage(spec)
@@ -83,13 +84,24 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False) -> RunResu
 
             return run_search(spec, cluster, listener, fresh=fresh)
         plan_to_run(spec, cluster)  # refuses what the cluster cannot do before any data is read
-        prepared = prepare_run(spec, cluster, listener)
+        prepared = replace(prepare_run(spec, cluster, listener), part_of=part_of)
         if fresh:
             forget(spec, prepared.run_folder)
         check_stop(listener)
         unasked = folder is None and not fresh
         earlier = answered_earlier(prepared.run_folder, spec, listener) if unasked else None
         return earlier or _train(prepared, listener)
+
+
+def known_result(spec: RunSpec, listener: Listener) -> RunResult | None:
+    """What a training that is over has answered; None for one that `launch` would begin or go on with.
+
+    Raises what `launch` raises before Ray starts.
+    """
+    spec = with_base_found(spec)
+    check_storage(spec)
+    folder = look_ahead(spec).run_folder
+    return None if folder is None else answered_earlier(folder, spec, listener)
 
 
 @contextmanager
@@ -143,7 +155,7 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
         exchange = shared(prepared.spec, folder)
         exchange.send(f"{OUTBOX}/{HANDLE}")
         job = TrainingJob(
-            spec=with_ledger(prepared.spec, ledger_folder(folder), member=_ONLY_MEMBER),
+            spec=with_ledger(prepared.spec, ledger_folder(folder), member=ONLY_MEMBER),
             plan=prepared.plan,
             data=prepared.data,
             run_folder=folder,
@@ -189,7 +201,7 @@ def _trained(job: TrainingJob, exchange: Exchange, listener: Listener) -> Traini
             exchange.fetch(OUTBOX, LEDGER)
         raise
     finally:
-        Ledger(ledger_folder(folder)).settle(_ONLY_MEMBER, job.plan, flops=flops)
+        Ledger(ledger_folder(folder)).settle(ONLY_MEMBER, job.plan, flops=flops)
         with suppress(StorageError):  # it is kept here; only a driver elsewhere would count less as spent
             exchange.send(LEDGER)
     return result

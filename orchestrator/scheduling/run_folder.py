@@ -17,6 +17,7 @@ from orchestrator.runs.object_store import check_bucket
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.scheduling.identity import Met, identity_of
 from orchestrator.spec import RunSpec
+from orchestrator.spec_stages import StagedSpec
 from orchestrator.tracking import run_record
 from orchestrator.tracking.reconcile import flush
 from orchestrator.tracking.run_record import OUTBOX, check_undriven, find_runs
@@ -33,13 +34,19 @@ def run_folder_of(spec: RunSpec, data: PreparedData, trials: Sequence[Met] = ())
 
     Raises DataError when a file of the base model cannot be read.
     """
-    identity = identity_of(spec, data, trials)
-    storage = (
-        Path(spec.checkpoint.storage).expanduser().absolute()
-        if spec.checkpoint.storage and not spec.checkpoint.in_a_bucket
-        else locations.home() / "runs"
-    )
-    return storage / f"{spec.name}-{identity}"
+    return storage_of(spec) / f"{spec.name}-{identity_of(spec, data, trials)}"
+
+
+def stages_folder_of(staged: StagedSpec) -> Path:
+    """The folder of a run of stages, beside those of the stages themselves: the same for the same settings."""
+    return storage_of(staged.first) / f"{staged.name}-{staged.fingerprint()}"
+
+
+def storage_of(spec: RunSpec) -> Path:
+    """Where run folders lie on this machine."""
+    if spec.checkpoint.storage and not spec.checkpoint.in_a_bucket:
+        return Path(spec.checkpoint.storage).expanduser().absolute()
+    return locations.home() / "runs"
 
 
 def ledger_folder(run_folder: Path) -> Path:

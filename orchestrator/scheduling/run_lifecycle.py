@@ -61,6 +61,8 @@ class RunResult:
     notes: tuple[str, ...] = ()
     best: dict[str, Any] | None = field(default=None)
     """The best trial of a search: its overrides, MLflow run and folder."""
+    stages: tuple[dict[str, Any], ...] | None = field(default=None)
+    """Of a run of stages, what each that was begun has answered, with its name and cycle."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -83,6 +85,16 @@ class Listener:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartOf:
+    """What a training is a stage of."""
+
+    run_folder: Path
+    """Of the whole, whose MLflow run it lies below."""
+    tags: Mapping[str, str]
+    """What MLflow shows of its place in the whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A spec that has met its data and its cluster."""
 
@@ -90,6 +102,7 @@ class Prepared:
     plan: RunPlan
     data: PreparedData
     run_folder: Path
+    part_of: PartOf | None = None
 
 
 def answered_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResult | None:
@@ -147,17 +160,23 @@ def tracked(prepared: Prepared, listener: Listener) -> Iterator[Tracker]:
     make_folder(folder)
     with driving(folder):
         keep_identity(prepared.spec, folder)
-        tracker = _opened(prepared, listener)
-        listener.opened(folder, tracker.run_id)
-        try:
+        with told_of_its_end(_opened(prepared, listener), folder, listener) as tracker:
             yield tracker
-        except BaseException as error:
-            try:
-                _say_how_it_failed(tracker, error, listener)
-            except StorageError as unsaid:
-                listener.say(f"MLflow is not told how the run ended: {unsaid.what} ({unsaid.got})")
-            listener.opened(folder, tracker.run_id)
-            raise
+
+
+@contextmanager
+def told_of_its_end(tracker: Tracker, folder: Path, listener: Listener) -> Iterator[Tracker]:
+    """Tells the listener of the MLflow run of a folder, and MLflow how the body failed, if it does."""
+    listener.opened(folder, tracker.run_id)
+    try:
+        yield tracker
+    except BaseException as error:
+        try:
+            _say_how_it_failed(tracker, error, listener)
+        except StorageError as unsaid:
+            listener.say(f"MLflow is not told how the run ended: {unsaid.what} ({unsaid.got})")
+        listener.opened(folder, tracker.run_id)
+        raise
 
 
 def _say_how_it_failed(tracker: Tracker, error: BaseException, listener: Listener) -> None:
@@ -186,6 +205,7 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
         experiment=spec.tracking.experiment,
         name=spec.name,
         **what_is_tracked(prepared),
+        parent=None if prepared.part_of is None else prepared.part_of.run_folder,
         say=listener.say,
     )
     if tracker.run_id is not None:  # else nor would the store take what earlier runs have left
@@ -195,7 +215,7 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
 
 def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> dict[str, Any]:
     """What MLflow shows of a run besides its metrics; `goal` is that of the search that a trial belongs to."""
-    return described(
+    what = described(
         prepared.spec,
         prepared.plan,
         data_fingerprint=prepared.data.fingerprint,
@@ -204,6 +224,7 @@ def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> dict[str, A
         run_folder=prepared.run_folder,
         goal=goal,
     )
+    return what if prepared.part_of is None else {**what, "tags": {**what["tags"], **prepared.part_of.tags}}
 
 
 def _ship_left_behind(run_folder: Path, say: Callable[[str], None]) -> None:

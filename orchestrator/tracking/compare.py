@@ -37,7 +37,7 @@ MOST_LINKED_RUNS = 50
 JSON_FIELDS = (
     *("run_id", "name", "kind", "method", "metrics", "tokens", "flops", "gpu_hours", "usd", "parent"),
     *("rank", "status", "task", "quality_metric", "quality", "steps", "learning_rate", "start_time_ms"),
-    *("trials", "best_run_id", "note", "group_title", "held_out_fingerprint", "tokenizer_fingerprint"),
+    *("trials", "best_run_id", "note", "group_title", "held_out_fingerprint", "tokenizer_fingerprint", "role"),
 )
 
 
@@ -164,6 +164,7 @@ def _row(run: Any) -> RunRow:
         steps=steps,
         learning_rate=_number(params.get("training.learning_rate")),
         parent=tags.get(PARENT_TAG),
+        role=tags.get(f"{TAG}role"),
         best_run_id=tags.get(BEST_RUN_TAG),
         note=_note(tags),
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.data.held_out import HeldOut
     from orchestrator.planning.run_plan import RunPlan
     from orchestrator.spec import RunSpec
+    from orchestrator.spec_stages import StagedSpec
 
 
 def described(
@@ -53,6 +54,30 @@ def described(
         "params": flatten(asked) | flatten({"plan": figures, "held_out": measured}),
         "artifacts": {"spec.yaml": yaml.safe_dump(asked, sort_keys=False), "plan.json": json.dumps(planned, indent=2)},
     }
+
+
+def described_stages(staged: StagedSpec, *, run_folder: Path) -> dict[str, Any]:
+    """The same of a run of stages: what its stages are, and until one has run the tags of the last."""
+    specs = {stage.spec.name: public(stage.spec.model_dump(mode="json")) for stage in staged.stages}
+    labels = [stage.label for stage in staged.stages]
+    tags = run_tags(staged.stages[-1].spec) | {
+        f"{TAG}name": staged.name,
+        f"{TAG}spec_fingerprint": staged.fingerprint(),
+        f"{TAG}role": "stages",
+        f"{TAG}run_folder": str(run_folder),
+    }
+    return {
+        "tags": tags,
+        "params": flatten({"name": staged.name, "stages": labels, "budget": staged.first.budget}),
+        "artifacts": {"stages.yaml": yaml.safe_dump(specs, sort_keys=False)},
+    }
+
+
+def tags_of_whole(last: Mapping[str, str | None]) -> dict[str, str]:
+    """What a run of stages takes over from the tags of the last that was run: what was learnt and measured."""
+    taken = ("kind", "method", "task", "data_fingerprint", "held_out_fingerprint", "tokenizer_fingerprint")
+    keys = [f"{TAG}{name}" for name in (*taken, "quality_metric", "quality_mode")]
+    return {key: value for key in keys if (value := last.get(key)) is not None}
 
 
 def run_tags(

@@ -33,7 +33,7 @@ ERROR_TAG = f"{TAG}error"
 MODEL_STEP_TAG = f"{TAG}model_step"
 """The step that the run's model is from, where that is not its last."""
 BEST_RUN_TAG = f"{TAG}best_run_id"
-"""On a search: its best trial."""
+"""On a search: its best trial; on a run of stages: the last."""
 
 PARAMS_PER_BATCH = 100
 LONGEST_PARAM = 6000
@@ -128,15 +128,19 @@ def end(client: MlflowClient, run_id: str, wanted: DesiredRun) -> None:
     client.set_terminated(run_id, status=wanted.status.upper(), end_time=wanted.ended_ms)
 
 
-def copy_best(client: MlflowClient, search: StoredRun, best_run_id: str, *, at_ms: int) -> None:
-    """The best trial's last metrics and parameters (as `best.KEY`); `cost/` metrics are summed over all trials."""
+def copy_best(
+    client: MlflowClient, search: StoredRun, best_run_id: str, *, trials: Sequence[str] = (), at_ms: int
+) -> None:
+    """The best trial's last metrics and parameters (as `best.KEY`); `cost/` metrics are summed over all trials, those
+    of `trials` included that lie below another run: stages that an earlier run has finished."""
     from mlflow.entities import Metric as Point
 
     trial = client.get_run(best_run_id)
     last = [point for point in trial.data.to_proto().metrics if math.isfinite(point.value)]
     figures = {point.key: point.value for point in last if last_is_finite(point, trial.data.tags)}
     # All at step 0: MLflow shows the value of the highest step, and a later best trial may have fewer.
-    points = [Point(key, value, at_ms, 0) for key, value in (figures | _costs_of_trials(client, search)).items()]
+    figures |= _costs_of_trials(client, search, trials)
+    points = [Point(key, value, at_ms, 0) for key, value in figures.items()]
     client.log_batch(search.run_id, metrics=points, synchronous=True)
     own = client.get_run(search.run_id).data.params
     changed = {f"best.{key}": value for key, value in trial.data.params.items() if own.get(key) != value}
@@ -173,9 +177,13 @@ def _existing(client: MlflowClient, run_id: str, *, uri: str) -> Any:
     return run
 
 
-def _costs_of_trials(client: MlflowClient, search: StoredRun) -> dict[str, float]:
+def _costs_of_trials(client: MlflowClient, search: StoredRun, trials: Sequence[str]) -> dict[str, float]:
     totals: dict[str, float] = {}
-    for run in search_runs(client, search.experiment_id, f"tags.`{PARENT_TAG}` = '{search.run_id}'"):
+    below = list(search_runs(client, search.experiment_id, f"tags.`{PARENT_TAG}` = '{search.run_id}'"))
+    known = {run.info.run_id for run in below}
+    for run in (*below, *(client.get_run(run_id) for run_id in trials if run_id not in known)):
+        if run.info.lifecycle_stage == "deleted":
+            continue
         for key, value in run.data.metrics.items():
             if key.startswith("cost/"):
                 totals[key] = totals.get(key, 0.0) + value

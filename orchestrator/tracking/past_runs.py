@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _OURS = f"attributes.status = 'FINISHED' AND tags.`{TAG}kind` LIKE '%'"
-_SEARCH = "search"
-"""Role of a run that repeats its best trial's figures; the trial is a run itself."""
+_ROLES = ("search", "stages")
+"""Of runs that repeat the figures of a trial or a stage, which is a run itself."""
 
 _WHOLE = ("workers", "parameters", "trainable_parameters", "sequence_length", "tokens_per_step")
 _PLANNED = (*_WHOLE, "flops_per_step")
@@ -43,7 +43,8 @@ _MEASURED = {
 
 
 def read_history(uri: str) -> History:
-    """Every finished run of this project, over all experiments of a store; a search counts by its trials.
+    """Every finished run of this project, over all experiments of a store; a search counts by its trials, stages
+    each by itself.
 
     Raises SpecError for a kind of store that is not supported, StorageError for one that is not there or does not
     answer.
@@ -56,7 +57,7 @@ def read_history(uri: str) -> History:
     with store.translated(uri, doing="read the finished runs"):
         for experiment_id in _experiment_ids(client):
             for run in search_runs(client, experiment_id, _OURS):
-                if run.data.tags.get(f"{TAG}role") == _SEARCH:
+                if run.data.tags.get(f"{TAG}role") in _ROLES:
                     continue
                 record = _record(run)
                 if record is None:

@@ -159,8 +159,10 @@ def _method_legend(ax: Axes, rows: Sequence[RunRow], *, with_front: bool) -> Non
     for method in sorted({row.method or "other" for row in rows if not row.trials}):
         colour, marker = METHOD_STYLE.get(method, OTHER_STYLE)
         handles.append(Line2D([], [], marker=marker, ls="", ms=7, mfc=colour, mec="white", label=method))
-    if any(row.trials for row in rows):
-        handles.append(Line2D([], [], marker="*", ls="", ms=12, mfc="white", mec=INK, label="whole search"))
+    wholes = sorted({row.role or "search" for row in rows if row.trials})
+    if wholes:
+        label = f"whole {' or '.join(wholes)}"
+        handles.append(Line2D([], [], marker="*", ls="", ms=12, mfc="white", mec=INK, label=label))
     if with_front:
         handles.append(Line2D([], [], color="#999999", lw=1.3, ls=(0, (4, 2)), label="Pareto front"))
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, handlelength=1.8)

@@ -299,7 +299,9 @@ def _end(client: MlflowClient, folder: Path, wanted: DesiredRun, run: StoredRun)
         best = run_record.stored_run(folder / wanted.best)
         assert best is not None, "its trials are in the store"
         assert wanted.ended_ms is not None
-        mlflow_backend.copy_best(client, run, best.run_id, at_ms=wanted.ended_ms)
+        stored = [run_record.stored_run(folder / trial) for trial in wanted.trials]
+        ids = [trial.run_id for trial in stored if trial is not None]
+        mlflow_backend.copy_best(client, run, best.run_id, trials=ids, at_ms=wanted.ended_ms)
     mlflow_backend.end(client, run.run_id, wanted)
 
 

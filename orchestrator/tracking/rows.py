@@ -12,6 +12,7 @@ from orchestrator.tasks.registry import LEARNT
 
 NO_RESULT = "no result"
 _PRUNED = "stopped early"
+_STAGES = "stages"
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -73,11 +74,14 @@ class RunRow:
     learning_rate: float | None = None
     """Peak, as set."""
     parent: str | None = None
-    """Run id of the search that a trial belongs to."""
+    """Run id of the search that a trial belongs to, or of the whole that a stage belongs to."""
+    role: str | None = None
+    """`search` or `stages` of a run whose parts are runs themselves."""
     trials: int = 0
-    """On a search: how many trials it has. Its quality is the best trial's and its cost that of all of them."""
+    """On a search: how many trials it has. Its quality is the best trial's and its cost that of all of them. On a run
+    of stages the same of its stages; its quality is the last one's."""
     best_run_id: str | None = None
-    """On a search: its best trial."""
+    """On a search: its best trial; on a run of stages: the last."""
     note: str | None = None
     """What else the reader should know: an error, a loss that became infinite."""
     group_title: str | None = None
@@ -118,7 +122,8 @@ class RunRow:
 
 
 def rank(rows: Iterable[RunRow]) -> list[RunRow]:
-    """Rows in display order: by group, best first, runs without a result last, trials below their search.
+    """Rows in display order: by group, best first, runs without a result last, trials below their search and
+    stages, in their order, below the whole.
 
     A search and its best trial are one result, so trials carry no rank of their own. They stand in the order in which
     the search ranks them: those that came to an end by their last value, then those it stopped early, the later first.
@@ -138,7 +143,8 @@ def rank(rows: Iterable[RunRow]) -> list[RunRow]:
         title = "; ".join(titles[group])
         for number, row in enumerate(sorted((row for row in top if row.group == group), key=_order), start=1):
             ranked.append(replace(row, group_title=title, rank=number if row.goodness > WORST else None))
-            below = sorted((child for child in everything if child.parent == row.run_id), key=_order_of_trials)
+            order = _order_of_stages if row.role == _STAGES else _order_of_trials
+            below = sorted((child for child in everything if child.parent == row.run_id), key=order)
             ranked.extend(replace(child, group_title=title) for child in below)
     return ranked
 
@@ -169,6 +175,9 @@ def with_trials(rows: Sequence[RunRow]) -> list[RunRow]:
         if not trials:
             filled.append(row)
             continue
+        if row.role == _STAGES:
+            filled.append(_with_stages(row, sorted(trials, key=_order_of_stages)))
+            continue
         best = min(trials, key=_order_of_trials)
         chosen = next((child for child in trials if child.run_id == row.best_run_id), best)
         filled.append(
@@ -192,6 +201,29 @@ def with_trials(rows: Sequence[RunRow]) -> list[RunRow]:
             )
         )
     return filled
+
+
+def _with_stages(row: RunRow, stages: Sequence[RunRow]) -> RunRow:
+    """A run of stages with the figures of the newest, which its end repeats, and the costs of all: those that it has
+    summed itself count stages that lie below an earlier run, too."""
+    newest = stages[-1]
+    repeated = ("kind", "method", "task", "learning_rate", "steps", "masking_rate")
+    measured = ("quality", "quality_metric", "quality_mode", "held_out_fingerprint", "tokenizer_fingerprint")
+    costs = {name: _total(getattr(stage, name) for stage in stages) for name in ("flops", "gpu_hours", "usd")}
+    own = {name: value for name in costs if (value := getattr(row, name)) is not None}
+    return replace(
+        row,
+        trials=len(stages),
+        best_run_id=newest.run_id,
+        tokens=_total(stage.tokens for stage in stages),
+        **{name: getattr(newest, name) for name in (*repeated, *measured)},
+        **(costs | own),
+    )
+
+
+def _order_of_stages(row: RunRow) -> tuple[int, str]:
+    """As they were begun."""
+    return (row.start_time_ms, row.name)
 
 
 def _order(row: RunRow) -> tuple[float, int]:

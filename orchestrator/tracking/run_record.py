@@ -56,7 +56,7 @@ class RunHandle:
     created_ms: int
     """Milliseconds since 1970."""
     parent: str | None = None
-    """Run folder of the search that a trial belongs to, seen from the trial's."""
+    """Run folder of the search that a trial belongs to, or of the whole that a stage belongs to, seen from its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,9 @@ class DesiredRun:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     """Text files by name."""
     best: str | None = None
-    """On a search: run folder of the trial whose figures it shows, seen from its own."""
+    """On a search or a run of stages: run folder of the run whose figures it shows, seen from its own."""
     trials: tuple[str, ...] = ()
-    """On a search that shows its best trial: run folders of all its trials, seen from its own."""
+    """On a run that shows another's figures: run folders of all whose costs it sums, seen from its own."""
 
     def digest(self) -> str:
         """Another one after every change."""
@@ -255,10 +255,13 @@ def check_undriven(run_folder: Path) -> None:
 
 
 def driver_lives(run_folder: Path) -> bool:
-    """Whether some process drives the run of a folder; a trial is driven by its search."""
+    """Whether some process drives the run of a folder; a trial is driven by its search, a stage by itself too."""
     run = read(run_folder)
-    parent = "." if run is None or run.handle.parent is None else run.handle.parent
-    path = run_folder / parent / OUTBOX / _DRIVER_LOCK
+    above = [] if run is None or run.handle.parent is None else [run_folder / run.handle.parent]
+    return any(_is_driven(folder / OUTBOX / _DRIVER_LOCK) for folder in (run_folder, *above))
+
+
+def _is_driven(path: Path) -> bool:
     if not path.exists():
         return False
     file = _open_lock(path)

@@ -69,7 +69,7 @@ def table_cells(row: RunRow, *, is_trial: bool) -> list[str]:
     """A row's text under `HEADINGS`; a trial is marked as belonging to the search above it."""
     name = f"└ {row.name}" if is_trial else row.name
     if row.trials:
-        name += f" (best of {row.trials})"
+        name += f" ({row.trials} stages)" if row.role == "stages" else f" (best of {row.trials})"
     return [
         "" if row.rank is None else str(row.rank),
         name,

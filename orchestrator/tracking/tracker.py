@@ -169,19 +169,23 @@ def open_run(
     tags: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
     artifacts: Mapping[str, str] | None = None,
+    parent: Path | None = None,
     say: Callable[[str], None],
     patience_s: float = FIRST_PASS_S,
 ) -> MlflowTracker:
     """The run of a folder: a new one, or the folder's own, which is running once more and keeps the parameters it has.
 
-    MLflow knows it when this returns, unless it does not answer: then `say` is told, and it will know it later.
+    `parent` is the folder of the run that a new one is nested below. MLflow knows the run when this returns, unless it
+    does not answer: then `say` is told, and it will know it later.
     Raises SpecError for an unusable store, experiment or run, StorageError when the folder cannot be written.
     """
     uri = hide(store.absolute(uri))
     store.check_uri(uri)
     store.keep_credentials(uri)
     before = run_record.read(folder)
-    run = _wanted(folder, uri=uri, experiment=experiment, name=name, tags=tags, params=params, artifacts=artifacts)
+    what: dict[str, Any] = {"tags": tags, "params": params, "artifacts": artifacts}
+    above = None if parent is None else os.path.relpath(parent, folder)
+    run = _wanted(folder, uri=uri, experiment=experiment, name=name, parent=above, **what)
     run_record.put(folder, run)
     run_record.note_handle(folder, run.handle)
     shipper = Shipper(folder, say=say)
