@@ -119,19 +119,20 @@ def test_a_search_is_ranked_by_what_its_trials_were_measured_on() -> None:
     assert [(item.run_id, item.rank) for item in ranked] == [("s", 1), ("t", None), ("x", 2)]
 
 
-def test_stages_stand_in_their_order_below_the_whole_which_counts_by_the_last(tmp_path: Path) -> None:
+def test_stages_stand_in_their_order_below_the_whole_which_counts_by_the_last() -> None:
     cost = {"gpu_hours": 0.25, "parent": "w"}
     stages = [
         row("s2", 0.7, start_time_ms=2, method="lora", held_out_fingerprint="b" * 16, **cost),
         row("s1", 2.9, start_time_ms=1, **cost, **MASKED),
     ]
-    running = row("w", None, role="stages", status="running", **MASKED)
+    running = row("w", None, role="stages", trials=3, status="running", **MASKED)
     ranked = rank(with_trials([running, *stages]))
     assert [item.run_id for item in ranked] == ["w", "s1", "s2"]
     whole = ranked[0]
     assert (whole.quality, whole.method, whole.kind, whole.best_run_id) == (0.7, "lora", "finetune", "s2")
     assert (whole.held_out_fingerprint, whole.gpu_hours) == ("b" * 16, 0.5)
-    assert "run-w (2 stages)" in shown(with_trials([running, *stages]))
+    assert "run-w (3 stages)" in shown(with_trials([running, *stages]))
+    assert "2.9 loss" in shown(with_trials([running, *stages])), "which is no accuracy"
     with_earlier = row("w", 0.7, role="stages", gpu_hours=0.9)
     assert rank(with_trials([with_earlier, stages[0]]))[0].gpu_hours == 0.9, "a stage may lie below an earlier whole"
 

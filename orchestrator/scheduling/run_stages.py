@@ -101,7 +101,8 @@ class _Whole:
                 earlier = known_result(step.spec, replace(self._listener, say=lambda _: None))
             if earlier is None:
                 break
-            self._listener.say(f"{step.reason}: over already; --fresh starts over")
+            place = f"stage {len(self._results) + 1} of {len(self._staged.stages)}"
+            self._listener.say(f"{place}: {self._stage.label} is over already; --fresh starts over")
             self._results.append(earlier)
         if isinstance(step, Over):
             self._listener.say(step.reason)

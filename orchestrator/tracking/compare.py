@@ -165,6 +165,7 @@ def _row(run: Any) -> RunRow:
         learning_rate=_number(params.get("training.learning_rate")),
         parent=tags.get(PARENT_TAG),
         role=tags.get(f"{TAG}role"),
+        trials=int(_number(tags.get(f"{TAG}stages")) or 0),
         best_run_id=tags.get(BEST_RUN_TAG),
         note=_note(tags),
     )

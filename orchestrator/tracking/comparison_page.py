@@ -45,20 +45,20 @@ def write_report(
 
 
 def _table(rows: Sequence[RunRow]) -> str:
-    known = {row.run_id for row in rows}
+    known = {row.run_id: row for row in rows}
     head = "".join(f'<th class="{_cell_class(name)}">{escape(name)}</th>' for name in HEADINGS)
     lines = [f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>']
     shown_group: Group | None = None
     for row in rows:
-        is_trial = row.parent in known
-        if not is_trial and row.group != shown_group:
+        above = known.get(row.parent or "")
+        if above is None and row.group != shown_group:
             shown_group = row.group
             title = escape(row.group_title or row.group.title)
             lines.append(f'<tr class="group"><td></td><td colspan="{len(HEADINGS) - 1}">{title}</td></tr>')
-        kind = "trial" if is_trial else "best" if row.rank == 1 else ""
+        kind = "trial" if above is not None else "best" if row.rank == 1 else ""
         cells = "".join(
             f'<td class="{_cell_class(name)}">{escape(text)}</td>'
-            for name, text in zip(HEADINGS, table_cells(row, is_trial=is_trial), strict=True)
+            for name, text in zip(HEADINGS, table_cells(row, above=above), strict=True)
         )
         lines.append(f'<tr class="{kind}">{cells}</tr>')
     return "\n".join([*lines, "</tbody></table></div>"])

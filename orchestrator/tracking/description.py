@@ -64,6 +64,7 @@ def described_stages(staged: StagedSpec, *, run_folder: Path) -> dict[str, Any]:
         f"{TAG}name": staged.name,
         f"{TAG}spec_fingerprint": staged.fingerprint(),
         f"{TAG}role": "stages",
+        f"{TAG}stages": str(len(staged.stages)),
         f"{TAG}run_folder": str(run_folder),
     }
     return {

@@ -213,7 +213,7 @@ def _with_stages(row: RunRow, stages: Sequence[RunRow]) -> RunRow:
     own = {name: value for name in costs if (value := getattr(row, name)) is not None}
     return replace(
         row,
-        trials=len(stages),
+        trials=max(row.trials, len(stages)),
         best_run_id=newest.run_id,
         tokens=_total(stage.tokens for stage in stages),
         **{name: getattr(newest, name) for name in (*repeated, *measured)},

@@ -32,8 +32,8 @@ def render_table(rows: Sequence[RunRow], *, experiment: str, width: int = 100) -
         message = Table(show_header=False, box=None)
         message.add_row(Text(f"No runs in {experiment!r} yet. Start one: orchestrator run SPEC"))
         return message
-    known = {row.run_id for row in rows}
-    lines = [(row, table_cells(row, is_trial=row.parent in known)) for row in rows]
+    known = {row.run_id: row for row in rows}
+    lines = [(row, table_cells(row, above=known.get(row.parent or ""))) for row in rows]
     titles = group_titles(row.group for row in rows if row.parent not in known)
     widths = _column_widths([cells for _, cells in lines], titles=chain(*titles.values()), width=width)
     title = Text(f"{experiment}: {len(rows)} run{'s' if len(rows) > 1 else ''}", style="bold")
@@ -65,9 +65,12 @@ def _wrapped(title: str, width: int) -> list[str]:
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-def table_cells(row: RunRow, *, is_trial: bool) -> list[str]:
-    """A row's text under `HEADINGS`; a trial is marked as belonging to the search above it."""
-    name = f"└ {row.name}" if is_trial else row.name
+def table_cells(row: RunRow, *, above: RunRow | None) -> list[str]:
+    """A row's text under `HEADINGS`; a trial or stage is marked as belonging to the run above it, and says which metric
+    its quality is where that is another one."""
+    name = row.name if above is None else f"└ {row.name}"
+    metric = (row.quality_metric or "").rpartition("/")[2]
+    named = f" {metric}" if above is not None and row.quality_metric != above.quality_metric else ""
     if row.trials:
         name += f" ({row.trials} stages)" if row.role == "stages" else f" (best of {row.trials})"
     return [
@@ -76,7 +79,7 @@ def table_cells(row: RunRow, *, is_trial: bool) -> list[str]:
         row.method or "-",
         "-" if row.learning_rate is None else f"{row.learning_rate:.2g}",
         "-" if row.steps is None else str(row.steps),
-        "-" if row.quality is None else f"{row.quality:.4g}",
+        "-" if row.quality is None else f"{row.quality:.4g}{named}",
         "-" if row.tokens is None else human_count(row.tokens),
         "-" if row.gpu_hours is None else f"{row.gpu_hours:.3g}",
         "-" if row.usd is None else f"{row.usd:.3g}",

@@ -104,7 +104,7 @@ def resumed(raw: dict[str, Any], ray_cluster: None) -> tuple[RunResult, list[str
 
 def test_a_stopped_run_goes_on_in_the_stage_it_was_in(resumed: tuple[RunResult, list[str]]) -> None:
     result, said = resumed
-    assert "stage 1 of 2: domain: over already; --fresh starts over" in said
+    assert "stage 1 of 2: domain is over already; --fresh starts over" in said
     assert result.stages is not None
     domain, classify = result.stages
     assert (domain["name"], classify["name"], result.status) == ("domain", "classify", "finished")

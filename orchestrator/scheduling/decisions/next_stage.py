@@ -69,7 +69,7 @@ def next_stage(staged: StagedSpec, done: Sequence[DoneStage]) -> Begin | Over:
     if budget is not None and left is not None:
         # Written out in full: the same stage, asked for again, must find that its budget has not grown.
         changes["budget"] = f"{left!r}{budget.unit}"
-        reason += f"; {Budget(amount=left, unit=budget.unit)} of {budget} are left"
+        reason += f"; {Budget(amount=left, unit=budget.unit)} of {budget} are left" if done else f"; budget {budget}"
     return Begin(spec=stage.spec.model_copy(update=changes), reason=reason)
 
 
