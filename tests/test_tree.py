@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.load_spec import load_spec
+from orchestrator.load_stages import load_any
+from orchestrator.spec_stages import StagedSpec
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for folder in ("orchestrator", "jobs") for path in (ROOT / folder).rglob("*.py"))
-SPECS = sorted(path for kind in ("pretrain", "finetune", "tune") for path in (ROOT / "configs" / kind).glob("*.yaml"))
+SPECS = sorted(
+    path for kind in ("pretrain", "finetune", "tune", "stages") for path in (ROOT / "configs" / kind).glob("*.yaml")
+)
 
 LAYERS = (
     {"credentials"},
@@ -246,9 +249,11 @@ def test_rooms_below_tracking_and_the_protocol_of_runs_load_no_heavy_library() -
 
 def test_every_shipped_spec_loads() -> None:
     # One test over all files, so that an empty folder is no skipped test; each failure names its file.
-    kinds = {path: load_spec(path).kind for path in SPECS}
-    assert {path.parent.name for path in SPECS} == {"pretrain", "finetune", "tune"}
-    assert all(kind == path.parent.name for path, kind in kinds.items() if path.parent.name != "tune")
+    loaded = {path: load_any(path) for path in SPECS}
+    assert {path.parent.name for path in SPECS} == {"pretrain", "finetune", "tune", "stages"}
+    for path, one in loaded.items():
+        kind = "stages" if isinstance(one, StagedSpec) else "tune" if one.search is not None else one.kind
+        assert kind == path.parent.name, path
 
 
 def test_every_shipped_spec_names_its_schema_for_editors() -> None:
