@@ -21,7 +21,14 @@ from orchestrator.planning.plan import check_follows, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.budget_ledger import Cost, Ledger
 from orchestrator.samples.stand_in import stand_in_for_base, with_stand_in
-from orchestrator.scheduling.decisions.next_stage import Begin, DoneStage, Over, metrics_of_whole, next_stage
+from orchestrator.scheduling.decisions.next_stage import (
+    Begin,
+    DoneStage,
+    Over,
+    check_models_are_seen,
+    metrics_of_whole,
+    next_stage,
+)
 from orchestrator.scheduling.launch import ONLY_MEMBER, connected_session, known_result, launch, look_ahead
 from orchestrator.scheduling.run_folder import (
     check_bucket_of,
@@ -252,6 +259,9 @@ def _check_all(staged: StagedSpec, *, cluster: ClusterShape | None) -> None:
     """Refuses what cannot work of any stage, before the first begins: its data, and its plan on this machine or, once
     it is known, on a cluster. Raises what `look_ahead` and `plan_to_run` raise, with the stage's name."""
     first, *later = staged.stages
+
+    if cluster is not None:
+        check_models_are_seen(staged, nodes=len(cluster.nodes))
 
     def check(spec: RunSpec) -> None:
         if cluster is None:
