@@ -20,6 +20,7 @@ from orchestrator.ranking import Goal
 from orchestrator.spec_data import DataSpec
 from orchestrator.spec_methods import MethodChoice
 from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed
+from orchestrator.spec_retain import RetainSpec
 from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec, StopSpec
 from orchestrator.tasks.names import TrainedTask
@@ -160,6 +161,21 @@ def _not_finite(values: Any, path: str = "") -> Iterator[str]:
         yield from _not_finite(value, f"{path}.{key}")
 
 
+def _step_elsewhere(raw: dict[str, Any]) -> str | None:
+    """The DeepSpeed key, if any, that moves Adam's step out of the optimizer (DeepSpeed 0.19.8: ZenFlow, SuperOffload's
+    own process, and the second optimizer that a partial offload has on the GPU)."""
+    zero = raw.get("zero_optimization")
+    if not isinstance(zero, dict):
+        return None
+    if zero.get("zenflow"):
+        return "zero_optimization.zenflow"
+    offload = zero.get("offload_optimizer")
+    if not isinstance(offload, dict):
+        return None
+    replaced = "super_offload" if offload.get("super_offload") else "ratio" if offload.get("ratio", 1) != 1 else None
+    return replaced and f"zero_optimization.offload_optimizer.{replaced}"
+
+
 class DeepSpeedSpec(Block):
     """What the plan leaves to the user. Written as `auto`, a mapping, or the path of a JSON file."""
 
@@ -243,6 +259,8 @@ class RunSpec(MethodChoice):
     """Which examples."""
     training: TrainingSpec
     """How to train."""
+    retain: RetainSpec | None = None
+    """Measures and limits what the training forgets of what its base knew."""
     deepspeed: DeepSpeedSpec = DeepSpeedSpec()
     """`auto`, `{zero_stage: 2, ...raw DeepSpeed keys}`, or the path of a JSON file with DeepSpeed keys."""
     resources: ResourcesSpec = ResourcesSpec()
@@ -332,6 +350,33 @@ class RunSpec(MethodChoice):
         return self
 
     @model_validator(mode="after")
+    def _something_can_be_retained(self) -> Self:
+        retain, training = self.retain, self.training
+        if retain is None:
+            return self
+        if self.model.base is None:
+            raise ValueError(
+                "retain keeps what a base knows, and new weights know nothing: set model.base, or remove it"
+            )
+        if self.models_language and retain.label_column is not None:
+            raise ValueError("retain.label_column is for task: text-classification; remove it, or set that task")
+        if self.replayed == training.global_batch:
+            raise ValueError(
+                f"retain.replay {retain.replay:g} of training.global_batch {training.global_batch} leaves no sample of "
+                "the training data: lower retain.replay, or use a larger training.global_batch"
+            )
+        if training.learning_rate * retain.l2sp >= 1:
+            raise ValueError(
+                f"retain.l2sp {retain.l2sp:g} x training.learning_rate {training.learning_rate:g} would pull weights "
+                f"past their values in the base: use retain.l2sp below {1 / training.learning_rate:g}"
+            )
+        if retain.l2sp and (past := _step_elsewhere(self.deepspeed.raw)):
+            raise ValueError(
+                f"retain.l2sp acts within the optimizer's step, which deepspeed.{past} replaces: remove one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_can_prune(self) -> Self:
         if self.search is not None and self.search.scheduler == "asha" and self.training.eval_every_steps is None:
             raise ValueError("search.scheduler: asha compares trials at evaluations: set training.eval_every_steps")
@@ -349,6 +394,19 @@ class RunSpec(MethodChoice):
         """Whether the model that is left is that of the best evaluation."""
         keep = self.checkpoint.keep
         return keep == "best" or (keep == "auto" and self.training.eval_every_steps is not None)
+
+    @property
+    def replayed(self) -> int:
+        """Samples of each global batch that are general data: the share rounded, at least one unless it is 0."""
+        share = 0.0 if self.retain is None else self.retain.replay
+        return max(1, round(share * self.training.global_batch)) if share else 0
+
+    @property
+    def of_general_data(self) -> RunSpec | None:
+        """The spec whose data is the general data of `retain`, to prepare it alike; None where none is given."""
+        if self.retain is None or self.retain.data is None:
+            return None
+        return self.model_copy(update={"data": self.retain.data_spec(self.data), "retain": None})
 
     @property
     def parsed_budget(self) -> Budget | None:
@@ -384,6 +442,8 @@ class RunSpec(MethodChoice):
             "data": unset,
             **dict.fromkeys(MethodChoice.model_fields, True),
         }
+        if self.retain is None:
+            left_out["retain"] = True
         kept = self.model_dump(mode="json", exclude=left_out) | self.method_identity()
         kept["data"]["text_column"] = self.data.text_column or "text"  # as when that was the default
         return kept

@@ -9,11 +9,12 @@ import pytest
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
 from orchestrator.architectures.masked_lm_heads import lacks_masked_lm_head
 from orchestrator.architectures.text_part import TAKEN_APART
-from orchestrator.errors import ModelError
+from orchestrator.errors import DataError, ModelError
 from orchestrator.planning.base_fit import base_notes, check_tokenizer, keeps_head
 from orchestrator.planning.plan import check_samples, make_plan, plan_to_run
 from orchestrator.planning.supported import supported
 from orchestrator.spec import RunSpec
+from orchestrator.spec_retain import RetainSpec
 from orchestrator.tasks.registry import task_of
 from tests.bases import Shapes, body_of, write_base, write_weights
 from tests.specs import CLASSIFY, PRETRAIN, spec
@@ -54,6 +55,36 @@ def test_the_same_classes_keep_their_head_and_others_of_the_same_number_do_not(t
     assert "a new head is drawn" in about_head(base, "negative", "positive")
     assert "a new head is drawn" in about_head(base, "good", "bad")
     assert "kept if the data has the same, else a new one" in about_head(base)
+
+
+def test_general_rows_need_a_head_that_is_kept(tmp_path: Path) -> None:
+    base = saved_classifier(tmp_path / "classifier", "bad", "good")
+    asked = base.model_copy(update={"retain": RetainSpec(data="general")})
+    assert "is trained on" in about_head(asked, "bad", "good")
+    assert "not for the data's yes, no" in str(refused(asked, "yes", "no"))
+    bare = spec(CLASSIFY, model__base=str(write_base(tmp_path / "bare", BERT, POOLER)), retain={"data": "general"})
+    assert "a new head knows nothing" in str(refused(bare))
+    make_plan(bare.model_copy(update={"retain": RetainSpec(l2sp=0.1)}), cpus())
+
+
+def test_general_rows_have_the_classes_of_the_training_rows(tmp_path: Path) -> None:
+    asked = saved_classifier(tmp_path, "bad", "good").model_copy(update={"retain": RetainSpec(data="general")})
+    counts = replace(COUNTS, num_labels=2, label_names=("bad", "good"))
+    with pytest.raises(DataError, match=r"bad, good, ugly in retain\.data, bad, good in data\.train"):
+        make_plan(asked, cpus(), counts=replace(counts, retained=replace(counts, label_names=("bad", "good", "ugly"))))
+
+
+def test_general_text_needs_the_masked_lm_head_of_the_base(tmp_path: Path) -> None:
+    changes = based_on(write_base(tmp_path, BERT)) | {"task": "masked-lm"}
+    assert "no masked-LM head" in str(refused(spec(PRETRAIN, **changes, retain={"data": "general"})))
+    make_plan(spec(PRETRAIN, **changes, retain={"l2sp": 0.1}), cpus())
+
+
+def refused(asked: RunSpec, *classes: str) -> ModelError:
+    counts = replace(COUNTS, num_labels=len(classes), label_names=classes) if classes else None
+    with pytest.raises(ModelError) as caught:
+        make_plan(asked, cpus(), counts=counts)
+    return caught.value
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_single_node_needs_no_parcel(tmp_path: Path) -> None:
-    assert pack(tmp_path) is None
+    assert pack([tmp_path]) == ()
 
 
 def test_a_parcel_arrives_byte_for_byte(parcel: Parcel, content: dict[str, bytes]) -> None:

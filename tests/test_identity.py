@@ -115,6 +115,22 @@ def test_a_run_on_another_input_under_the_same_name_is_another_run(
     assert identity(classify(folder)) != first
 
 
+def test_general_data_is_part_of_a_run_by_its_content(tmp_path: Path) -> None:
+    folder = place(tmp_path / "here")
+
+    def with_general(text: str) -> str:
+        file = tmp_path / f"{text}.jsonl"
+        file.write_text((folder / "rows.jsonl").read_text().replace("good", text))
+        return identity(classify(folder, retain={"data": str(file), "replay": 0.25}))
+
+    first = with_general("fine")
+    assert first != identity(classify(folder))
+    assert with_general("other") != first
+    (tmp_path / "fine.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    moved = classify(folder, retain={"data": str(tmp_path / "elsewhere.jsonl"), "replay": 0.25})
+    assert identity(moved) == first
+
+
 def test_a_run_on_copies_elsewhere_is_the_same_run(tmp_path: Path) -> None:
     here = place(tmp_path / "here")
     there = Path(shutil.copytree(here, tmp_path / "there"))

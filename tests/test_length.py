@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.errors import DataError
 from orchestrator.planning.length import batch_columns, training_length, warmup_steps
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts
@@ -147,3 +148,31 @@ def test_tokens_of_the_stream_are_those_of_blocks_and_what_is_left_over(
 @pytest.mark.parametrize(("fraction", "steps", "expected"), [(0.1, 100, 10), (0.1, 3, 1), (0.0, 100, 0), (0.5, 1, 1)])
 def test_warmup_is_the_fraction_and_at_least_a_step_unless_zero(fraction: float, steps: int, expected: int) -> None:
     assert warmup_steps(fraction, steps) == expected
+
+
+GENERAL = {"model": {"base": "base"}, "retain": {"data": "general", "replay": 0.25}, "training__global_batch": 8}
+
+
+def test_epochs_are_passes_over_the_training_data_whatever_is_replayed() -> None:
+    asked = spec(PRETRAIN, **GENERAL, training__steps=None, training__epochs=3)
+    length = training_length(asked, replace(BLOCKS, retained=BLOCKS))
+    assert length.steps == 50  # 3 x 100 / 6
+    assert length.tokens_per_step == 8 * 32
+    assert "replay: 2 of the 8 samples of each batch are general data" in length.reasons
+
+
+def test_tokens_and_columns_of_a_step_are_those_of_rows_of_both_kinds() -> None:
+    other = replace(ROWS, train_tokens=6000, columns=((16, 50), (128, 50)), longest=128)
+    found = training_length(spec(CLASSIFY, **GENERAL), replace(ROWS, retained=other))
+    assert found.tokens_per_step == 6 * 20 + 2 * 60
+    assert found.longest == 128
+    columns = dict(found.columns)
+    own, general = dict(batch_columns(ROWS.columns, 6)), dict(batch_columns(other.columns, 2))
+    assert sum(columns.values()) == pytest.approx(1)
+    assert columns[128] == pytest.approx(general[128])
+    assert columns[16] == pytest.approx(own[16] * general[16])
+
+
+def test_general_data_smaller_than_its_part_of_a_batch_is_refused() -> None:
+    with pytest.raises(DataError, match="general data does not fill"):
+        training_length(spec(PRETRAIN, **GENERAL), replace(BLOCKS, retained=replace(BLOCKS, train_samples=1)))

@@ -22,7 +22,7 @@ from orchestrator.runs.job import Outcome, TrainingJob
 from orchestrator.samples.batches import open_split
 from orchestrator.worker.recovery import INTERVAL_METRIC
 from tests import training_runs
-from tests.training_runs import ROBERTA, WorkerDied, classify, continued, curve, fill_gaps, history, pretrain
+from tests.training_runs import ROBERTA, WorkerDied, classify, continued, curve, fill_gaps, history, pretrain, retained
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +56,8 @@ CASES: list[tuple[MakeJob, dict[str, Any]]] = [
     (classify, {"method": "last_layers", "last_layers": {"layers": 1}, "layerwise": {"decay": 0.5}}),
     (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 2}),
     (fill_gaps, {"resources__workers": 2, "deepspeed__zero_stage": 3, "training__micro_batch": 2}),
+    (retained, {"training__precision": "bf16", "deepspeed__zero_stage": 0}),
+    (retained, {"resources__workers": 2, "deepspeed__zero_stage": 3}),
 ]
 
 
@@ -179,7 +181,7 @@ def test_without_a_good_checkpoint_the_run_is_refused_and_nothing_is_removed(tmp
     assert sorted(job.checkpoints.iterdir()) == before
 
 
-@pytest.mark.parametrize("make", [pretrain, fill_gaps])
+@pytest.mark.parametrize("make", [pretrain, fill_gaps, retained])
 def test_a_run_goes_on_at_another_number_of_workers_on_the_same_samples_and_masks(
     tmp_path: Path, make: MakeJob
 ) -> None:
@@ -311,8 +313,9 @@ def test_a_step_whose_loss_is_not_finite_is_undone_and_its_samples_are_left_out(
     assert taken[5] != expected[5], "its samples were left out"
 
 
-def test_bad_weights_without_a_checkpoint_mean_back_to_the_start(tmp_path: Path) -> None:
-    healthy, job = (pretrain(tmp_path / name) for name in ("healthy", "ill"))
+@pytest.mark.parametrize("make", [pretrain, retained])
+def test_bad_weights_without_a_checkpoint_mean_back_to_the_start(tmp_path: Path, make: MakeJob) -> None:
+    healthy, job = (make(tmp_path / name) for name in ("healthy", "ill"))
     training_runs.run(healthy)
     outcome = training_runs.run(job, spoil_at=2)
     assert outcome.status == "finished"
@@ -475,6 +478,20 @@ def test_evaluation_is_exact_and_does_not_depend_on_workers_or_micro_batch(tmp_p
     exact = plain_evaluation(job)
     for figures in found:
         assert figures == pytest.approx(exact, abs=2e-6, rel=2e-6)
+
+
+def test_forgetting_is_the_rise_of_the_loss_on_the_held_out_general_text(tmp_path: Path) -> None:
+    job = retained(tmp_path / "run", resources__workers=2, deepspeed__zero_stage=3)
+    found = training_runs.run(job).metrics
+    assert job.data.retained is not None
+    general = replace(job, data=job.data.retained)
+    base = Path(str(job.spec.model.base)).parent
+    before, after = (plain_evaluation(replace(general, run_folder=at))["eval/loss"] for at in (base, job.run_folder))
+    assert found["eval/retained_loss"] == pytest.approx(after, abs=2e-6)
+    assert found["eval/forgetting"] == pytest.approx(after - before, abs=4e-6)
+    first = next(line for line in (job.run_folder / "history.jsonl").read_text().splitlines() if '"step": 1' in line)
+    assert json.loads(first)["metrics"]["eval/forgetting"] == 0
+    assert json.loads(first)["metrics"]["eval/retained_loss"] == pytest.approx(before, abs=2e-6)
 
 
 def test_rungs_are_evaluated_besides_the_usual_steps_and_change_nothing_of_the_training(tmp_path: Path) -> None:

@@ -153,6 +153,23 @@ def test_the_copy_of_a_checkpoint_is_part_of_a_cpus_peak_and_host_memory_beside_
     assert memory(sharded, copies=True).checkpoint_gib == pytest.approx(12 / 2 * SHAPE.parameters / GIB)
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_anchors_take_4_bytes_of_each_shard_of_the_optimizer_and_none_of_a_checkpoint(stage: int) -> None:
+    def memory(anchors: bool, offload: Any) -> Any:
+        layout = replace(GPU, zero_stage=stage, offload=offload)
+        trainer = Trainer(anchors=anchors, copies_checkpoints=True)
+        return peak_memory(layout, shape=SHAPE, method=FULL, trainable=SHAPE.parameters, trainer=trainer)
+
+    expected = 4 * SHAPE.parameters / (GPU.workers if stage else 1) / GIB
+    with_them, without = memory(True, "none"), memory(False, "none")
+    assert with_them.optimizer_gib - without.optimizer_gib == pytest.approx(expected)
+    assert with_them.host_gib == without.host_gib
+    if stage:
+        with_them, without = memory(True, "optimizer"), memory(False, "optimizer")
+        assert with_them.host_gib - without.host_gib == pytest.approx(expected)
+        assert with_them.states_gib == without.states_gib
+
+
 def test_checkpointing_keeps_less() -> None:
     sharded = replace(GPU, zero_stage=3)
     assert peak(replace(sharded, activation_checkpointing=True), LLAMA) < peak(sharded, LLAMA)

@@ -55,6 +55,8 @@ def training(stage: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+L2SP = 30.0
+"""So strong that twenty small steps show it: a tenth of the way back at the peak rate."""
 LORA = {"method": "lora", "lora": {"rank": 4, "dropout": 0.0}}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "causal-lm, gpt2, full": (0, {}),
@@ -72,6 +74,11 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "text-classification, last_layers": (2, {"method": "last_layers", "last_layers": {"layers": 1}}),
     "text-classification, layerwise": (3, {"layerwise": {"decay": 0.8, "unfreeze_fraction": 0.5}}),
     "text-classification, scratch": (3, {"method": "scratch"}),
+    "causal-lm, replay": (1, {"retain": {"replay": 0.3}}),
+    "causal-lm, l2sp": (3, {"retain": {"l2sp": L2SP}}),
+    "masked-lm, replay and l2sp": (2, {"retain": {"replay": 0.4, "l2sp": L2SP}}),
+    "text-classification, l2sp": (1, {"retain": {"l2sp": L2SP}}),
+    "text-classification, l2sp and layerwise": (0, {"retain": {"l2sp": L2SP}, "layerwise": {"decay": 0.8}}),
 }
 
 
@@ -82,6 +89,14 @@ def short_documents(folder: Path) -> Path:
         rows = ["a model reads the line after the next"] * 6 + ["a", "b"] * 40
         text = "\n".join(json.dumps({"text": row}) for row in rows)
         (folder / f"{number}.jsonl").write_text(text)
+    return folder
+
+
+def general_documents(folder: Path) -> Path:
+    """Other text than the training data's, of which some passes fit into twenty steps."""
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(" ".join(f"end of {n % 7} documents" for n in range(number, 60)))
     return folder
 
 
@@ -105,6 +120,8 @@ def job_of(case: str, folder: Path, bases: dict[str, Path]) -> TrainingJob:
     task = case.partition(",")[0]
     stage, changes = CASES[case]
     changes = {**training(stage), **changes}
+    if "replay" in changes.get("retain", {}):
+        changes["retain"] = {"data": str(general_documents(folder.with_name("general"))), **changes["retain"]}
     if task == "text-classification":
         return classify(folder, model__base=str(bases[task]), **changes)
     if task == "masked-lm":
@@ -156,6 +173,20 @@ def mean_loss(task: str, model: torch.nn.Module, batch: dict[str, torch.Tensor])
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1))
 
 
+def global_batch_of(job: TrainingJob, step: int, masking: Masking) -> dict[str, np.ndarray]:
+    """The next samples of the training data and, behind them, of the general data, each in passes of its own."""
+    seed, replayed = job.spec.training.seed, job.spec.replayed
+    parts = []
+    for data, share, seed_of in ((job.data, 8 - replayed, seed), (job.data.retained, replayed, seed + 2**32)):
+        if data is not None and share:
+            samples = open_split(data.path, "train", masking=masking)
+            order = SampleOrder(seed=seed_of, size=len(samples))
+            places = np.arange(step * share, step * share + share)
+            assert (order.samples(places) == global_batch(order, step, share)).all()
+            parts.append(samples.batch(order.samples(places), epochs=order.epochs(places)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
     """The figures of every step and the weights after the last."""
     spec = job.spec
@@ -164,6 +195,7 @@ def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
     groups = [
         {
             "params": [weight],
+            "name": name,
             "weight_decay": 0.1 if weight.dim() > 1 and "ia3" not in name else 0.0,
             "below": below(name),
         }
@@ -172,13 +204,15 @@ def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, eps=1e-4)
     masking = Masking(rate=spec.training.masking_rate, seed=spec.training.seed)
-    samples = open_split(job.data.path, "train", masking=masking)
-    order = SampleOrder(seed=spec.training.seed, size=len(samples))
+    pull = 0.0 if spec.retain is None else spec.retain.l2sp
+    new = ("pooler.", "classifier.") if spec.task == "text-classification" else ()
+    pulled = {name for name, _ in model.named_parameters() if pull and not name.startswith(new)}
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for group in groups:
+        group["weight_decay"] *= group["name"] not in pulled
     steps = []
     for step, rate in enumerate(rates()):
-        places = np.arange(step * 8, step * 8 + 8)
-        assert (order.samples(places) == global_batch(order, step, 8)).all()
-        arrays = samples.batch(order.samples(places), epochs=order.epochs(places))
+        arrays = global_batch_of(job, step, masking)
         loss = mean_loss(spec.task, model, {name: torch.from_numpy(array) for name, array in arrays.items()})
         optimizer.zero_grad()
         loss.backward()
@@ -186,6 +220,9 @@ def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
         for group in optimizer.param_groups:
             waits = step < spec.layerwise.unfreeze_fraction * STEPS * group["below"] / 3
             group["lr"] = 0.0 if waits else rate * spec.layerwise.decay ** group["below"]
+            if group["name"] in pulled:
+                (weight,) = group["params"]
+                weight.data -= group["lr"] * pull * (weight.data - start[group["name"]])
         optimizer.step()
         steps.append({"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate})
     if spec.method in ("lora", "ia3"):

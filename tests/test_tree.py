@@ -29,6 +29,7 @@ LAYERS = (
     {"ranking"},
     {"spec_survival"},
     {"spec_data", "spec_search", "spec_methods"},
+    {"spec_retain"},
     {"spec", "console"},
     {"methods", "spec_stages"},
     {"load_spec"},

@@ -101,7 +101,7 @@ def test_without_a_budget_nothing_is_undone_for_its_sake() -> None:
 def trial_of(job: TrainingJob) -> TrialTask:
     """A training as a trial of a search."""
     prepared = Prepared(spec=job.spec, plan=job.plan, data=job.data, run_folder=job.run_folder)
-    return TrialTask(trial=Trial(index=0, overrides={}, spec=job.spec), prepared=prepared, parcel=None)
+    return TrialTask(trial=Trial(index=0, overrides={}, spec=job.spec), prepared=prepared, parcels=())
 
 
 def run_trial(task: TrialTask, most_bytes: int | None = None) -> None:

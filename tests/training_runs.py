@@ -60,6 +60,17 @@ def continued(folder: Path, base: Path, **changes: Any) -> TrainingJob:
     return pretrain(folder, **{"kind": "finetune", "model": {"base": str(base)}, **changes})
 
 
+def retained(folder: Path, **changes: Any) -> TrainingJob:
+    """Continued pretraining of a base that replays general data, measures forgetting and pulls weights back."""
+    base = locations.home() / "general-model"
+    if not (base / "model").exists():
+        run(pretrain(base, training__steps=1))
+    if not (general := locations.home() / "general").exists():
+        specs.write_corpus(general, documents=5)
+    retain = {"data": str(general), "replay": 0.4, "l2sp": 3.0, "validation_fraction": 0.3}
+    return continued(folder, base / "model", **{"retain": retain, **changes})
+
+
 def with_precision(job: TrainingJob, precision: Any) -> TrainingJob:
     """The same job in another precision, also in fp16, which DeepSpeed refuses on a CPU."""
     return replace(job, plan=replace(job.plan, precision=precision))

@@ -193,15 +193,19 @@ class _Eyes:
 
     def look(self, spec: RunSpec) -> tuple[DataLook | None, str | None]:
         """(what the data holds, or None and why it was not looked at)."""
-        key = spec.model_dump_json(include={"data": True, "model": True, "task": True})
+        key = spec.model_dump_json(include={"data": True, "model": True, "task": True, "retain": True})
         if key not in self._seen:
             self._seen[key] = _look(spec)
         return self._seen[key]
 
 
 def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
-    data = spec.data
-    for location in (data.train, data.validation):
+    general = spec.of_general_data
+    for data, location in (
+        (spec.data, spec.data.train),
+        (spec.data, spec.data.validation),
+        *(() if general is None else ((general.data, general.data.train),)),
+    ):
         try:
             sources = () if location is None else find_sources(location, exclude=data.exclude, data_format=data.format)
         except DataError as error:

@@ -133,6 +133,13 @@ class Method(PricedMethod):
             return f"layerwise is for methods that train the base's layers: remove it for method: {self.name}"
         if spec.layerwise.is_on and (self.is_from_scratch or spec.model.base is None):
             return "layerwise keeps what lower layers have learnt, and new weights have learnt nothing: remove it"
+        if spec.retain is not None and self.is_from_scratch:
+            return f"retain keeps what a base knows, and method: {self.name} leaves it unread: remove it"
+        if spec.retain is not None and spec.retain.l2sp and not self.cost.trains_layers:
+            return (
+                f"retain.l2sp pulls trained weights of the base back, and method: {self.name} leaves them as they are: "
+                "set retain.l2sp=0, or use method: full"
+            )
         if spec.training.activation_checkpointing is True and not self.recomputes:
             return f"training.activation_checkpointing: a layer computed again would lose its {self.name}: remove it"
         return self._zero_problem(spec)

@@ -14,7 +14,7 @@ from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS, lac
 from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import StoredWeights, read_weights
 from orchestrator.architectures.weight_names import HEAD_MODULES, is_in_head
-from orchestrator.errors import ModelError
+from orchestrator.errors import DataError, ModelError
 from orchestrator.methods.registry import method_of
 from orchestrator.tasks.registry import task_of
 
@@ -47,12 +47,48 @@ def base_notes(
     _check_against_config(base, stored, config)
     _check_names(spec, stored, shape)
     if not spec.models_language:
+        _check_head_is_kept(spec, stored, config, label_names)
         return tuple(_about_classifier(base, stored, config, label_names))
     if task_of(spec.task).hides_tokens and lacks_masked_lm_head(stored.shapes):
+        if spec.of_general_data is not None:
+            raise _knows_nothing(base, "no masked-LM head", "a base with its masked-LM head")
         refuse_frozen_head(spec, str(config.get("model_type")))
         note = f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
         return (note,)
     return ()
+
+
+def _check_head_is_kept(
+    spec: RunSpec, stored: StoredWeights, config: Mapping[str, Any], label_names: Sequence[str] | None
+) -> None:
+    """Raises ModelError where `retain.data` would be evaluated by a head that is drawn anew."""
+    if spec.of_general_data is None:
+        return
+    allowed = "a classifier of the same classes, such as the model of an earlier run"
+    if not (_is_classifier(config) and any(OUTPUT_OF_HEAD.fullmatch(name) for name in stored.shapes)):
+        raise _knows_nothing(str(spec.model.base), "no head for classes of texts", allowed)
+    if label_names is not None and not keeps_head(config, label_names):
+        classes = f"a head for {_few(_labels(config))}, not for the data's {_few(label_names)}"
+        raise _knows_nothing(str(spec.model.base), classes, allowed)
+
+
+def _knows_nothing(base: str, head: str, allowed: str) -> ModelError:
+    return ModelError(
+        "retain.data measures what the base's head knows, and a new head knows nothing",
+        got=f"{base} with {head}",
+        allowed=allowed,
+        do="give such a base in model.base, or remove retain.data (retain.l2sp works without it)",
+    )
+
+
+def check_same_classes(names: Sequence[str] | None, general: Sequence[str] | None) -> None:
+    """Raises DataError where the general data is labelled with other classes than the training data."""
+    if list(names or ()) != list(general or ()):
+        raise DataError(
+            "the general data has other classes than the training data",
+            got=f"{_few(general or ())} in retain.data, {_few(names or ())} in data.train",
+            do="give rows with all of the same classes in retain.data, or remove it",
+        )
 
 
 def keeps_head(config: Mapping[str, Any], label_names: Sequence[str]) -> bool:

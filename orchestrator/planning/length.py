@@ -49,20 +49,34 @@ def training_length(spec: RunSpec, counts: DatasetCounts | None) -> Length:
 
     Raises DataError when the data is smaller than one batch.
     """
-    batch, cut_off = spec.training.global_batch, spec.data.sequence_length
-    if counts is not None and counts.train_samples < batch:
+    batch, cut_off, replayed = spec.training.global_batch, spec.data.sequence_length, spec.replayed
+    own, retained = batch - replayed, None if counts is None else counts.retained
+    if counts is not None and counts.train_samples < own:
+        beside = f", {replayed} of them general data" if replayed else ""
         raise DataError(
             "the training data does not fill one batch",
-            got=f"{counts.train_samples} samples of up to {cut_off} tokens for training.global_batch {batch}",
+            got=f"{counts.train_samples} samples of up to {cut_off} tokens for training.global_batch {batch}{beside}",
             do=f"set training.global_batch={max(1, counts.train_samples)} or less, a shorter data.sequence_length, "
             "or give more data",
         )
+    if replayed and retained is not None and retained.train_samples < replayed:
+        raise DataError(
+            "the general data does not fill its part of one batch",
+            got=f"{retained.train_samples} samples of up to {cut_off} tokens in retain.data",
+            allowed=f"at least {replayed}: retain.replay {spec.retain.replay if spec.retain else 0:g} of {batch}",
+            do="lower retain.replay, or give more general data",
+        )
     known = counts is not None and (spec.models_language or counts.columns is not None)
     mean = counts.train_tokens / counts.train_samples if known and counts is not None else float(cut_off)
+    if known and replayed and retained is not None:
+        mean = (own * mean + replayed * retained.train_tokens / retained.train_samples) / batch
     columns: tuple[tuple[int, float], ...] = ((cut_off, 1.0),)
     longest = cut_off
     if counts is not None and counts.columns is not None:
-        columns, longest = batch_columns(counts.columns, batch), counts.longest or cut_off
+        columns, longest = batch_columns(counts.columns, own), counts.longest or cut_off
+        if retained is not None and retained.columns is not None:
+            longest = max(longest, retained.longest or cut_off)
+            columns = widest(columns, batch_columns(retained.columns, replayed)) if replayed else columns
     steps, why = _steps(spec, counts, mean if known or spec.models_language else None)
     return Length(
         steps=steps,
@@ -71,6 +85,17 @@ def training_length(spec: RunSpec, counts: DatasetCounts | None) -> Length:
         longest=longest,
         reasons=(why, *_about_samples(spec, counts, columns, mean)),
     )
+
+
+def widest(one: tuple[tuple[int, float], ...], other: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """(columns, share) of the wider of two independent draws, ascending."""
+    found, below = [], 0.0
+    for width in sorted({width for width, _ in (*one, *other)}):
+        at_most = math.prod(sum(share for columns, share in each if columns <= width) for each in (one, other))
+        if at_most > below:
+            found.append((width, at_most - below))
+            below = at_most
+    return tuple(found)
 
 
 def batch_columns(columns: tuple[tuple[int, int], ...], batch: int) -> tuple[tuple[int, float], ...]:
@@ -112,18 +137,20 @@ def _steps(spec: RunSpec, counts: DatasetCounts | None, mean: float | None) -> t
     assert training.epochs is not None  # the spec holds one of the three
     if counts is None:
         return None, f"steps: open until the data is read; the length is {training.epochs:g} epochs"
-    samples = counts.train_samples
-    steps = math.ceil(training.epochs * samples / batch)
-    why = f"steps: {steps:,} = {training.epochs:g} epochs x {samples:,} samples / {batch}"
-    over = round(steps * batch - training.epochs * samples)
+    samples, own = counts.train_samples, batch - spec.replayed
+    steps = math.ceil(training.epochs * samples / own)
+    why = f"steps: {steps:,} = {training.epochs:g} epochs x {samples:,} samples / {own}"
+    over = round(steps * own - training.epochs * samples)
     return steps, why + (f"; the last batch is filled up with {over} samples of the next pass" if over else "")
 
 
 def _about_samples(
     spec: RunSpec, counts: DatasetCounts | None, columns: tuple[tuple[int, float], ...], mean: float
 ) -> Iterator[str]:
-    """What a sample is, how much of a batch is padding, and what is left out."""
+    """What a sample is, how much of a batch is padding, what is replayed, and what is left out."""
     length = spec.data.sequence_length
+    if spec.replayed:
+        yield f"replay: {spec.replayed} of the {spec.training.global_batch} samples of each batch are general data"
     if spec.models_language:
         left = "" if counts is None else _left_over(counts.left_over_tokens)
         yield (

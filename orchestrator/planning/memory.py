@@ -82,7 +82,7 @@ class MemoryEstimate:
     weights_gib: float
     gradients_gib: float
     optimizer_gib: float
-    """Adam's moments and the fp32 master weights."""
+    """Adam's moments, the fp32 master weights, and with `retain.l2sp` their values in the base."""
     activations_gib: float
     logits_gib: float
     """Logits, their log-softmax and the gradients of both."""
@@ -139,6 +139,8 @@ class Trainer:
     """Rows whose features every worker keeps in host memory, as wide as the model, in fp32."""
     accumulates: bool = False
     """Whether gradients of several micro-batches are summed: those of bf16 in fp32, 4 bytes each."""
+    anchors: bool = False
+    """Whether the values that trained weights began with are kept beside their masters, in fp32 (`retain.l2sp`)."""
 
 
 _PLAIN = Trainer()
@@ -151,16 +153,18 @@ def peak_memory(
 
     Bytes per weight follow DeepSpeed 0.19's ZeRO optimizers: in 16 bits 2 for the weight, 2 for its gradient and 12
     for master and moments, and at the step 4 for the fp32 gradient; in fp32 4, 4 and 8, and 4 more for the master
-    copy that stages 1 to 3 keep all the same; without master weights 2 + 2 + 4.
+    copy that stages 1 to 3 keep all the same; without master weights 2 + 2 + 4. Anchors are counted for every trained
+    weight, though those of a new head have none.
     """
     width, shared = layout.weight_bytes, trainable / layout.shards(1)
     states = _optimizer_bytes(layout, master_weights=trainer.master_weights, optimizer=trainer.optimizer)
     offloaded = layout.offload != "none"
+    anchors = 4 * shared if trainer.anchors else 0.0
     weights = 0.0 if layout.offload == "all" else _weight_bytes(layout, shape, method) / layout.shards(3)
     host = 0.0
     if offloaded:  # 16 bytes a weight, 18 with the weights, half as much again: DeepSpeed's own estimators
         held = _weight_bytes(layout, shape, method) / layout.workers if layout.offload == "all" else 0
-        host = 1.5 * (16 * shared + held)
+        host = 1.5 * (16 * shared + held) + anchors
     copied = _checkpoint_bytes(layout, trainable, states) if trainer.copies_checkpoints else 0.0
     copied += 4 * shape.hidden * trainer.features
     on_cpu = layout.device == "cpu"
@@ -172,7 +176,7 @@ def peak_memory(
     return MemoryEstimate(
         weights_gib=weights / GIB,
         gradients_gib=0.0 if offloaded or trainer.fused_step else gradient * trainable / layout.shards(2) / GIB,
-        optimizer_gib=0.0 if offloaded else states * shared / GIB,
+        optimizer_gib=0.0 if offloaded else (states * shared + anchors) / GIB,
         activations_gib=activations / GIB,
         logits_gib=logits / GIB,
         # With master weights 4 for the fp32 gradient and 4 for Adam's denominator; else the denominator alone, or

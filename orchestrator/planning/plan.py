@@ -14,7 +14,7 @@ from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, 
 from orchestrator.errors import CapacityError, ModelError, SpecError
 from orchestrator.methods.base import MethodCost
 from orchestrator.methods.registry import method_of, trainable_parameters
-from orchestrator.planning.base_fit import base_notes, refuse_frozen_head
+from orchestrator.planning.base_fit import base_notes, check_same_classes, refuse_frozen_head
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
 from orchestrator.planning.fitting import choose_layout, fits, remedy
@@ -74,6 +74,7 @@ class _Job:
             and layout.zero_stage < 3
             and self.counts is not None
             and self.steps is not None
+            and self.spec.of_general_data is None  # whose rows the backbone has to read too
             and self.steps * self.spec.training.global_batch > self.counts.train_samples
         )
 
@@ -97,6 +98,7 @@ class _Job:
                 predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
                 copies_checkpoints=True,
                 features=rows if self.keeps_features(layout) else 0,
+                anchors=self.spec.retain is not None and self.spec.retain.l2sp > 0,
                 accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
             ),
         )
@@ -389,6 +391,8 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
             do=f"set data.sequence_length={room}" if room > 0 else f"set {spec.method}.tokens below {shape.context}",
         )
     notes = base_notes(spec, config, shape, label_names=None if counts is None else counts.label_names)
+    if counts is not None and counts.retained is not None:
+        check_same_classes(counts.label_names, counts.retained.label_names)
     return shape, trainable_parameters(spec, shape), notes
 
 
@@ -403,6 +407,12 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
     if not spec.models_language and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
     yield from job.about_base
+    if spec.of_general_data is not None:
+        general = None if counts is None else counts.retained
+        much = "the held-out part" if general is None else f"{general.validation_samples:,} held-out samples"
+        yield f"forgetting: {much} of the general data evaluated before the first step and at every evaluation"
+    if spec.retain is not None and spec.retain.l2sp:
+        yield f"l2sp: {human_count(trainable)} weights are kept as they began, 4 bytes each, sharded like the optimizer"
     if kept is not None:
         micro_batch = spec.training.micro_batch
         same = (

@@ -63,6 +63,8 @@ class DatasetCounts:
     """Columns of the longest sample of either split; None for packed blocks."""
     left_over_tokens: int = 0
     """Tokens at the end of the training stream that fill no block."""
+    retained: DatasetCounts | None = None
+    """The same of the general data of `retain`."""
 
 
 @dataclass(frozen=True, kw_only=True)

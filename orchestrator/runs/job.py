@@ -198,6 +198,8 @@ class LoopState:
     """Step of the best evaluation, whose weights are kept; None where there is none."""
     best_metrics: Mapping[str, float] = field(default_factory=dict)
     """What was evaluated there."""
+    retained_before: float | None = None
+    """The loss on general data before the first step, where `retain.data` asks for it."""
     guard: Mapping[str, Any] = field(default_factory=dict)
     """What `divergence_guard` knows of recent steps, so that a resumed run judges as the uninterrupted one."""
 

@@ -263,6 +263,18 @@ def open_split(path: Path, split: Split, *, masking: Masking | None = None) -> S
         ) from error
 
 
+class Order(Protocol):
+    """Which sample stands at each place of the endless stream."""
+
+    def samples(self, positions: np.ndarray) -> np.ndarray:
+        """Sample numbers (int64) at these places."""
+        ...
+
+    def epochs(self, positions: np.ndarray) -> np.ndarray:
+        """How often the sample at each place was seen before."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
     """A shuffle of `size` samples for every epoch, computed and not stored: O(1) memory at any size.
@@ -323,7 +335,7 @@ def positions(number: int, size: int) -> np.ndarray:
     return np.arange(number * size, (number + 1) * size)
 
 
-def global_batch(order: SampleOrder, number: int, size: int) -> np.ndarray:
+def global_batch(order: Order, number: int, size: int) -> np.ndarray:
     """Samples of the global batch `number` (from 0) over all workers; the same for any number of them."""
     return order.samples(positions(number, size))
 

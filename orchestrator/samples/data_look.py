@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from orchestrator.ratio_estimates import exactly, ratio
 from orchestrator.samples import batches, tokenization
 from orchestrator.samples.encoders import document_encoder, row_encoder, sample, tokenizer_of
 from orchestrator.samples.new_tokenizer import BPE_SAMPLE_BYTES
-from orchestrator.samples.prepare import PreparedData, Unprepared, document_notes, find_data
+from orchestrator.samples.prepare import PreparedData, Unprepared, document_notes, find_data, of_general_data
 from orchestrator.samples.tokenization import Chunk, TextTokenizer
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
@@ -121,6 +121,18 @@ def look(spec: RunSpec, *, cache: Path) -> DataLook:
 
     Raises what `prepare` raises, but for text that is too short for one block.
     """
+    found = _look(spec, cache)
+    with of_general_data(spec) as general:
+        retained = None if general is None else _look(general, cache)
+    if retained is None:
+        return found
+    said = tuple(f"general data: {sentence}" for sentence in retained.sentences())
+    counts = replace(found.counts, retained=retained.counts)
+    return replace(found, counts=counts, notes=(*found.notes, *said))
+
+
+def _look(spec: RunSpec, cache: Path) -> DataLook:
+    """Of one block of data."""
     found = find_data(spec, cache=cache, exactly=False)
     if isinstance(found, PreparedData):
         return _encoded(found)

@@ -21,16 +21,25 @@ AT_THE_END = (
 AT_CHECKPOINTS = ("checkpoint/interval_steps", "checkpoint/lost_s")
 """With `checkpoint.every_steps: auto`."""
 
+RETAINED_LOSS, FORGETTING = "eval/retained_loss", "eval/forgetting"
+"""With `retain.data`: the loss on the held-out general data, in the unit of `eval/loss`, and by how much it is above
+its value before the first step (0 at the start; positive where something was forgotten)."""
+
+
+def _at_evaluations(spec: RunSpec) -> tuple[str, ...]:
+    general = () if spec.of_general_data is None else (RETAINED_LOSS, FORGETTING)
+    return (*task_of(spec.task).metrics, *general)
+
 
 def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What a training of this spec logs."""
     saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
-    return (*EVERY_STEP, *task_of(spec.task).metrics, *AT_THE_END, *saving)
+    return (*EVERY_STEP, *_at_evaluations(spec), *AT_THE_END, *saving)
 
 
 def check_goal(spec: RunSpec) -> None:
     """Raises SpecError when a search is to be ranked by a metric that its trials do not have at an evaluation."""
-    known = (*task_of(spec.task).metrics, *EVERY_STEP)
+    known = (*_at_evaluations(spec), *EVERY_STEP)
     if spec.search is not None and spec.goal.metric not in known:
         raise SpecError(
             f"search.metric: trials of task {spec.task} have no such metric at an evaluation",

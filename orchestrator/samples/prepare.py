@@ -6,11 +6,13 @@ trials. It is written beside and renamed: a folder under its name is whole, whoe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +34,7 @@ from orchestrator.samples.patience import go_on, patiently
 from orchestrator.samples.tokenization import Chunk, TextTokenizer
 from orchestrator.samples.whole_folder import is_whole, whole_folder
 from orchestrator.spec import RunSpec
+from orchestrator.spec_retain import SHARED
 from orchestrator.tasks.base import BITS_PER_BYTE
 from orchestrator.tasks.registry import task_of
 
@@ -91,6 +94,13 @@ class PreparedData:
     """True when the folder was there already."""
     notes: tuple[str, ...] = ()
     """What was taken for granted of the data, a sentence each."""
+    retained: PreparedData | None = None
+    """The general data of `retain`, encoded alike: what is replayed, and what forgetting is measured on."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that a worker reads."""
+        return (self.path,) if self.retained is None else (self.path, self.retained.path)
 
     @property
     def held_out_fingerprint(self) -> str:
@@ -156,14 +166,18 @@ def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> Pre
     Raises what `prepare` raises, but for what only tokens show: text too short for one block.
     """
     found = find_data(spec, cache=cache, base=base)
-    return found if isinstance(found, PreparedData) else None
+    with of_general_data(spec) as general:
+        retained = None if general is None else find_data(general, cache=cache, base=base)
+    if not isinstance(found, PreparedData) or isinstance(retained, Unprepared):
+        return None
+    return _with_retained(found, retained)
 
 
 def find_data(
     spec: RunSpec, *, cache: Path, base: str | None = None, exactly: bool = True
 ) -> PreparedData | Unprepared:
-    """As `find_prepared`, with what was read of data that is not encoded yet; where it need not be `exactly` the ids of
-    `AutoTokenizer`, with a tokenizer that loads without transformers."""
+    """As `find_prepared`, of `data` without `retain.data`, with what was read of data that is not encoded yet; where it
+    need not be `exactly` the ids of `AutoTokenizer`, with a tokenizer that loads without transformers."""
     inputs = _find_inputs(spec, base, exactly=exactly)
     if inputs.is_exact:  # else nothing was encoded with this tokenizer, which `prepare` would have kept
         folder = cache / _fingerprint(inputs)
@@ -191,6 +205,45 @@ def prepare(
     Raises DataError for data that does not hold what the spec says, ModelError for an unusable tokenizer,
     StorageError when `cache` cannot be written.
     """
+    data = _prepare(spec, cache, encode, base, pause)
+    with of_general_data(spec) as general:
+        retained = None if general is None else _prepare(general, cache, encode, base, pause)
+    return _with_retained(data, retained)
+
+
+def _with_retained(data: PreparedData, retained: PreparedData | None) -> PreparedData:
+    if retained is None:
+        return data
+    return replace(data, retained=retained, counts=replace(data.counts, retained=retained.counts))
+
+
+@contextlib.contextmanager
+def of_general_data(spec: RunSpec) -> Iterator[RunSpec | None]:
+    """`RunSpec.of_general_data`; meanwhile errors name the fields of `retain` instead of those of `data`."""
+    try:
+        yield spec.of_general_data
+    except DataError as error:
+        raise DataError(
+            f"general data of retain: {_in_retain(error.what)}",
+            got=_in_retain(error.got),
+            allowed=_in_retain(error.allowed),
+            do=_in_retain(error.do),
+        ) from error
+
+
+def _in_retain(part: object) -> str | None:
+    """A part of a message, by the names that the fields have in `retain`."""
+    if part is None:
+        return None
+    names = "|".join(SHARED)
+    text = re.sub(r"\bdata\.(train|validation)\b", "retain.data", str(part))
+    return re.sub(rf"\bdata\.({names})\b", r"retain.\1", text)
+
+
+def _prepare(
+    spec: RunSpec, cache: Path, encode: EncodeMany, base: str | None, pause: Callable[[], None]
+) -> PreparedData:
+    """The data of one block."""
     inputs = _find_inputs(spec, base)
     fingerprint = _fingerprint(inputs)
     folder = cache / fingerprint

@@ -243,7 +243,7 @@ def _fit(job: TrainingJob, channel: DriverChannel, future: Future[Any], without_
         try:
             trainer = LeanTrainer(
                 worker_main,
-                train_loop_config={"job": job, "channel": channel.key, "parcel": pack(job.data.path)},
+                train_loop_config={"job": job, "channel": channel.key, "parcels": pack(job.data.folders)},
                 backend_config=RendezvousConfig(),
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=plan.workers,
@@ -279,7 +279,7 @@ def _remove(storage: Path) -> None:
 def worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs; the outcome of rank 0 is the run's. Raises one of ours, or WorkerError."""
     try:
-        return _train_one_rank(config["job"], config["channel"], config["parcel"])
+        return _train_one_rank(config["job"], config["channel"], config["parcels"])
     except BaseException as error:
         raised = raised_by_worker(error)
         if raised is error:
@@ -287,11 +287,11 @@ def worker_main(config: dict[str, Any]) -> dict[str, Any]:
         raise raised from error
 
 
-def _train_one_rank(job: TrainingJob, board_key: str, parcel: Parcel | None) -> dict[str, Any]:
+def _train_one_rank(job: TrainingJob, board_key: str, parcels: Sequence[Parcel]) -> dict[str, Any]:
     Attempts(job.run_folder, job.exchange()).check_seen(job.attempt)
     from orchestrator.worker.loop import train
 
-    if parcel is not None:
+    for parcel in parcels:
         unpack(parcel)
     place = ray.train.get_context()
     rank, world_size = place.get_world_rank(), place.get_world_size()

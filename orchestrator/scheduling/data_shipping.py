@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ class Parcel:
     """(name below the folder, references to its pieces in order)."""
 
 
-def pack(folder: Path) -> Parcel | None:
-    """The folder's files in the object store, or None on a single node, which sees the folder itself."""
+def pack(folders: Sequence[Path]) -> tuple[Parcel, ...]:
+    """Each folder's files in the object store, or nothing on a single node, which sees the folders itself."""
     if sum(node["Alive"] for node in ray.nodes()) < 2:
-        return None
-    return Parcel(folder=folder, files=tuple((name, _pieces(folder / name)) for name in _names(folder)))
+        return ()
+    return tuple(
+        Parcel(folder=folder, files=tuple((name, _pieces(folder / name)) for name in _names(folder)))
+        for folder in folders
+    )
 
 
 def unpack(parcel: Parcel) -> None:

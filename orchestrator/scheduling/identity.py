@@ -32,8 +32,12 @@ def identity_of(spec: RunSpec, data: PreparedData, trials: Sequence[Met] = ()) -
     A search's trials belong to it: another file behind one of them makes it another search.
     Raises DataError when a file of the model cannot be read.
     """
-    parts = [[_settings(each), found.fingerprint, _model(each)] for each, found in ((spec, data), *trials)]
+    parts = [[_settings(each), *_data(found), _model(each)] for each, found in ((spec, data), *trials)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _data(data: PreparedData) -> list[str]:
+    return [data.fingerprint] if data.retained is None else [data.fingerprint, data.retained.fingerprint]
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
@@ -41,6 +45,8 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
     settings = spec.identity()
     for block, names in (("data", ("train", "validation")), ("model", ("base", "config", "tokenizer"))):
         settings[block] = {key: value for key, value in settings[block].items() if key not in names}
+    if settings.get("retain") is not None:
+        settings["retain"] = {key: value for key, value in settings["retain"].items() if key != "data"}
     if settings["search"] is not None:  # its points are the trials, which come one by one
         settings["search"] = {key: value for key, value in settings["search"].items() if key != "space"}
     return settings

@@ -140,7 +140,7 @@ def look_ahead(spec: RunSpec) -> Foreseen:
             check_samples(one)
         else:
             plan_to_run(one, cluster)
-        key = one.model_dump_json(include={"data", "model", "task"})
+        key = one.model_dump_json(include={"data", "model", "task", "retain"})
         if key not in found:
             found[key] = find_prepared(one, cache=cache)
         each.append(found[key])

@@ -137,6 +137,9 @@ def say_held_out(data: PreparedData, listener: Listener) -> None:
     """Tells which columns were chosen, what a run is measured on, and where that is not what was asked."""
     for line in (*data.notes, data.held_out.sentence(), *data.held_out.notes):
         listener.say(line)
+    if (general := data.retained) is not None:
+        for line in (*general.notes, general.held_out.sentence(), *general.held_out.notes):
+            listener.say(f"general data: {line}")
 
 
 def _until_stopped(listener: Listener) -> EncodeMany:

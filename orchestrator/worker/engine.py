@@ -29,6 +29,7 @@ from orchestrator.planning.deepspeed_config import sums_in_fp32
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.job import WorkerContext
 from orchestrator.tasks.base import Objective
+from orchestrator.worker.anchors import Anchors
 from orchestrator.worker.forward_timer import ForwardTimer
 from orchestrator.worker.measurement import host_peak_gib, reset_host_peak
 from orchestrator.worker.objectives import Batch, logits_of
@@ -73,9 +74,10 @@ class Engine:
         groups: list[dict[str, Any]],
         objective: Objective,
         context: WorkerContext,
+        anchors: tuple[float, Sequence[bool]] | None = None,
     ) -> None:
         """Wraps a module whose parameters are trained in these groups; every rank calls it. Joins no process group
-        itself."""
+        itself. `anchors` are the strength of L2-SP, and of each group whether it is pulled."""
         deepspeed = _import_deepspeed(plan)
         self._plan = plan
         self._objective = objective
@@ -96,6 +98,8 @@ class Engine:
         self._timer = ForwardTimer(self._engine.module, on_gpu=self._device.type == "cuda")
         if plan.zero_stage == 0 and plan.precision != "fp32":
             self._undo_first_step()
+        if anchors is not None:
+            self._anchor(*anchors)
 
     def step(
         self,
@@ -269,6 +273,20 @@ class Engine:
         optimizer.refresh_fp32_params()
         for state in optimizer.state.values():
             state["step"].zero_()
+
+    def _anchor(self, strength: float, pulled: Sequence[bool]) -> None:
+        """Has the masters of some groups pulled to their present values before every step."""
+        optimizer = self._engine.optimizer
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if self._plan.zero_stage == 3:  # its groups are empty, but while one of their parts is stepped
+            group_of = optimizer.sub_group_to_group_id
+            masters = [(group_of[part], weight) for part, weight in enumerate(optimizer.fp32_partitioned_groups_flat)]
+        else:
+            masters = [
+                (number, weight) for number, group in enumerate(inner.param_groups) for weight in group["params"]
+            ]
+        anchors = Anchors([weight for place, weight in masters if pulled[place]], strength=strength)
+        inner.register_step_pre_hook(anchors.pull)
 
     def _loss_scale(self) -> float | None:
         """What fp16's loss is multiplied by in the next step, so that small gradients do not vanish; None where it

@@ -52,6 +52,10 @@ class Evaluator:
         learnt = self._objective.summarize(*self._sums(engine, self._train, self._learnt_from))
         return figures | {GAP: figures["eval/loss"] - learnt["eval/loss"]}
 
+    def loss(self, engine: Engine, samples: Samples) -> float:
+        """The mean loss over every one of other samples; every rank calls it."""
+        return self._objective.summarize(*self._sums(engine, samples, np.arange(len(samples))))["eval/loss"]
+
     def _sums(self, engine: Engine, samples: Samples, chosen: np.ndarray) -> list[float]:
         """The objective's sums over chosen samples."""
         plan, sums = self._plan, torch.zeros(1, dtype=torch.float64)

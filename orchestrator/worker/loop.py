@@ -36,7 +36,7 @@ from orchestrator.worker.lr_schedule import layer_scale, learning_rate
 from orchestrator.worker.measurement import Pace, figures
 from orchestrator.worker.objectives import Batch, objective_for
 from orchestrator.worker.recovery import RecoveryManager
-from orchestrator.worker.step_data import StepData
+from orchestrator.worker.retention import Forgetting, step_data
 
 _HOLD_POLL_S = 0.05
 
@@ -68,8 +68,9 @@ class _Loop:
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         self._notes: tuple[str, ...] = ()
-        counts = job.data.counts
+        self._forgetting, counts = Forgetting(job), job.data.counts
         evaluated = counts.validation_samples + len(gap_samples(counts.train_samples, counts.validation_samples))
+        evaluated += self._forgetting.samples
         self._account = Account(job.plan, evaluated_samples=evaluated, started_s_ago=job.started_s_ago)
         self._objective = objective_for(job.spec.task)
         self._heartbeat = context.heartbeat
@@ -88,9 +89,9 @@ class _Loop:
             train=self._train,
             validation=self._validation,
             rank=context.rank,
-            before_batch=lambda: self._heartbeat.enter("evaluating", self._step),
+            before_batch=self._show_life,
         )
-        self._data = StepData(self._train, plan=job.plan, seed=training.seed, rank=context.rank)
+        self._data = step_data(job, self._train, masking=masking, rank=context.rank)
         self._recovery = RecoveryManager(
             self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
         )
@@ -124,6 +125,7 @@ class _Loop:
             groups=self._parts.groups,
             objective=self._objective,
             context=self._context,
+            anchors=self._parts.anchors(self._spec),
         )
 
     def _keep_features(self, model: Any) -> None:
@@ -145,7 +147,7 @@ class _Loop:
         alone.cut()
 
     def _show_life(self) -> None:
-        self._heartbeat.enter("evaluating", 0)
+        self._heartbeat.enter("evaluating", self._step)
 
     def _note(self, note: str) -> None:
         """Keeps what a user should know for the outcome, once however often the model is built."""
@@ -186,6 +188,9 @@ class _Loop:
         """Steps until the end or a reason to stop."""
         self._tell("training")
         wish = self._consensus.wish(self._wish())
+        if self._forgetting.is_unmeasured and wish == ControlSignal.GO_ON:
+            self._begin("evaluating")
+            self._emit(self._forgetting.figures(self._evaluator, self._engine))
         while wish != ControlSignal.STOP:
             if self._step == self._steps:
                 return "finished"
@@ -327,6 +332,7 @@ class _Loop:
         self._progress = early_stop.Progress(best=state.best, waited=state.waited)
         self._best.take_up(state)
         self._guard.restore(state.guard)
+        self._forgetting.take_up(state)
 
     def _rewind(self, verdict: Verdict, step: int) -> None:
         """Undoes a bad step and what led to it. Raises DivergedError when that has not helped."""
@@ -347,7 +353,7 @@ class _Loop:
     def _evaluate(self, *, is_last: bool = False) -> None:
         started = time.monotonic()
         self._begin("evaluating")
-        summary = self._evaluator.figures(self._engine)
+        summary = self._evaluator.figures(self._engine) | self._forgetting.figures(self._evaluator, self._engine)
         self._evaluated_step = self._step
         self._emit(summary)
         self._best.judge(self._engine, self._step, summary, is_last=is_last)
@@ -385,6 +391,7 @@ class _Loop:
             waited=self._progress.waited,
             best_step=self._best.step,
             best_metrics=dict(self._best.metrics),
+            retained_before=self._forgetting.before,
             guard=self._guard.state(),
         )
         figures = self._recovery.save(state, step_s=self._account.pace_s)

@@ -243,6 +243,8 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
         raise lacking(str(spec.model.base), absent)
     if new_head:
         _draw_output_anew(model)
+    for name, parameter in model.named_parameters():
+        parameter._is_new = name in report["missing_keys"] or (new_head and OUTPUT_OF_HEAD.fullmatch(name) is not None)
     shape = model_shape(own, task=task_of(spec.task), num_labels=len(names) or None)
     for note in base_notes(spec, own, shape, label_names=data.label_names):
         say(note)
@@ -323,20 +325,31 @@ class ParameterGroups:
     below_head: list[int]
     """Of each group: 0 behind the layers, 1 in the top layer, `layers` + 1 before them."""
     layers: int
+    is_pretrained: list[bool]
+    """Of each group, whether its weights are the base's; only told apart where `retain.l2sp` pulls them."""
 
     @classmethod
     def of(cls, model: torch.nn.Module, spec: RunSpec) -> ParameterGroups:
-        """Of a module that is ready to be trained; the parts of the model are kept apart where their rates differ."""
-        decay, decays = spec.training.weight_decay, method_of(spec.method).decays
-        if not spec.layerwise.is_on:
-            groups = parameter_groups(model, decay, decays=decays)
-            return cls(groups=groups, below_head=[0] * len(groups), layers=0)
-        depths = depths_of(model)
-        layers = max((depth for depth in depths.values() if depth is not None), default=-1) + 1
-        groups, below_head = [], []
-        for part in range(layers + 2):
-            names = {name for name, depth in depths.items() if part == (0 if depth is None else layers - depth)}
-            found = parameter_groups(model, decay, decays=decays, only=names)
-            groups += found
-            below_head += [part] * len(found)
-        return cls(groups=groups, below_head=below_head, layers=layers)
+        """Of a module that is ready to be trained; parts of the model are kept apart where their rates or decays
+        differ."""
+        decays, layers = method_of(spec.method).decays, 0
+        parts: list[set[str]] = [{name for name, _ in model.named_parameters()}]
+        if spec.layerwise.is_on:
+            depths = depths_of(model)
+            layers = max((depth for depth in depths.values() if depth is not None), default=-1) + 1
+            below = {name: 0 if depth is None else layers - depth for name, depth in depths.items()}
+            parts = [{name for name in below if below[name] == part} for part in range(layers + 2)]
+        pulls = spec.retain is not None and spec.retain.l2sp > 0
+        pretrained = {name for name, weight in model.named_parameters() if pulls and not weight._is_new}
+        groups, below_head, is_pretrained = [], [], []
+        for part, names in enumerate(parts):
+            for decay, only in ((spec.training.weight_decay, names - pretrained), (0.0, names & pretrained)):
+                found = parameter_groups(model, decay, decays=decays, only=only)
+                groups += found
+                below_head += [part] * len(found)
+                is_pretrained += [only <= pretrained] * len(found)
+        return cls(groups=groups, below_head=below_head, layers=layers, is_pretrained=is_pretrained)
+
+    def anchors(self, spec: RunSpec) -> tuple[float, list[bool]] | None:
+        """(strength of the pull towards the base, which groups it pulls); None without `retain.l2sp`."""
+        return None if spec.retain is None or not spec.retain.l2sp else (spec.retain.l2sp, self.is_pretrained)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from orchestrator.planning.run_plan import RunPlan
-from orchestrator.samples.batches import SampleOrder, Samples, batch_number, global_batch, positions, rank_slice
+from orchestrator.samples.batches import Order, SampleOrder, Samples, batch_number, global_batch, positions, rank_slice
 from orchestrator.worker.objectives import Batch
 
 
@@ -39,9 +39,10 @@ class Share:
 class StepData:
     """The training split as one rank sees it."""
 
-    def __init__(self, samples: Samples, *, plan: RunPlan, seed: int, rank: int) -> None:
+    def __init__(self, samples: Samples, *, plan: RunPlan, seed: int, rank: int, order: Order | None = None) -> None:
+        """`order` is that of the samples; None shuffles them in every pass."""
         self._samples, self._plan, self._seed, self._rank = samples, plan, seed, rank
-        self._order = SampleOrder(seed=seed, size=len(samples))
+        self._order: Order = order or SampleOrder(seed=seed, size=len(samples))
 
     def samples(self, number: int) -> list[int]:
         """Sample numbers of a global batch."""

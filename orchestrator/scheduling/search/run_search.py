@@ -77,11 +77,11 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
     earlier = answered_earlier(base.run_folder, spec, listener)
     if earlier is not None:
         return earlier
-    parcels = {plan.data.path: pack(plan.data.path) for plan in plans}
+    parcels = {folders: pack(folders) for folders in {plan.data.folders for plan in plans}}
     tasks = [
         TrialTask(
             trial=trial,
-            parcel=parcels[plan.data.path],
+            parcels=parcels[plan.data.folders],
             prepared=replace(plan, run_folder=base.run_folder / TRIALS / trial.name),
             rungs=rungs,
         )

@@ -76,7 +76,7 @@ class TrialTask:
 
     trial: Trial
     prepared: Prepared
-    parcel: Parcel | None
+    parcels: tuple[Parcel, ...]
     rungs: tuple[int, ...] = ()
     """Steps at which it is evaluated and compared with others, and may be stopped."""
 
@@ -290,8 +290,8 @@ def _trained(task: TrialTask, reports: Reports, claim: _Claim) -> Ending:
 
 def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
     plan, spec = task.prepared.plan, task.prepared.spec
-    if task.parcel is not None:
-        unpack(task.parcel)
+    for parcel in task.parcels:
+        unpack(parcel)
     job = TrainingJob(
         spec=with_ledger(spec, task.ledger, member=task.trial.name, rungs=task.rungs),
         plan=plan,
