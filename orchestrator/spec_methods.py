@@ -13,11 +13,11 @@ from orchestrator.spec_numbers import Rate, SmallCount
 from orchestrator.spec_survival import Block
 
 Export = Literal["auto", "merged", "adapter", "both"]
-MethodName = Literal["full", "last_layers", "lora", "ia3", "prefix", "prompt_tuning", "head", "scratch"]
+MethodName = Literal["full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch"]
 
 
 class LoraSpec(Block):
-    """Low-rank adapters (Hu et al. 2021), used by `method: lora`."""
+    """Low-rank adapters (Hu et al. 2021), used by `method: lora` and `qlora`."""
 
     rank: SmallCount = 8
     """Rank r of each adapter."""
@@ -87,22 +87,22 @@ class MethodChoice(Block):
 
     method: MethodName = "full"
     """Fine-tuning: `full` trains every weight, `last_layers` the layers at the top and the head, `lora` low-rank
-    adapters, `ia3` factors of keys, values and the MLP, `prefix` keys and values in front of every layer's and
-    `prompt_tuning` embeddings in front of every sample (`task: causal-lm`), `head` only a new head on frozen features,
-    `scratch` the same architecture with new weights, to compare with."""
+    adapters, `qlora` the same beside a base of 4-bit weights, `ia3` factors of keys, values and the MLP, `prefix` keys
+    and values in front of every layer's and `prompt_tuning` embeddings in front of every sample (`task: causal-lm`),
+    `head` only a new head on frozen features, `scratch` the same architecture with new weights, to compare with."""
     last_layers: LastLayersSpec = LastLayersSpec()
     """Settings for `method: last_layers`."""
     layerwise: LayerwiseSpec = LayerwiseSpec()
     """Learning rates by layer."""
     lora: LoraSpec = LoraSpec()
-    """Adapter settings for `method: lora`."""
+    """Adapter settings for `method: lora` and `qlora`."""
     prefix: PrefixSpec = PrefixSpec()
     """Settings for `method: prefix`."""
     prompt_tuning: PromptTuningSpec = PromptTuningSpec()
     """Settings for `method: prompt_tuning`."""
     export: Export = "auto"
     """What is left of a model with adapters: a `merged` one that loads like any other, the small `adapter` folder of
-    peft, which needs the base, or `both`; `auto` is merged where the method can be."""
+    peft, which needs the base, or `both`; `auto` is merged where the method can be and its base is whole."""
 
     def method_identity(self) -> dict[str, Any]:
         """What of these fields shapes the result, as plain JSON values.
@@ -111,7 +111,7 @@ class MethodChoice(Block):
         block `lora`, in which no targets were the attention's.
         """
         lora = self.lora
-        if self.method != "lora" and lora.targets == "all-linear":
+        if self.method not in ("lora", "qlora") and lora.targets == "all-linear":
             lora = lora.model_copy(update={"targets": "attention"})
         later = {name for name in ("rslora", "dora") if not getattr(lora, name)}
         block = lora.model_dump(mode="json", exclude=later)

@@ -355,6 +355,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"rank": 4}},
     "lora of attention": {"lora": {"targets": "attention"}},
     "lora by dora": {"lora": {"dora": True}},
+    "qlora": {"lora": {"rank": 4}},
     "ia3": {},
     "prefix": {"prefix": {"tokens": 5}},
     "prompt_tuning": {"prompt_tuning": {"tokens": 5}},
@@ -404,7 +405,7 @@ def test_the_count_of_the_last_layers_equals_that_of_the_real_model(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("variant", ADAPTERS)
+@pytest.mark.parametrize("variant", [name for name in ADAPTERS if name != "qlora"])  # its base has to be real
 @pytest.mark.parametrize(("config", "task"), CASES)
 def test_the_count_of_adapters_equals_that_of_peft(config: dict[str, Any], task: Task, variant: str) -> None:
     asked = spec(variant.split()[0], task, **ADAPTERS[variant])

@@ -50,6 +50,7 @@ CASES: list[tuple[MakeJob, dict[str, Any]]] = [
     (classify, {"method": "full"}),
     (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 3}),
     (classify, {"method": "lora", "deepspeed__zero_stage": 3, "training__precision": "bf16"}),
+    (classify, {"method": "qlora", "resources__workers": 2, "deepspeed__zero_stage": 2}),
     (classify, {"method": "head", "deepspeed__zero_stage": 2}),
     (classify, {"method": "head", "resources__workers": 2}),
     (classify, {"method": "ia3", "resources__workers": 2, "deepspeed__zero_stage": 3}),

@@ -215,8 +215,10 @@ def lora(layout: Layout, **traits: Any) -> Any:
 
 def test_quantised_weights_take_half_a_byte_and_their_scales_except_embedding_and_output_layer() -> None:
     memory = peak_memory(GPU, shape=LLAMA, method=QLORA, trainable=4_194_304)
-    tables = 2 * 32_000 * 4096
-    assert memory.weights_gib * GIB == pytest.approx(2 * tables + NF4_BYTES * (LLAMA.parameters - tables))
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 11_008
+    whole = LLAMA.parameters - 32 * layer
+    assert whole == 2 * 32_000 * 4096 + (2 * 32 + 1) * 4096  # tables and norms
+    assert memory.weights_gib * GIB == pytest.approx(2 * whole + NF4_BYTES * 32 * layer)
     assert memory.gathered_gib * GIB == 2 * 4096 * 11_008  # one matrix at a time is whole again
 
 
@@ -427,6 +429,32 @@ def _two_ranks() -> list[dict[str, Any]]:
         done = subprocess.run([*command, "0", port], capture_output=True, text=True, check=True, timeout=500)
         other.wait(timeout=60)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+def test_planned_weights_of_4_bits_are_those_of_the_module(kind: str) -> None:
+    import transformers
+    from bitsandbytes.nn.modules import Linear4bit
+
+    config = {"gpt2": GPT2, "llama": SMALL_LLAMA, "bert": BERT}[kind]
+    task: Any = "text-classification" if kind == "bert" else "causal-lm"
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    auto: Any = getattr(transformers, task_of(task).auto_class)
+    asked = spec("qlora", task)
+    model = auto.from_config(transformers.AutoConfig.for_model(config["model_type"], **rest))
+    model = method_of(asked.method).adapt(model, asked)
+    found = sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            scales = module.weight.quant_state
+            found += scales.absmax.nbytes + scales.state2.absmax.nbytes
+        elif type(module).__name__ == "ModulesToSaveWrapper":  # peft keeps what the base had in their place
+            found -= sum(weight.nbytes for weight in module.original_module.parameters())
+    shape = model_shape(config, task=task_of(task))
+    cost = method_of(asked.method).cost_of(asked, shape)
+    planned = peak_memory(CPU, shape=shape, method=cost, trainable=1).weights_gib * GIB
+    assert planned - 4 * shape.head_parameters == pytest.approx(found, rel=0.01)
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import pytest
 from orchestrator.architectures.families import model_shape
 from orchestrator.errors import ModelError, SpecError
 from orchestrator.methods import registry
+from orchestrator.methods.lora import Lora
+from orchestrator.methods.qlora import QLora
 from orchestrator.methods.registry import METHODS, PRICED, method_of, trainable_parameters
 from orchestrator.spec_methods import MethodName
 from orchestrator.tasks.registry import task_of
@@ -105,6 +107,8 @@ def refusal(method: str, **changes: Any) -> str | None:
         ("scratch", {"layerwise__unfreeze_fraction": 0.5}, "new weights have learnt nothing"),
         ("lora", {"lora": {"dora": True}, "deepspeed__zero_stage": 3}, "use zero_stage 2 or less"),
         ("lora", {"lora": {"dora": True}, "deepspeed__offload": "all"}, "deepspeed.offload: all splits weights"),
+        ("qlora", {"lora": {"dora": True}}, "those of method: qlora have 4 bits: remove it"),
+        ("qlora", {"deepspeed__zero_stage": 3}, "use zero_stage 2 or less"),
         ("prefix", {"training__activation_checkpointing": True}, "would lose its prefix"),
         ("prefix", {"task": "masked-lm"}, "prefix is for task: causal-lm"),
         ("prompt_tuning", {"task": "masked-lm"}, "use lora or ia3"),
@@ -120,6 +124,7 @@ def test_what_a_method_cannot_do_is_refused_with_the_way_out(method: str, change
     [
         ("lora", {"export": "both", "lora": {"dora": True}, "deepspeed__zero_stage": 2}),
         ("ia3", {"export": "adapter", "deepspeed__zero_stage": 3}),
+        ("qlora", {"export": "both", "lora": {"rslora": True}, "deepspeed__zero_stage": 2}),
         ("full", {"layerwise": {"decay": 0.9, "unfreeze_fraction": 0.2}, "export": "merged"}),
         ("last_layers", {"layerwise__decay": 0.9}),
         ("prompt_tuning", {"export": "adapter", "training__activation_checkpointing": True}),
@@ -127,6 +132,26 @@ def test_what_a_method_cannot_do_is_refused_with_the_way_out(method: str, change
 )
 def test_what_a_method_can_do_is_not(method: str, changes: dict[str, Any]) -> None:
     assert refusal(method, **changes) is None
+
+
+def test_a_method_whose_package_is_missing_is_refused_with_the_command_that_brings_it() -> None:
+    class Missing(Lora):
+        requires = "a_package_that_nobody_has"
+
+    with pytest.raises(SpecError, match="needs the package a_package_that_nobody_has") as error:
+        Missing().check_installed()
+    assert 'pip install "orchestrator[lora]"' in str(error.value.do)
+    for method in METHODS:
+        method.check_installed()
+
+
+def test_a_quantised_base_leaves_its_adapter_alone_unless_asked_for_a_merged_model() -> None:
+    left = {}
+    for export in ("auto", "adapter", "merged", "both"):
+        base = {"kind": "finetune", "model": {"base": "base"}, "method": "qlora", "export": export}
+        asked = specs.spec(specs.PRETRAIN, **base)
+        left[export] = (QLora().saves_adapter(asked), QLora().saves_merged(asked))
+    assert left == {"auto": (True, False), "adapter": (True, False), "merged": (False, True), "both": (True, True)}
 
 
 def test_dora_is_planned_below_the_stage_that_splits_weights_and_prefixes_without_recomputation(tmp_path: Path) -> None:

@@ -50,16 +50,22 @@ print(json.dumps(found))
 """
 
 BESIDE_THE_BASE = """
-import json, sys
+import json, os, sys
 for name in ("orchestrator", "deepspeed", "ray"):
     sys.modules[name] = None  # not installed, as far as an import can tell
 import numpy as np, peft, torch, transformers
 found = []
 for folder, batch_file, kind in json.load(sys.stdin):
     kept = json.load(open(folder + "/adapter_config.json"))
-    config = transformers.AutoConfig.from_pretrained(folder + "/config")
-    base = getattr(transformers, kind).from_pretrained(kept["base_model_name_or_path"], config=config)
+    options = {"config": transformers.AutoConfig.from_pretrained(folder + "/config")}
+    if os.path.exists(folder + "/quantization_config.json"):
+        bits = json.load(open(folder + "/quantization_config.json"))
+        options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(bits)
+    base = getattr(transformers, kind).from_pretrained(kept["base_model_name_or_path"], **options)
     model = peft.PeftModel.from_pretrained(base, folder)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes' other way to compute, on some CPUs: in bf16
     batch = {name: torch.from_numpy(array) for name, array in np.load(batch_file).items()}
     labels, positions = batch.pop("labels").flatten(), batch.pop("positions", None)
     with torch.no_grad():
@@ -225,6 +231,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         "bert-ia3-0": classify(root / "bert-ia3-0", **stage(0), **both, method="ia3"),
         "bert-ia3-3": classify(root / "bert-ia3-3", **stage(3), **both, method="ia3"),
         "bert-dora-2": classify(root / "bert-dora-2", **stage(2), **both, method="lora", lora={"dora": True}),
+        "bert-qlora-2": classify(root / "bert-qlora-2", **stage(2), **both, method="qlora"),
         "bert-lora-3-bf16": classify(
             root / "bert-lora-3-bf16", **stage(3), **both, method="lora", training__precision="bf16"
         ),
@@ -244,6 +251,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
     for name, base, number in (
         ("gpt2-lora-3", "gpt2-2", 3),
         ("llama-lora-1", "llama-3", 1),
+        ("gpt2-qlora-0", "gpt2-2", 0),
         ("gpt2-ia3-2", "gpt2-2", 2),
         ("llama-ia3-3", "llama-3", 3),
         ("gpt2-prefix-2", "gpt2-2", 2),
@@ -252,7 +260,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingJob]:
         ("llama-prompt_tuning-0", "llama-3", 0),
     ):
         method = name.split("-")[1]
-        left = both if method in ("lora", "ia3") else {"data__sequence_length": 16, method: {"tokens": 8}}
+        left = both if method in ("lora", "qlora", "ia3") else {"data__sequence_length": 16, method: {"tokens": 8}}
         jobs[name] = continued(root / name, jobs[base].model_folder, **stage(number), **left, method=method)
         training_runs.run(jobs[name])
     masked = {"method": "lora", "task": "masked-lm", "lora": {"targets": "attention", "rslora": True}, **both}

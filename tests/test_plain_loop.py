@@ -30,6 +30,7 @@ STEADY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 FROZEN_BUT = {
     "head": ("pooler.", "classifier."),
     "lora": ("lora_", "modules_to_save"),
+    "qlora": ("lora_", "modules_to_save"),
     "ia3": ("ia3_", "modules_to_save"),
     "last_layers": ("layer.1.", "pooler.", "classifier."),
 }
@@ -58,10 +59,12 @@ def training(stage: int, **changes: Any) -> dict[str, Any]:
 L2SP = 30.0
 """So strong that twenty small steps show it: a tenth of the way back at the peak rate."""
 LORA = {"method": "lora", "lora": {"rank": 4, "dropout": 0.0}}
+QLORA = {**LORA, "method": "qlora", "export": "both"}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "causal-lm, gpt2, full": (0, {}),
     "causal-lm, llama, full": (3, {"model__config": "llama", "model__overrides": LLAMA}),
     "causal-lm, lora": (2, LORA),
+    "causal-lm, qlora": (1, QLORA),
     "causal-lm, scratch": (1, {"method": "scratch"}),
     "masked-lm, full": (3, {}),
     "masked-lm, lora": (0, LORA),
@@ -70,6 +73,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "text-classification, head": (3, {"method": "head"}),
     "text-classification, head of kept features": (2, {"method": "head"}),
     "text-classification, lora": (2, LORA),
+    "text-classification, qlora": (2, QLORA),
     "text-classification, ia3": (3, {"method": "ia3"}),
     "text-classification, last_layers": (2, {"method": "last_layers", "last_layers": {"layers": 1}}),
     "text-classification, layerwise": (3, {"layerwise": {"decay": 0.8, "unfreeze_fraction": 0.5}}),
@@ -133,10 +137,25 @@ def job_of(case: str, folder: Path, bases: dict[str, Path]) -> TrainingJob:
     return continued(folder, bases[task], **changes)
 
 
+def with_the_values_of_4_bits(job: TrainingJob, quantised: torch.nn.Module) -> torch.nn.Module:
+    """A plain base with LoRA's adapters, whose weights are what the quantised ones stand for."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    plain = models.build_model(job.spec.model_copy(update={"method": "lora"}), job.plan, job.data)
+    for name, module in quantised.named_modules():
+        if name.endswith("base_layer"):
+            values = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            other = plain.get_submodule(name)
+            other.weight.data = values.T.contiguous() if type(other).__name__ == "Conv1D" else values
+    return plain
+
+
 def plain_model(job: TrainingJob) -> torch.nn.Module:
     """The initial weights of the run in a module that transformers, or peft, has built alone."""
     first = models.build_model(job.spec, job.plan.__class__(**{**vars(job.plan), "zero_stage": 0}), job.data)
-    if job.spec.method in ("lora", "ia3"):
+    if job.spec.method == "qlora":
+        model = with_the_values_of_4_bits(job, first)
+    elif job.spec.method in ("lora", "ia3"):
         model = first
     else:
         config = first.config.__class__(**{**first.config.to_dict(), "dtype": "float32"})
@@ -225,8 +244,8 @@ def plain_loop(job: TrainingJob) -> tuple[list[Step], dict[str, torch.Tensor]]:
                 weight.data -= group["lr"] * pull * (weight.data - start[group["name"]])
         optimizer.step()
         steps.append({"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/learning_rate": rate})
-    if spec.method in ("lora", "ia3"):
-        model = method_of(spec.method).merged(model)
+    if spec.method in ("lora", "qlora", "ia3"):
+        model = method_of("lora" if spec.method == "qlora" else spec.method).merged(model)
     return steps, model.state_dict()
 
 

@@ -300,6 +300,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 3": {"deepspeed__zero_stage": 3, "training__precision": "bf16"},
     "lora 2": {"deepspeed__zero_stage": 2, "method": "lora"},
     "lora 3": {"deepspeed__zero_stage": 3, "method": "lora"},
+    "qlora 2": {"deepspeed__zero_stage": 2, "method": "qlora"},
     "ia3 3": {"deepspeed__zero_stage": 3, "method": "ia3"},
     "last 2": {"deepspeed__zero_stage": 2, "method": "last_layers", "last_layers": {"layers": 1}},
     "layerwise 3": {"deepspeed__zero_stage": 3, "method": "full", "layerwise": {"decay": 0.5}},
@@ -315,8 +316,8 @@ LOADS: dict[int, str] = {
         "lora 3 > 2"
     ),
     3: (
-        "full 0, full 2, full 3, bf16 3, lora 2, lora 3, ia3 3, layerwise 3, head 1, sub-groups 3, full 2 > 3, "
-        "full 0 > 3, bf16 0 > 2"
+        "full 0, full 2, full 3, bf16 3, lora 2, lora 3, qlora 2, ia3 3, layerwise 3, head 1, sub-groups 3, "
+        "full 2 > 3, full 0 > 3, bf16 0 > 2"
     ),
 }
 """By number of workers: what is loaded there, `> stage` under another ZeRO stage than it was saved under."""

@@ -64,9 +64,10 @@ OWNERS = {
     "mlflow": {"tracking"},
     "torch": {"checkpoints", "worker", "facts", "methods", "tasks"},
     "deepspeed": {"worker"},
-    "transformers": {"samples", "worker", "facts"},
+    "transformers": {"samples", "worker", "facts", "methods"},
     "datasets": {"data"},
     "peft": {"methods"},
+    "bitsandbytes": {"methods"},
 }
 """The only units that may import a library."""
 LIGHT = {unit for unit, rank in RANK.items() if rank < RANK["tracking"]} | {"runs"}

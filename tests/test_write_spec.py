@@ -88,13 +88,13 @@ def test_labels_of_a_far_domain_wait_for_an_encoder_that_has_read_its_text() -> 
     assert "model.base: runs:/ID" in remark
 
 
-def test_a_spec_for_4_bit_weights_says_that_it_holds_16() -> None:
+def test_a_spec_for_4_bit_weights_trains_beside_them_and_names_the_package() -> None:
     large = Base(parameters=65_000_000_000, tokens=1.4e12, name="some/model")
     question = labelled(9000, base=large, gpu="L40S", gpus=1)
     spec = first_spec(advise(question), question, SOURCE, name="mine")
     (remark,) = remarks(spec, question, advise(question))
-    assert "QLoRA" in remark
-    assert "16 bits" in remark
+    assert spec["method"] == "qlora"
+    assert 'qlora needs bitsandbytes on every node: pip install "orchestrator[qlora]"' in remark
     smaller = replace(question, base=NAMED)
     assert not list(remarks(spec, smaller, advise(smaller)))
 

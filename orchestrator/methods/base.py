@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from orchestrator.errors import SpecError
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
@@ -75,7 +78,7 @@ class PricedMethod(ABC):
     """Other names that it goes by."""
     cost: ClassVar[MethodCost]
     """With its usual settings."""
-    quantised: ClassVar[str | None] = None
+    quantised: ClassVar[MethodName | None] = None
     """The method that takes less memory in its place, by weights of 4 bits."""
 
     def usual_cost(self, shape: ModelShape) -> MethodCost:
@@ -107,6 +110,8 @@ class Method(PricedMethod):
     """Whether what it trains can become part of a model that loads like any other."""
     has_adapter: ClassVar[bool] = False
     """Whether what it trains can be saved apart from the base."""
+    requires: ClassVar[str | None] = None
+    """A package that it needs besides those that every method needs; `pip install "orchestrator[NAME]"` brings it."""
     colour: ClassVar[int]
     """Of its runs in plots, in the palette."""
     marker: ClassVar[str]
@@ -153,6 +158,14 @@ class Method(PricedMethod):
                 f"deepspeed.{asked} splits weights that method: {self.name} reads whole: use zero_stage {most} or less"
             )
         return None
+
+    def check_installed(self) -> None:
+        """Raises SpecError where the package that it requires is not there."""
+        if self.requires is not None and importlib.util.find_spec(self.requires) is None:
+            raise SpecError(
+                f"method: {self.name} needs the package {self.requires}, which is not installed",
+                do=f'pip install "orchestrator[{self.name}]", on every node, or use another method',
+            )
 
     def positions(self, spec: RunSpec) -> int:
         """Places of the context that it takes from every sample."""

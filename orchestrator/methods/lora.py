@@ -15,6 +15,7 @@ from orchestrator.methods.peft_method import TRANSPOSED, PeftMethod, adaptable, 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
+    from orchestrator.spec_methods import MethodName
 
 LEARNING_RATE_RATIO = 9.8
 """Best learning rate of LoRA over that of full fine-tuning ("LoRA Without Regret" 2025); Biderman 2024: about 10."""
@@ -41,10 +42,10 @@ TOKEN_MODULES = (
 class Lora(PeftMethod):
     """See the module."""
 
-    name = "lora"
+    name: ClassVar[MethodName] = "lora"
     strategy: ClassVar[Strategy | None] = "peft"
     is_advised = True
-    quantised = "qlora"
+    quantised: ClassVar[MethodName | None] = "qlora"
     colour, marker = 1, "s"
 
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:

@@ -67,7 +67,7 @@ class PeftMethod(Method):
         """See `Method`."""
         with warnings.catch_warnings():  # peft warns of a tied token table also where there is no output layer
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
-            _unwrap_whole_modules(model)
+            unwrap_whole_modules(model)
             return model.merge_and_unload()
 
     def save_adapter(self, model: Module, folder: Path, *, base: str) -> None:
@@ -84,7 +84,7 @@ class PeftMethod(Method):
         return loaded
 
 
-def _unwrap_whole_modules(model: Module) -> None:
+def unwrap_whole_modules(model: Module) -> None:
     """Puts the modules that were trained whole in their places.
 
     Left to peft 0.21.2, IA3 does so only where such a module has a weight itself: not BERT's pooler.

@@ -32,6 +32,8 @@ def method_of(name: MethodName) -> Method:
             return LastLayers()
         case "lora":
             return Lora()
+        case "qlora":
+            return QLora()
         case "ia3":
             return Ia3()
         case "prefix":
@@ -48,7 +50,7 @@ def method_of(name: MethodName) -> Method:
 
 METHODS: tuple[Method, ...] = tuple(method_of(name) for name in get_args(MethodName))
 """All that `run` trains by."""
-_PRICED_ALONE: tuple[PricedMethod, ...] = (QLora(), LlamaAdapter())
+_PRICED_ALONE: tuple[PricedMethod, ...] = (LlamaAdapter(),)
 PRICED: Mapping[str, PricedMethod] = {
     name: method for method in (*METHODS, *_PRICED_ALONE) for name in (method.name, *method.aliases)
 }

@@ -12,6 +12,7 @@ from typing import Literal
 from orchestrator.architectures.families import ModelShape
 from orchestrator.intervals import Interval
 from orchestrator.methods.base import MethodCost
+from orchestrator.methods.peft_method import linear_modules
 
 GIB = 2**30
 BUCKET_ELEMENTS = 200_000_000
@@ -227,10 +228,12 @@ def _checkpoint_bytes(layout: Layout, trainable: int, states: float) -> float:
 
 
 def _weight_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> float:
-    """All weights; bitsandbytes leaves embeddings and the output layer as they are."""
+    """All weights; of quantised ones, the linear modules of the layers have 4 bits."""
     if not method.is_quantised:
         return layout.weight_bytes * shape.parameters
     whole = min(shape.parameters, shape.embedding_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
+    if modules := linear_modules(shape):
+        whole = shape.parameters - sum(inputs * outputs for inputs, outputs in modules.values())
     return layout.weight_bytes * whole + NF4_BYTES * (shape.parameters - whole)
 
 

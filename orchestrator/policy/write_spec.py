@@ -94,11 +94,16 @@ def remarks(spec: dict[str, Any], question: Question, advice: Recommendation) ->
             "first the domain's text, then its labels: add the raw text to data.train, which names the labelled texts "
             "alone, and fine-tune with model.base: runs:/ID of this run"
         )
-    if any(one.method == "qlora" for one in advice.candidates if one.strategy in _trainable(advice, question)):
-        yield (
-            "advised was LoRA on 4-bit weights (QLoRA), which `run` does not train: this spec holds them in 16 bits, "
-            "and `plan` says on how many devices they fit"
-        )
+    for one in advice.candidates:
+        if one.strategy in _trainable(advice, question) and (package := method_of(_method(one)).requires):
+            yield f'{_method(one)} needs {package} on every node: pip install "orchestrator[{_method(one)}]"'
+
+
+def _method(one: Candidate) -> MethodName:
+    """What carries out a candidate's strategy: beside quantised weights where it was priced so."""
+    usual = _METHODS[one.strategy]
+    smaller = method_of(usual).quantised
+    return smaller if smaller is not None and one.method == smaller else usual
 
 
 def _trainable(advice: Recommendation, question: Question) -> list[Name]:
@@ -144,7 +149,7 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
         data["incomplete_rows"] = "leave-out"
     if pilot and limit < question.examples:
         data["max_train_examples"] = limit
-    methods = [_METHODS[one.strategy] for one in wanted]
+    methods = [_method(one) for one in wanted]
     spec: dict[str, Any] = {
         "kind": "finetune",
         "model": {"base": question.base.name if question.base else None},
@@ -208,7 +213,7 @@ def _raw(question: Question, source: Source, chosen: Candidate, *, pilot: bool) 
         rate = suggested_learning_rate(chosen.parameters).mid
     else:
         assert question.base is not None
-        method = _METHODS[chosen.strategy]
+        method = _method(chosen)
         spec |= {"model": {"base": question.base.name}, "method": method}
         if masks and method_of(method).cost.trains_all:
             spec["kind"] = "pretrain"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator import locations
 from orchestrator.errors import Interrupted, StorageError
+from orchestrator.methods.registry import method_of
 from orchestrator.planning.plan import check_samples, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.attempts import ATTEMPTS
@@ -136,6 +137,7 @@ def look_ahead(spec: RunSpec) -> Foreseen:
     specs = [spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))]
     each: list[PreparedData | None] = []
     for one in specs:
+        method_of(one.method).check_installed()
         if cluster is None:
             check_samples(one)
         else:

@@ -209,8 +209,9 @@ class Engine:
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Those of `full_state` that training may change; every rank calls it."""
-        frozen = {name for name, weight in self._engine.module.named_parameters() if not weight.requires_grad}
-        return {name: tensor for name, tensor in self.full_state().items() if name not in frozen}
+        module = self._engine.module
+        trained = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
+        return {name: tensor for name, tensor in self.full_state().items() if name in trained}
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum of a small tensor over all ranks."""

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ from transformers import GenerationConfig
 
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
+from orchestrator.methods.base import Method
 from orchestrator.methods.registry import method_of
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.batches import Samples
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
-from orchestrator.worker.models import DTYPES, auto_class, blank_model, load_base
+from orchestrator.worker.models import DTYPES, auto_class, blank_model, build_model, load_base
 from orchestrator.worker.objectives import Batch, logits_of
 from orchestrator.worker.step_data import tensors
 
@@ -106,20 +107,38 @@ def adapter_folder(spec: RunSpec, folder: Path) -> Path | None:
 
 
 def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: PreparedData, folder: Path) -> None:
-    model = blank_model(spec, data)
-    model.tie_weights()
-    method, config = method_of(spec.method), model.config
-    model = method.adapt(model, spec)
-    model.load_state_dict(state, strict=True)
+    method, model = method_of(spec.method), _adapted(spec, plan, data)
+    config = model.config
+    _load(model, state, method)
     folder.mkdir(parents=True)
     if (place := adapter_folder(spec, folder)) is not None:
         method.save_adapter(model.to(DTYPES[plan.precision]), place, base=resolve(str(spec.model.base)))
         config.save_pretrained(place / CONFIG)
-        model.float().load_state_dict(state, strict=True)  # merged in fp32, as without an adapter
+        _load(model.float(), state, method)  # merged in fp32, as without an adapter
     if method.saves_merged(spec):
         _write_merged(method.merged(model).to(DTYPES[plan.precision]), spec, folder)
     for file in data.tokenizer_folder.iterdir():
         shutil.copy2(file, folder / file.name)
+
+
+def _adapted(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Module:
+    """A module that trained weights fit into."""
+    method = method_of(spec.method)
+    if method.cost.is_quantised:  # only the base itself gives the same weights of 4 bits again
+        return build_model(spec, replace(plan, activation_checkpointing=False), data)
+    model = blank_model(spec, data)
+    model.tie_weights()
+    return method.adapt(model, spec)
+
+
+def _load(model: torch.nn.Module, state: Mapping[str, Tensor], method: Method) -> None:
+    """Trained weights, and of a base that is not quantised the others too."""
+    if method.cost.is_quantised:
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.data.copy_(state[name])
+    else:
+        model.load_state_dict(state, strict=True)
 
 
 def _write_merged(model: torch.nn.Module, spec: RunSpec, folder: Path) -> None:
@@ -135,8 +154,9 @@ def _difference(folder: Path, spec: RunSpec, plan: RunPlan, data: PreparedData, 
     """What a plainly loaded folder has else than the trained model; None where they are the same."""
     dtype, place = DTYPES[plan.precision], adapter_folder(spec, folder)
     if place is not None:
-        base, _ = load_base(spec, data, dtype=dtype, new_head=True)
-        found = _apart_from(method_of(spec.method).load_adapter(base, place), plan, trained)
+        method = method_of(spec.method)
+        base, _ = load_base(spec, data, dtype=torch.float32 if method.cost.is_quantised else dtype, new_head=True)
+        found = _apart_from(method.load_adapter(base, place).to(dtype), plan, trained)
         if found is not None:
             return f"beside the base the adapter gives {found}"
     if not method_of(spec.method).saves_merged(spec):
@@ -169,10 +189,13 @@ def _apart_from(model: torch.nn.Module, plan: RunPlan, trained: Sample) -> str |
 
 
 def _move_by_a_step(model: torch.nn.Module) -> None:
-    """Every weight up or down to about the next number of its format, which shows what rounding does to this model."""
+    """Every weight up or down to about the next number of its format, which shows what rounding does to this model.
+
+    Quantised ones stay: they are numbers of a table.
+    """
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in model.parameters():
+        for weight in filter(torch.is_floating_point, model.parameters()):
             up = torch.randint(2, weight.shape, generator=chance, dtype=torch.int8)
             weight += weight * torch.finfo(weight.dtype).eps * (2 * up - 1)
 
