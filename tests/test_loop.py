@@ -20,6 +20,7 @@ from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.runs.attempts import Attempts, Held
 from orchestrator.runs.job import Outcome, TrainingJob
 from orchestrator.samples.batches import open_split
+from orchestrator.worker.best_weights import BestWeights
 from orchestrator.worker.recovery import INTERVAL_METRIC
 from tests import training_runs
 from tests.training_runs import ROBERTA, WorkerDied, classify, continued, curve, fill_gaps, history, pretrain, retained
@@ -532,7 +533,7 @@ def evaluated(job: TrainingJob) -> dict[int, dict[str, float]]:
 
 def best_step(job: TrainingJob) -> int:
     goal, found = job.spec.goal, evaluated(job)
-    return max(found, key=lambda step: (goal.goodness(found[step][goal.metric]), -step))
+    return max(found, key=lambda step: (goal.goodness(found[step][goal.metric]), -found[step]["eval/loss"], -step))
 
 
 @pytest.mark.parametrize(("make", "changes"), KINDS)
@@ -551,6 +552,15 @@ def test_the_model_of_the_best_evaluation_is_left_also_after_a_stop(
     rest = training_runs.run(stopped)
     assert (rest.model_step, evaluations(rest)) == (whole.model_step, evaluations(whole))
     assert plain_evaluation(stopped) == plain_evaluation(job)
+
+
+def test_of_equal_evaluations_the_one_with_the_smaller_loss_is_best_and_none_without_a_loss(tmp_path: Path) -> None:
+    job = classify(tmp_path, training__eval_every_steps=1)
+    best = BestWeights(job, leads=True, agree=lambda value: value, holds=lambda: True, compared={})
+    engine: Any = None  # an evaluation that is the last leaves its weights there
+    for step, accuracy, loss in ((1, 0.5, 0.7), (2, 0.5, 0.6), (3, 0.5, 0.6), (4, 0.9, math.nan), (5, 0.4, 0.1)):
+        best.judge(engine, step, {"eval/accuracy": accuracy, "eval/loss": loss}, is_last=True)
+    assert (best.step, best.metrics) == (2, {"eval/accuracy": 0.5, "eval/loss": 0.6})
 
 
 def test_a_number_of_checkpoints_to_keep_leaves_the_last_weights(tmp_path: Path) -> None:

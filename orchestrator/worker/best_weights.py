@@ -6,6 +6,7 @@ stay beside newer ones, so that a run which goes on from there finds them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,9 @@ class BestWeights:
 
     def judge(self, engine: Engine, step: int, metrics: Mapping[str, float], *, is_last: bool) -> None:
         """Keeps the weights where no evaluation before was better; those of the last step need not be written."""
-        value, best = metrics.get(self._goal.metric), self._metrics.get(self._goal.metric)
-        if not self._is_on or self._goal.goodness(value) == WORST:
+        if not self._is_on or self._rank(metrics)[0] == WORST:
             return
-        if self._step is not None and self._goal.goodness(value) <= self._goal.goodness(best):
+        if self._step is not None and self._rank(metrics) <= self._rank(self._metrics):
             return
         self._step = step
         self._metrics = {name: value for name, value in metrics.items() if name.startswith("eval/")}
@@ -97,6 +97,12 @@ class BestWeights:
             return None
         with storage_errors(self._run_folder, what="the best weights", doing="read"):
             return Kept(**torch.load(self._file_of(self._step), map_location="cpu", weights_only=True))
+
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Larger is better; of equal values, such as accuracies on few samples, the one with the smaller loss. Where the
+        loss is no number, neither is what a class was chosen by."""
+        loss = metrics.get("eval/loss", 0.0)
+        return (self._goal.goodness(metrics.get(self._goal.metric)), -loss) if math.isfinite(loss) else (WORST, WORST)
 
     def _file_of(self, step: int) -> Path:
         return self._run_folder / best_file(step)
