@@ -99,8 +99,10 @@ class BestWeights:
             return Kept(**torch.load(self._file_of(self._step), map_location="cpu", weights_only=True))
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """Larger is better; of equal values, such as accuracies on few samples, the one with the smaller loss. Where the
-        loss is no number, neither is what a class was chosen by."""
+        """Larger is better; of equal values, such as accuracies on few samples, the one with the smaller loss.
+
+        Where the loss is no number, a class was chosen by none.
+        """
         loss = metrics.get("eval/loss", 0.0)
         return (self._goal.goodness(metrics.get(self._goal.metric)), -loss) if math.isfinite(loss) else (WORST, WORST)
 
