@@ -28,8 +28,9 @@ class Forgetting:
     """The loss on general data, and its rise since before the first step."""
 
     def __init__(self, job: TrainingJob) -> None:
-        general = job.data.retained
-        self._samples = None if general is None else open_split(general.path, "validation")
+        general, training = job.data.retained, job.spec.training
+        masking = Masking(rate=training.masking_rate, seed=training.seed)
+        self._samples = None if general is None else open_split(general.path, "validation", masking=masking)
         self._before: float | None = None
 
     @property
