@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.quantities import Budget
 from orchestrator.spec import RunSpec, TrackingSpec
 from orchestrator.spec_survival import Block
@@ -47,6 +50,14 @@ class Stage:
     def label(self) -> str:
         """How messages call it: `classify`, or `classify (cycle 2)`."""
         return self.name if self.cycles == 1 else f"{self.name} (cycle {self.cycle})"
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Names the stage in what is raised meanwhile."""
+        try:
+            yield
+        except OrchestratorError as error:
+            raise error.within(f"stage {self.label}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

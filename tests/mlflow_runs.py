@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking import store
+from orchestrator.tracking.run_record import Description
 from orchestrator.tracking.tracker import MetricLog, MlflowTracker, open_run
 
 
@@ -36,10 +37,11 @@ def _template() -> Path:
     return path
 
 
-def opened(uri: str, folder: Path, *, experiment: str = "exp", name: str = "tiny", **what: Any) -> MlflowTracker:
-    """The tracked run of a folder; `what` as for `open_run`, which says nothing."""
+def opened(uri: str, folder: Path, *, experiment: str = "exp", name: str = "tiny", **how: Any) -> MlflowTracker:
+    """The tracked run of a folder; `how` are fields of `Description`, or as for `open_run`, which says nothing."""
+    what = Description(**{key: how.pop(key) for key in ("tags", "params", "artifacts") if key in how})
     quiet: dict[str, Any] = {"say": lambda line: None}
-    return open_run(folder, uri=uri, experiment=experiment, name=name, **{**quiet, **what})
+    return open_run(folder, uri=uri, experiment=experiment, name=name, what=what, **{**quiet, **how})
 
 
 def log(tracker: MlflowTracker, folder: Path, metrics: dict[str, float], *, step: int = 1, **how: Any) -> None:

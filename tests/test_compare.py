@@ -17,6 +17,7 @@ from orchestrator.tracking import store
 from orchestrator.tracking.compare import collect, comparison_link, loss_curves, to_json
 from orchestrator.tracking.comparison_page import write_report
 from orchestrator.tracking.rows import RunRow, rank
+from orchestrator.tracking.run_record import Description
 from orchestrator.tracking.table import render_table
 from orchestrator.tracking.tracker import MetricLog, MlflowTracker
 from tests.mlflow_runs import closed, get_run, log, new_store, opened
@@ -184,7 +185,6 @@ def train(
     uri: str, folder: Path, name: str, *, accuracies: list[float], parent: MlflowTracker | None = None, **tags: str
 ) -> MlflowTracker:
     what: dict[str, Any] = {
-        "name": name,
         "tags": {
             "orchestrator.kind": "finetune",
             "orchestrator.method": "lora",
@@ -192,7 +192,10 @@ def train(
         },
         "params": {"training": {"learning_rate": 1e-4}},
     }
-    tracker = opened(uri, folder / name, **what) if parent is None else parent.open_trial(folder / name, **what)
+    if parent is None:
+        tracker = opened(uri, folder / name, name=name, **what)
+    else:
+        tracker = parent.open_trial(folder / name, name=name, what=Description(**what))
     log = MetricLog(folder / name)
     for step, accuracy in enumerate(accuracies, start=1):
         log.log(step, {"train/loss": 1 - accuracy, "train/tokens": 100.0 * step, "cost/usd": 0.5 * step})

@@ -35,15 +35,15 @@ def test_a_run_is_described_by_its_spec_and_its_plan(tmp_path: Path) -> None:
     found = described(
         SPEC, plan, data_fingerprint="abc", held_out=specs.HELD_OUT, tokenizer_fingerprint="def", run_folder=tmp_path
     )
-    assert found["params"]["training.learning_rate"] == "0.001"
-    assert found["params"]["plan.workers"] == str(plan.workers)
-    assert not [key for key in found["params"] if key.startswith(("plan.deepspeed", "plan.reasons"))]
-    assert found["artifacts"].keys() == {"spec.yaml", "plan.json"}
-    assert "learning_rate: 0.001" in found["artifacts"]["spec.yaml"]
-    assert found["tags"]["orchestrator.run_folder"] == str(tmp_path)
-    assert found["tags"]["orchestrator.held_out_fingerprint"] == specs.HELD_OUT.fingerprint
-    assert found["tags"]["orchestrator.tokenizer_fingerprint"] == "def"
-    measured = {key: value for key, value in found["params"].items() if key.startswith("held_out.")}
+    assert found.params["training.learning_rate"] == "0.001"
+    assert found.params["plan.workers"] == str(plan.workers)
+    assert not [key for key in found.params if key.startswith(("plan.deepspeed", "plan.reasons"))]
+    assert found.artifacts.keys() == {"spec.yaml", "plan.json"}
+    assert "learning_rate: 0.001" in found.artifacts["spec.yaml"]
+    assert found.tags["orchestrator.run_folder"] == str(tmp_path)
+    assert found.tags["orchestrator.held_out_fingerprint"] == specs.HELD_OUT.fingerprint
+    assert found.tags["orchestrator.tokenizer_fingerprint"] == "def"
+    measured = {key: value for key, value in found.params.items() if key.startswith("held_out.")}
     assert measured["held_out.share"] == "0.2"
     assert (measured["held_out.examples"], measured["held_out.bytes"], measured["held_out.repeated"]) == (
         "8",

@@ -51,9 +51,11 @@ def run(
     run_folder = folder / uuid.uuid4().hex
     fingerprints = {"data_fingerprint": "abc", "tokenizer_fingerprint": "def"}
     what = described(SPEC, planned(), held_out=specs.HELD_OUT, run_folder=run_folder, **fingerprints)
-    what["tags"] |= {f"orchestrator.{key}": tags[key] for key in tags}
-    what["params"].pop(without, None)
-    tracker = opened(uri, run_folder, experiment=experiment, name=SPEC.name, **what)
+    own = {**what.tags} | {f"orchestrator.{key}": tags[key] for key in tags}
+    params = {key: value for key, value in what.params.items() if key != without}
+    tracker = opened(
+        uri, run_folder, experiment=experiment, name=SPEC.name, tags=own, params=params, artifacts=what.artifacts
+    )
     log(tracker, run_folder, metrics, step=6)
     if diverged:
         log(tracker, run_folder, {"eval/loss": float("nan")}, step=7, attempt=2, resumed_from=6)

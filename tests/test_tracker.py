@@ -11,6 +11,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.tracking import run_record, store
 from orchestrator.tracking.outbox import count_waiting
+from orchestrator.tracking.run_record import Description
 from orchestrator.tracking.tracker import MetricLog, NoTracker, note_attempt, note_recovery
 from tests.mlflow_runs import closed, curve, free_port, get_run, log, new_store, opened
 
@@ -220,7 +221,9 @@ def test_a_search_shows_its_best_trial_and_the_cost_of_all(uri: str, tmp_path: P
     search = opened(uri, tmp_path, name="search", params={"seed": 0, "learning_rate": "searched"})
     folders = [tmp_path / "trials" / f"{number:02d}" for number in range(2)]
     for number, folder in enumerate(folders):
-        trial = search.open_trial(folder, name=folder.name, params={"seed": 0, "learning_rate": 10.0**-number})
+        trial = search.open_trial(
+            folder, name=folder.name, what=Description(params={"seed": 0, "learning_rate": 10.0**-number})
+        )
         log(trial, folder, {"eval/accuracy": (0.7, 0.9)[number], "cost/usd": 1.5}, step=40)
         trial.end_run("finished")
         assert search.left_open(folder) is None

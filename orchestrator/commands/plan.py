@@ -7,8 +7,8 @@ data does not lie on this machine, as when a plan is made for another, the plan 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import console, locations
 from orchestrator.data.sources import find_sources
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import local_cluster, requested_cluster
 from orchestrator.planning.plan import check_follows, make_plan, plan_stage
@@ -140,14 +140,14 @@ def preview_stages(staged: StagedSpec, cluster: ClusterShape) -> StagesPreview:
     from orchestrator.samples.stand_in import stand_in_for_base, with_stand_in
 
     eyes, first = _Eyes(), with_base_found(staged.first)
-    with _about(staged.stages[0]):
+    with staged.stages[0].named():
         found = [preview(first, cluster)]
         is_known = first.model.base is not None or found[0].data is not None
         base = stand_in_for_base(first, cache=_cache()) if is_known else nullcontext(first.model)
     with base as model:
         for before, stage in pairwise(staged.stages):
             spec = with_stand_in(stage.spec, model)
-            with _about(stage):
+            with stage.named():
                 check_follows(spec, before=before.spec.task)
                 looked = eyes.look(spec) if is_known else (None, "it needs the tokenizer of the first stage's data")
                 found.append(_planned_stage(spec, before, cluster, *looked))
@@ -170,15 +170,6 @@ def _planned_stage(
         metrics=logged_metrics(spec),
         search=None,
     )
-
-
-@contextmanager
-def _about(stage: Stage) -> Iterator[None]:
-    """Names the stage in what is refused."""
-    try:
-        yield
-    except OrchestratorError as error:
-        raise error.within(f"stage {stage.label}") from error
 
 
 def _cache() -> Path:

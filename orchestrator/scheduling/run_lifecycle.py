@@ -36,7 +36,7 @@ from orchestrator.tracking import run_record
 from orchestrator.tracking.description import described
 from orchestrator.tracking.mlflow_backend import STOP_REASON_TAG, TAG
 from orchestrator.tracking.reconcile import flush, flush_left_behind
-from orchestrator.tracking.run_record import driving, find_runs
+from orchestrator.tracking.run_record import Description, driving, find_runs
 from orchestrator.tracking.tracker import LAST_PASS_S, NoTracker, Tracker, open_run
 
 T = TypeVar("T")
@@ -207,7 +207,7 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
         uri=tracking_uri(spec),
         experiment=spec.tracking.experiment,
         name=spec.name,
-        **what_is_tracked(prepared),
+        what=what_is_tracked(prepared),
         parent=None if prepared.part_of is None else prepared.part_of.run_folder,
         say=listener.say,
     )
@@ -216,7 +216,7 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
     return tracker
 
 
-def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> dict[str, Any]:
+def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> Description:
     """What MLflow shows of a run besides its metrics; `goal` is that of the search that a trial belongs to."""
     what = described(
         prepared.spec,
@@ -227,7 +227,7 @@ def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> dict[str, A
         run_folder=prepared.run_folder,
         goal=goal,
     )
-    return what if prepared.part_of is None else {**what, "tags": {**what["tags"], **prepared.part_of.tags}}
+    return what if prepared.part_of is None else replace(what, tags={**what.tags, **prepared.part_of.tags})
 
 
 def _ship_left_behind(run_folder: Path, say: Callable[[str], None]) -> None:

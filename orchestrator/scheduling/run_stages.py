@@ -16,7 +16,6 @@ from typing import Any
 
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
-from orchestrator.errors import OrchestratorError
 from orchestrator.planning.plan import check_follows, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.budget_ledger import Cost, Ledger
@@ -104,7 +103,7 @@ class _Whole:
     def pass_over_known(self) -> Begin | Over:
         """Takes the answers of the stages that are over already, without Ray; what comes then."""
         while isinstance(step := self._next(), Begin) and not self._fresh:
-            with _about(self._stage):
+            with self._stage.named():
                 earlier = known_result(step.spec, replace(self._listener, say=lambda _: None))
             if earlier is None:
                 break
@@ -119,7 +118,7 @@ class _Whole:
         """Runs what is left."""
         while isinstance(step := self._next(), Begin):
             self._listener.say(step.reason)
-            with _about(self._stage):
+            with self._stage.named():
                 result = launch(
                     step.spec,
                     replace(self._listener, opened=self._opened),
@@ -225,7 +224,7 @@ def _opened(staged: StagedSpec, folder: Path, listener: Listener) -> Tracker:
         uri=tracking_uri(staged.first),
         experiment=staged.tracking.experiment,
         name=staged.name,
-        **described_stages(staged, run_folder=folder),
+        what=described_stages(staged, run_folder=folder),
         say=listener.say,
     )
 
@@ -269,20 +268,11 @@ def _check_all(staged: StagedSpec, *, cluster: ClusterShape | None) -> None:
         else:
             plan_to_run(spec, cluster)
 
-    with _about(first):
+    with first.named():
         check(first.spec)
     with stand_in_for_base(first.spec, cache=locations.home() / "cache" / "data") as model:
         for before, stage in pairwise((first, *later)):
             spec = with_stand_in(stage.spec, model)
-            with _about(stage):
+            with stage.named():
                 check_follows(spec, before=before.spec.task)
                 check(spec)
-
-
-@contextmanager
-def _about(stage: Stage) -> Iterator[None]:
-    """Names the stage in what is raised."""
-    try:
-        yield
-    except OrchestratorError as error:
-        raise error.within(f"stage {stage.label}") from error

@@ -16,6 +16,7 @@ from orchestrator import __version__
 from orchestrator.credentials import public
 from orchestrator.ranking import Goal
 from orchestrator.tracking.mlflow_backend import TAG
+from orchestrator.tracking.run_record import Description
 
 if TYPE_CHECKING:
     from orchestrator.data.held_out import HeldOut
@@ -33,8 +34,8 @@ def described(
     tokenizer_fingerprint: str,
     run_folder: Path,
     goal: Goal | None = None,
-) -> dict[str, Any]:
-    """The arguments `tags`, `params` and `artifacts` of `tracker.open_run`.
+) -> Description:
+    """What MLflow shows of a run besides its metrics.
 
     The parameters are the spec and the plan, flattened so that MLflow can filter and compare by them. A resumed run
     keeps its first ones; the artifact `plan.json` is the plan carried out last. `goal` ranks a trial as its search.
@@ -49,14 +50,14 @@ def described(
         goal=goal,
     )
     measured = {key: value for key, value in held_out.to_dict().items() if key != "notes"}
-    return {
-        "tags": {**tags, f"{TAG}run_folder": str(run_folder)},
-        "params": flatten(asked) | flatten({"plan": figures, "held_out": measured}),
-        "artifacts": {"spec.yaml": yaml.safe_dump(asked, sort_keys=False), "plan.json": json.dumps(planned, indent=2)},
-    }
+    return Description(
+        tags={**tags, f"{TAG}run_folder": str(run_folder)},
+        params=flatten(asked) | flatten({"plan": figures, "held_out": measured}),
+        artifacts={"spec.yaml": yaml.safe_dump(asked, sort_keys=False), "plan.json": json.dumps(planned, indent=2)},
+    )
 
 
-def described_stages(staged: StagedSpec, *, run_folder: Path) -> dict[str, Any]:
+def described_stages(staged: StagedSpec, *, run_folder: Path) -> Description:
     """The same of a run of stages: what its stages are, and until one has run the tags of the last."""
     specs = {stage.spec.name: public(stage.spec.model_dump(mode="json")) for stage in staged.stages}
     labels = [stage.label for stage in staged.stages]
@@ -67,11 +68,11 @@ def described_stages(staged: StagedSpec, *, run_folder: Path) -> dict[str, Any]:
         f"{TAG}stages": str(len(staged.stages)),
         f"{TAG}run_folder": str(run_folder),
     }
-    return {
-        "tags": tags,
-        "params": flatten({"name": staged.name, "stages": labels, "budget": staged.first.budget}),
-        "artifacts": {"stages.yaml": yaml.safe_dump(specs, sort_keys=False)},
-    }
+    return Description(
+        tags=tags,
+        params=flatten({"name": staged.name, "stages": labels, "budget": staged.first.budget}),
+        artifacts={"stages.yaml": yaml.safe_dump(specs, sort_keys=False)},
+    )
 
 
 def tags_of_whole(last: Mapping[str, str | None]) -> dict[str, str]:

@@ -98,6 +98,17 @@ class DesiredRun:
         return cls(**{**known, "handle": RunHandle(**value["handle"]), "trials": tuple(value["trials"])})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a run says of itself when it is opened, besides its metrics."""
+
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Flattened; a run that is opened again keeps those it has."""
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    """Text files by name."""
+
+
 def new_handle(*, uri: str, experiment: str, name: str, parent: str | None) -> RunHandle:
     """A handle that no other run has."""
     return RunHandle(

@@ -2,7 +2,7 @@
 
 Driver:
 
-    tracker = open_run(folder, uri=..., experiment=..., name=..., tags=run_tags(spec), say=print)
+    tracker = open_run(folder, uri=..., experiment=..., name=..., what=Description(tags=run_tags(spec)), say=print)
     tracker.end_run("finished")
     tracker.ship()
 
@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from orchestrator.credentials import hide
 from orchestrator.errors import UserError
@@ -30,10 +30,11 @@ from orchestrator.tracking import outbox, run_record, store
 from orchestrator.tracking.description import flatten, source_tags
 from orchestrator.tracking.mlflow_backend import ERROR_TAG, MODEL_STEP_TAG, STOP_REASON_TAG, TAG
 from orchestrator.tracking.reconcile import Shipment, Shipper
-from orchestrator.tracking.run_record import OUTBOX, DesiredRun, RunHandle
+from orchestrator.tracking.run_record import OUTBOX, Description, DesiredRun, RunHandle
 
 RunStatus = Literal["finished", "failed", "killed"]
 
+NOTHING = Description()
 FIRST_PASS_S = 10.0
 """How long the start of a command waits for MLflow at most (a new SQLite store takes 3 to 5 s); one that does not
 answer is noticed sooner."""
@@ -52,8 +53,8 @@ class Tracker(Protocol):
     def run_id(self) -> str | None:
         """MLflow's name of the run, once MLflow knows it."""
 
-    def open_trial(self, folder: Path, *, name: str, **what: Any) -> Tracker:
-        """The run of a trial of this search; `what` as for `open_run`."""
+    def open_trial(self, folder: Path, *, name: str, what: Description = NOTHING) -> Tracker:
+        """The run of a trial of this search."""
 
     def left_open(self, folder: Path) -> Tracker | None:
         """The run of a trial that an earlier driver opened and did not end; None where there is no such run."""
@@ -80,7 +81,7 @@ class NoTracker:
     handle: RunHandle | None = None
     run_id: str | None = None
 
-    def open_trial(self, folder: Path, *, name: str, **what: Any) -> NoTracker:
+    def open_trial(self, folder: Path, *, name: str, what: Description = NOTHING) -> NoTracker:
         """Nor are the trials of a search tracked."""
         return self
 
@@ -116,10 +117,11 @@ class MlflowTracker:
         run = run_record.stored_run(self._folder)
         return None if run is None else run.run_id
 
-    def open_trial(self, folder: Path, *, name: str, **what: Any) -> MlflowTracker:
+    def open_trial(self, folder: Path, *, name: str, what: Description = NOTHING) -> MlflowTracker:
         """A run nested below this one, shipped with it."""
         parent = os.path.relpath(self._folder, folder)
-        run = _wanted(folder, uri=self.handle.uri, experiment=self.handle.experiment, name=name, parent=parent, **what)
+        uri, experiment = self.handle.uri, self.handle.experiment
+        run = _wanted(folder, uri=uri, experiment=experiment, name=name, parent=parent, what=what)
         run_record.put(folder, run)
         self._shipper.add(folder)
         return MlflowTracker(folder, run.handle, self._shipper)
@@ -166,9 +168,7 @@ def open_run(
     uri: str,
     experiment: str,
     name: str,
-    tags: Mapping[str, str] | None = None,
-    params: Mapping[str, Any] | None = None,
-    artifacts: Mapping[str, str] | None = None,
+    what: Description = NOTHING,
     parent: Path | None = None,
     say: Callable[[str], None],
     patience_s: float = FIRST_PASS_S,
@@ -183,9 +183,8 @@ def open_run(
     store.check_uri(uri)
     store.keep_credentials(uri)
     before = run_record.read(folder)
-    what: dict[str, Any] = {"tags": tags, "params": params, "artifacts": artifacts}
     above = None if parent is None else os.path.relpath(parent, folder)
-    run = _wanted(folder, uri=uri, experiment=experiment, name=name, parent=above, **what)
+    run = _wanted(folder, uri=uri, experiment=experiment, name=name, parent=above, what=what)
     run_record.put(folder, run)
     run_record.note_handle(folder, run.handle)
     shipper = Shipper(folder, say=say)
@@ -248,10 +247,8 @@ def _wanted(
     uri: str,
     experiment: str,
     name: str,
-    parent: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    params: Mapping[str, Any] | None = None,
-    artifacts: Mapping[str, str] | None = None,
+    parent: str | None,
+    what: Description,
 ) -> DesiredRun:
     """A run that is running: a new one, or the folder's own, of which nothing that it ended with is true any more."""
     before = run_record.read(folder)
@@ -265,9 +262,9 @@ def _wanted(
         handle=replace(before.handle, uri=uri),
         status="running",
         ended_ms=None,
-        tags={**before.tags, **(tags or {}), ERROR_TAG: None, STOP_REASON_TAG: None, MODEL_STEP_TAG: None},
-        params={**flatten(params or {}), **before.params},
-        artifacts={**before.artifacts, **(artifacts or {})},
+        tags={**before.tags, **what.tags, ERROR_TAG: None, STOP_REASON_TAG: None, MODEL_STEP_TAG: None},
+        params={**flatten(what.params), **before.params},
+        artifacts={**before.artifacts, **what.artifacts},
         best=None,
         trials=(),
     )

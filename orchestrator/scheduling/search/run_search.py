@@ -261,7 +261,7 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
         self._say(f"trial {task.trial.name} starts: {point}")
         described = what_is_tracked(task.prepared, self._goal)
-        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, **described)
+        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, what=described)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
