@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from orchestrator.errors import SpecError
@@ -202,14 +201,6 @@ class Method(PricedMethod):
     def merged(self, model: Module) -> Module:
         """An adapted module as a plain one that computes the same."""
         return model
-
-    def save_adapter(self, model: Module, folder: Path, *, base: str) -> None:
-        """Writes what an adapted module has beside the base, a folder or a hub name."""
-        raise NotImplementedError(f"{self.name} has no adapter")
-
-    def load_adapter(self, model: Module, folder: Path) -> Module:
-        """A base with the adapter that `save_adapter` wrote."""
-        raise NotImplementedError(f"{self.name} has no adapter")
 
     def decays(self, name: str, dimensions: int) -> bool:
         """Whether weight decay applies to a parameter: to matrices, not to biases and normalisation weights."""

@@ -71,13 +71,14 @@ class PeftMethod(Method):
             return model.merge_and_unload()
 
     def save_adapter(self, model: Module, folder: Path, *, base: str) -> None:
-        """See `Method`: as peft lays it out, with the modules that were trained whole."""
+        """Writes what an adapted module has beside the base, a folder or a hub name: as peft lays it out, with the
+        modules that were trained whole."""
         for config in model.peft_config.values():
             config.base_model_name_or_path = base
         model.save_pretrained(folder, save_embedding_layers=False)  # else peft would ask the hub about the base
 
     def load_adapter(self, model: Module, folder: Path) -> Module:
-        """See `Method`."""
+        """A base with the adapter that `save_adapter` wrote."""
         from peft import PeftModel
 
         loaded: Module = PeftModel.from_pretrained(model, str(folder))

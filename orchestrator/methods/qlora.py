@@ -83,12 +83,12 @@ class QLora(Lora):
         return base
 
     def save_adapter(self, model: Module, folder: Path, *, base: str) -> None:
-        """See `Method`; a file beside it says how transformers quantises the base in the same way."""
+        """See `PeftMethod`; a file beside it says how transformers quantises the base in the same way."""
         super().save_adapter(model, folder, base=base)
         (folder / QUANTIZATION).write_text(json.dumps(_how_it_is_quantised(model), indent=1))
 
     def load_adapter(self, model: Module, folder: Path) -> Module:
-        """See `Method`; the base in fp32."""
+        """See `PeftMethod`; the base in fp32."""
         return super().load_adapter(_quantised(model), folder)
 
 

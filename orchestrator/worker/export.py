@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 from orchestrator.methods.base import Method
+from orchestrator.methods.peft_method import PeftMethod
 from orchestrator.methods.registry import method_of
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.batches import Samples
@@ -112,6 +113,7 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
     _load(model, state, method)
     folder.mkdir(parents=True)
     if (place := adapter_folder(spec, folder)) is not None:
+        assert isinstance(method, PeftMethod), "others have no adapter to save"
         method.save_adapter(model.to(DTYPES[plan.precision]), place, base=resolve(str(spec.model.base)))
         config.save_pretrained(place / CONFIG)
         _load(model.float(), state, method)  # merged in fp32, as without an adapter
@@ -155,6 +157,7 @@ def _difference(folder: Path, spec: RunSpec, plan: RunPlan, data: PreparedData, 
     dtype, place = DTYPES[plan.precision], adapter_folder(spec, folder)
     if place is not None:
         method = method_of(spec.method)
+        assert isinstance(method, PeftMethod), "others leave no adapter"
         base, _ = load_base(spec, data, dtype=torch.float32 if method.cost.is_quantised else dtype, new_head=True)
         found = _apart_from(method.load_adapter(base, place).to(dtype), plan, trained)
         if found is not None:
