@@ -65,7 +65,7 @@ class PromptTuning(VirtualTokens):
         return _without_virtual_logits(super().adapt(model, spec))
 
     def load_adapter(self, model: Module, folder: Path) -> Module:
-        """See `Method`."""
+        """See `PeftMethod`."""
         return _without_virtual_logits(super().load_adapter(model, folder))
 
 
