@@ -21,6 +21,8 @@ AT_THE_END = (
 AT_CHECKPOINTS = ("checkpoint/interval_steps", "checkpoint/lost_s")
 """With `checkpoint.every_steps: auto`."""
 
+GAP = "eval/generalization_gap"
+"""Held-out loss less that on training samples, of the same weights and without dropout: it grows with memorising."""
 RETAINED_LOSS, FORGETTING = "eval/retained_loss", "eval/forgetting"
 """With `retain.data`: the loss on the held-out general data, in the unit of `eval/loss`, and by how much it is above
 its value before the first step (0 at the start; positive where something was forgotten)."""
@@ -28,7 +30,7 @@ its value before the first step (0 at the start; positive where something was fo
 
 def _at_evaluations(spec: RunSpec) -> tuple[str, ...]:
     general = () if spec.of_general_data is None else (RETAINED_LOSS, FORGETTING)
-    return (*task_of(spec.task).metrics, *general)
+    return (*task_of(spec.task).metrics, GAP, *general)
 
 
 def logged_metrics(spec: RunSpec) -> tuple[str, ...]:

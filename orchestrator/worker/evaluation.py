@@ -10,12 +10,11 @@ import torch
 
 from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.batches import Samples
+from orchestrator.samples.metric_names import GAP
 from orchestrator.tasks.base import BITS_PER_BYTE, Objective
 from orchestrator.worker.engine import Engine
 from orchestrator.worker.step_data import tensors
 
-GAP = "eval/generalization_gap"
-"""Held-out loss less that on training samples, of the same weights and without dropout: it grows with memorising."""
 _GAP_SAMPLES = 256
 """Training samples evaluated for the gap, at most: the standard error of their mean loss is a sixteenth of its spread
 over samples."""
