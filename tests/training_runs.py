@@ -106,12 +106,18 @@ def rows() -> Path:
 def bert() -> Path:
     """A base model with random weights, saved by transformers with a WordPiece tokenizer trained on the rows."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import BertWordPieceTokenizer, models
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = locations.home() / "bert"
     trained = BertWordPieceTokenizer()
     trained.train_from_iterator(rows().read_text().splitlines(), vocab_size=200, show_progress=False)
+    # WordPieceTrainer (tokenizers 0.23) numbers equally frequent words differently in each process.
+    known = trained.get_vocab()
+    special = sorted((token for token in known if token.startswith("[")), key=known.__getitem__)
+    ordered = [*special, *sorted(known.keys() - special)]
+    numbers = {token: number for number, token in enumerate(ordered)}
+    trained._tokenizer.model = models.WordPiece(numbers, unk_token="[UNK]")
     tokenizer = BertTokenizerFast(tokenizer_object=trained._tokenizer)
     torch.manual_seed(0)
     config = BertConfig(
