@@ -20,6 +20,14 @@ class Interval:
         """All three figures times a factor."""
         return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
+    def at_least(self, other: Interval) -> Interval:
+        """The larger of both at each of the three."""
+        return Interval(low=max(self.low, other.low), mid=max(self.mid, other.mid), high=max(self.high, other.high))
+
     def __add__(self, other: Interval) -> Interval:
         """The sum of both, as if they were wrong the same way: no error makes up for another."""
         return Interval(low=self.low + other.low, mid=self.mid + other.mid, high=self.high + other.high)
+
+
+ZERO = Interval(low=0.0, mid=0.0, high=0.0)
+"""Where sums begin."""

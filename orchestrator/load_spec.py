@@ -47,7 +47,11 @@ def load_spec(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunSpec
 
     Raises SpecError when the file cannot be read, is not YAML, has an unknown key or an impossible value.
     """
-    raw = read_yaml(path)
+    return spec_of_file(read_yaml(path), path, overrides)
+
+
+def spec_of_file(raw: dict[str, Any], path: str | Path, overrides: typing.Sequence[str]) -> RunSpec:
+    """See `load_spec`; `raw` is what the file holds."""
     if raw.get(STAGES) is not None:
         raise SpecError(
             "this command takes one training or search, and this spec has stages",

@@ -18,11 +18,11 @@ from orchestrator.load_spec import (
     apply_override,
     block_at,
     inline_deepspeed_file,
-    load_spec,
     parse_as,
     parse_override,
     parse_spec,
     set_path,
+    spec_of_file,
     takes_null,
 )
 from orchestrator.methods.registry import method_of
@@ -43,7 +43,7 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec | Stage
     """
     raw = read_yaml(path)
     if raw.get(STAGES) is None:
-        return load_spec(path, overrides)
+        return spec_of_file(raw, path, overrides)
     for override in overrides:
         _apply(raw, override)
     return parse_stages(raw, source=str(path), folder=Path(path).parent)

@@ -27,6 +27,11 @@ def home() -> Path:
     return Path(os.environ.get("ORCHESTRATOR_HOME") or Path.home() / ".orchestrator").expanduser().absolute()
 
 
+def data_cache() -> Path:
+    """The folder of encoded data, which all runs on this machine share."""
+    return home() / "cache" / "data"
+
+
 def default_tracking_uri() -> str:
     """`$MLFLOW_TRACKING_URI` when set, as it may be shown, else a local SQLite store that needs no server."""
     return hide(os.environ.get("MLFLOW_TRACKING_URI", "")) or f"sqlite:///{home() / 'mlflow.db'}"

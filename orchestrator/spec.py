@@ -390,6 +390,11 @@ class RunSpec(MethodChoice):
         return task_of(self.task).models_language
 
     @property
+    def data_key(self) -> str:
+        """Equal for specs whose data is encoded alike."""
+        return self.model_dump_json(include={"data", "model", "task", "retain"})
+
+    @property
     def keeps_best(self) -> bool:
         """Whether the model that is left is that of the best evaluation."""
         keep = self.checkpoint.keep

@@ -556,7 +556,8 @@ def test_the_model_of_the_best_evaluation_is_left_also_after_a_stop(
 
 def test_of_equal_evaluations_the_one_with_the_smaller_loss_is_best_and_none_without_a_loss(tmp_path: Path) -> None:
     job = classify(tmp_path, training__eval_every_steps=1)
-    best = BestWeights(job, leads=True, agree=lambda value: value, holds=lambda: True, compared={})
+    recovery: Any = None  # nothing is written
+    best = BestWeights(job, recovery, leads=True, agree=lambda value: value, compared={})
     engine: Any = None  # an evaluation that is the last leaves its weights there
     for step, accuracy, loss in ((1, 0.5, 0.7), (2, 0.5, 0.6), (3, 0.5, 0.6), (4, 0.9, math.nan), (5, 0.4, 0.1)):
         best.judge(engine, step, {"eval/accuracy": accuracy, "eval/loss": loss}, is_last=True)

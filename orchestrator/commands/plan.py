@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console, locations
@@ -143,7 +142,7 @@ def preview_stages(staged: StagedSpec, cluster: ClusterShape) -> StagesPreview:
     with staged.stages[0].named():
         found = [preview(first, cluster)]
         is_known = first.model.base is not None or found[0].data is not None
-        base = stand_in_for_base(first, cache=_cache()) if is_known else nullcontext(first.model)
+        base = stand_in_for_base(first, cache=locations.data_cache()) if is_known else nullcontext(first.model)
     with base as model:
         for before, stage in pairwise(staged.stages):
             spec = with_stand_in(stage.spec, model)
@@ -172,10 +171,6 @@ def _planned_stage(
     )
 
 
-def _cache() -> Path:
-    return locations.home() / "cache" / "data"
-
-
 class _Eyes:
     """Looks at data, once for all specs that share it."""
 
@@ -184,10 +179,9 @@ class _Eyes:
 
     def look(self, spec: RunSpec) -> tuple[DataLook | None, str | None]:
         """(what the data holds, or None and why it was not looked at)."""
-        key = spec.model_dump_json(include={"data": True, "model": True, "task": True, "retain": True})
-        if key not in self._seen:
-            self._seen[key] = _look(spec)
-        return self._seen[key]
+        if spec.data_key not in self._seen:
+            self._seen[spec.data_key] = _look(spec)
+        return self._seen[spec.data_key]
 
 
 def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
@@ -207,7 +201,7 @@ def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
             return None, f"{location} is on the hub: `run` downloads it, and the same plan then knows it"
     from orchestrator.samples.data_look import look
 
-    return look(spec, cache=_cache()), None
+    return look(spec, cache=locations.data_cache()), None
 
 
 def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes: _Eyes) -> SearchPlan:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 QUANTIZATION = "quantization_config.json"
 """Beside an adapter: what `BitsAndBytesConfig.from_dict` makes the argument `quantization_config` of. In the base's own
 configuration transformers 5.23 would take it to say that the weights in the file have 4 bits."""
+_NF4: Mapping[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
+"""4 bits, their scales quantised once more: settings of bitsandbytes' layers and weights."""
 _ADDED = re.compile(r"\.(lora_[AB]|modules_to_save)\.")
 """In the names of modules that peft has put beside the base's."""
 
@@ -108,13 +110,11 @@ def _quantised(model: Module) -> Module:
         module = model.get_submodule(name)
         weight = module.weight.data if hasattr(module, "in_features") else module.weight.data.T
         outputs, inputs = weight.shape
-        layer: Any = Linear4bit(inputs, outputs, bias=False, compress_statistics=True, quant_type="nf4")  # type: ignore[no-untyped-call]
+        layer: Any = Linear4bit(inputs, outputs, bias=False, **_NF4)  # type: ignore[no-untyped-call]
         # Else bitsandbytes 0.50 packs weights anew at the first evaluation on some CPUs: other roundings from there on,
         # and an error where the width is no multiple of 64 (`findings/bitsandbytes-cpu-evaluation.sh`).
         layer.support_avx512bf16_for_cpu = False
-        layer.weight = Params4bit(
-            weight.contiguous(), requires_grad=False, compress_statistics=True, quant_type="nf4", module=layer
-        )
+        layer.weight = Params4bit(weight.contiguous(), requires_grad=False, module=layer, **_NF4)
         layer.bias = module.bias
         setattr(model.get_submodule(parent), own, layer.to("cpu"))
     model.is_loaded_in_4bit = True  # what peft looks at
@@ -166,8 +166,8 @@ def _how_it_is_quantised(model: Module) -> dict[str, Any]:
     dtype = next(weight.dtype for weight in model.parameters() if weight.requires_grad)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=_NF4["quant_type"],
+        bnb_4bit_use_double_quant=_NF4["compress_statistics"],
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=sorted(whole),
     )

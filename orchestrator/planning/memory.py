@@ -231,9 +231,10 @@ def _weight_bytes(layout: Layout, shape: ModelShape, method: MethodCost) -> floa
     """All weights; of quantised ones, the linear modules of the layers have 4 bits."""
     if not method.is_quantised:
         return layout.weight_bytes * shape.parameters
-    whole = min(shape.parameters, shape.embedding_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
     if modules := linear_modules(shape):
         whole = shape.parameters - sum(inputs * outputs for inputs, outputs in modules.values())
+    else:  # of an unknown architecture: all but the embeddings and the output layer
+        whole = min(shape.parameters, shape.embedding_parameters + (0 if shape.tied else shape.vocab * shape.hidden))
     return layout.weight_bytes * whole + NF4_BYTES * (shape.parameters - whole)
 
 

@@ -162,7 +162,13 @@ def make_plan(
     """
     if kept is not None:
         spec = settle(spec, kept)
-    job = _job(spec, counts)
+    return _planned(_job(spec, counts), cluster, counts=counts, workers=workers, kept=kept)
+
+
+def _planned(
+    job: _Job, cluster: ClusterShape, *, counts: DatasetCounts | None, workers: int | None, kept: Kept | None
+) -> RunPlan:
+    """See `make_plan`."""
     spec = job.spec
     way, why_workers, sizes = _best_way(job, cluster, workers)
     site, layout, memory, steps, training = way.site, way.layout, job.memory(way.layout), job.steps, spec.training
@@ -348,9 +354,9 @@ def check_samples(spec: RunSpec) -> None:
 def plan_stage(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None, begins_with: str) -> RunPlan:
     """`make_plan` for a stage whose base is not there yet: the spec's model stands in for it, and what would be told
     of that one's head is not true of the base. `begins_with` says in a sentence what it will be."""
-    plan = make_plan(spec, cluster, counts=counts)
-    of_stand_in = _shape(spec, counts)[2]
-    return replace(plan, reasons=(*(reason for reason in plan.reasons if reason not in of_stand_in), begins_with))
+    job = replace(_job(spec, counts), about_base=())
+    plan = _planned(job, cluster, counts=counts, workers=None, kept=None)
+    return replace(plan, reasons=(*plan.reasons, begins_with))
 
 
 def check_follows(spec: RunSpec, *, before: str) -> None:

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import CapacityError
-from orchestrator.intervals import Interval
+from orchestrator.intervals import ZERO, Interval
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.throughput import STARTUP_SECONDS
 from orchestrator.quantities import Budget
-
-_NOTHING = Interval(low=0.0, mid=0.0, high=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +122,8 @@ def share_of_steps(steps: int, rungs: Sequence[int], reduction_factor: int) -> f
 def _together(plans: Sequence[RunPlan], rungs: Sequence[int], factor: int, at_a_time: int) -> SearchCost | None:
     """All trials, each for the part of its steps that it takes; a start is paid whole."""
     steps = flops = 0.0
-    gpu_hours = longest = waited = _NOTHING
-    usd: Interval | None = _NOTHING
+    gpu_hours = longest = waited = ZERO
+    usd: Interval | None = ZERO
     for plan in plans:
         if plan.steps is None or plan.wall_hours is None:
             return None
@@ -138,12 +136,8 @@ def _together(plans: Sequence[RunPlan], rungs: Sequence[int], factor: int, at_a_
         usd = None if usd is None or plan.usd is None else usd + device.scaled(plan.usd_per_device_hour)
         waited = waited + wall.scaled(1 / at_a_time)
         whole = plan.wall_hours  # the best trial runs to its end, rungs or not
-        longest = Interval(
-            low=max(longest.low, whole.low), mid=max(longest.mid, whole.mid), high=max(longest.high, whole.high)
-        )
-    wall = Interval(
-        low=max(longest.low, waited.low), mid=max(longest.mid, waited.mid), high=max(longest.high, waited.high)
-    )
+        longest = longest.at_least(whole)
+    wall = longest.at_least(waited)
     return SearchCost(steps=round(steps), gpu_hours=gpu_hours, wall_hours=wall, usd=usd, flops=flops)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.intervals import Interval
+from orchestrator.intervals import ZERO, Interval
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
 from orchestrator.spec_stages import StagedSpec
@@ -65,7 +66,7 @@ def plan_stages(staged: StagedSpec, plans: Sequence[RunPlan]) -> StagesPlan:
         gpu_hours=gpu_hours,
         wall_hours=wall_hours,
         usd=usd,
-        peak_gib=Interval(**{end: max(getattr(peak, end) for peak in peaks) for end in ("low", "mid", "high")}),
+        peak_gib=functools.reduce(Interval.at_least, peaks),
         fits=all(plan.fits for plan in plans),
         refused=tuple(stage.label for stage, plan in zip(staged.stages, plans, strict=True) if not plan.fits),
         notes=_budget_notes(staged.budget, None if staged.budget is None else needs[staged.budget.unit]),
@@ -83,4 +84,4 @@ def _budget_notes(budget: Budget | None, needed: float | None) -> tuple[str, ...
 
 def _sum(parts: Sequence[Interval | None]) -> Interval | None:
     known = [part for part in parts if part is not None]
-    return sum(known, start=Interval(low=0.0, mid=0.0, high=0.0)) if len(known) == len(parts) else None
+    return sum(known, start=ZERO) if len(known) == len(parts) else None

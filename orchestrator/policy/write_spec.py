@@ -94,9 +94,10 @@ def remarks(spec: dict[str, Any], question: Question, advice: Recommendation) ->
             "first the domain's text, then its labels: add the raw text to data.train, which names the labelled texts "
             "alone, and fine-tune with model.base: runs:/ID of this run"
         )
-    for one in advice.candidates:
-        if one.strategy in _trainable(advice, question) and (package := method_of(_method(one)).requires):
-            yield f'{_method(one)} needs {package} on every node: pip install "orchestrator[{_method(one)}]"'
+    wanted = _trainable(advice, question)
+    for method in (method_of(_method(one)) for one in advice.candidates if one.strategy in wanted):
+        if method.requires is not None:
+            yield f'{method.name} needs {method.requires} on every node: pip install "orchestrator[{method.name}]"'
 
 
 def _method(one: Candidate) -> MethodName:

@@ -132,7 +132,7 @@ def look_ahead(spec: RunSpec) -> Foreseen:
     Raises what `plan_to_run` and `prepare` raise.
     """
     check_goal(spec)
-    cluster, cache = expected_shape(), locations.home() / "cache" / "data"
+    cluster, cache = expected_shape(), locations.data_cache()
     found: dict[str, PreparedData | None] = {}
     specs = [spec, *(() if spec.search is None else (trial.spec for trial in trials(spec)))]
     each: list[PreparedData | None] = []
@@ -142,10 +142,9 @@ def look_ahead(spec: RunSpec) -> Foreseen:
             check_samples(one)
         else:
             plan_to_run(one, cluster)
-        key = one.model_dump_json(include={"data", "model", "task", "retain"})
-        if key not in found:
-            found[key] = find_prepared(one, cache=cache)
-        each.append(found[key])
+        if one.data_key not in found:
+            found[one.data_key] = find_prepared(one, cache=cache)
+        each.append(found[one.data_key])
     met = [(one, data) for one, data in zip(specs, each, strict=True) if data is not None]
     whole = len(met) == len(specs)
     return Foreseen(data=each[0], run_folder=run_folder_of(*met[0], met[1:]) if whole else None)

@@ -124,7 +124,7 @@ def check_stop(listener: Listener) -> None:
 def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Prepared:
     """Data from the cache or tokenised on the cluster, and the plan that has met it."""
     listener.say("preparing data")
-    cache = locations.home() / "cache" / "data"
+    cache = locations.data_cache()
     data = prepare(spec, cache=cache, encode=_until_stopped(listener), pause=functools.partial(check_stop, listener))
     say_held_out(data, listener)
     plan = plan_to_run(spec, cluster, counts=data.counts)
@@ -200,20 +200,21 @@ def _opened(prepared: Prepared, listener: Listener) -> Tracker:
     """The MLflow run of a run folder: a new one, or the folder's own, which has not ended any more."""
     spec, folder = prepared.spec, prepared.run_folder
     (folder / RESULT).unlink(missing_ok=True)
-    if not spec.tracking.enabled:
-        return NoTracker()
-    tracker = open_run(
-        folder,
-        uri=tracking_uri(spec),
-        experiment=spec.tracking.experiment,
-        name=spec.name,
-        what=what_is_tracked(prepared),
-        parent=None if prepared.part_of is None else prepared.part_of.run_folder,
-        say=listener.say,
-    )
+    parent = None if prepared.part_of is None else prepared.part_of.run_folder
+    tracker = opened(spec, folder, name=spec.name, what=what_is_tracked(prepared), listener=listener, parent=parent)
     if tracker.run_id is not None:  # else nor would the store take what earlier runs have left
         threading.Thread(target=_ship_left_behind, args=(folder, listener.say), daemon=True).start()
     return tracker
+
+
+def opened(
+    spec: RunSpec, folder: Path, *, name: str, what: Description, listener: Listener, parent: Path | None = None
+) -> Tracker:
+    """The MLflow run of a folder where the spec's runs are tracked, below that of a folder `parent` if one is given."""
+    if not spec.tracking.enabled:
+        return NoTracker()
+    uri, experiment = tracking_uri(spec), spec.tracking.experiment
+    return open_run(folder, uri=uri, experiment=experiment, name=name, what=what, parent=parent, say=listener.say)
 
 
 def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> Description:

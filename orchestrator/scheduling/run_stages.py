@@ -42,6 +42,7 @@ from orchestrator.scheduling.run_lifecycle import (
     PartOf,
     RunResult,
     end_run,
+    opened,
     remembered_run_id,
     shipped,
     told_of_its_end,
@@ -56,7 +57,7 @@ from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.tracking.mlflow_backend import TAG
 from orchestrator.tracking.run_record import check_undriven, driving
 from orchestrator.tracking.store import check_uri
-from orchestrator.tracking.tracker import NoTracker, Tracker, open_run
+from orchestrator.tracking.tracker import Tracker
 
 _BEGUN = "stages.json"
 """In the folder of the whole: the run folder of each stage that was begun, by the name of its run, in their order."""
@@ -212,21 +213,11 @@ def _answer(stage: Stage, result: RunResult) -> dict[str, Any]:
 def _tracked(staged: StagedSpec, folder: Path, listener: Listener) -> Iterator[Tracker]:
     """The MLflow run of the whole, which says how the body failed. Raises ClusterError when another one drives it."""
     make_folder(folder)
-    with driving(folder), told_of_its_end(_opened(staged, folder, listener), folder, listener) as tracker:
-        yield tracker
-
-
-def _opened(staged: StagedSpec, folder: Path, listener: Listener) -> Tracker:
-    if not staged.tracking.enabled:
-        return NoTracker()
-    return open_run(
-        folder,
-        uri=tracking_uri(staged.first),
-        experiment=staged.tracking.experiment,
-        name=staged.name,
-        what=described_stages(staged, run_folder=folder),
-        say=listener.say,
-    )
+    with driving(folder):
+        what = described_stages(staged, run_folder=folder)
+        tracker = opened(staged.first, folder, name=staged.name, what=what, listener=listener)
+        with told_of_its_end(tracker, folder, listener):
+            yield tracker
 
 
 def newest_begun(staged: StagedSpec, folder: Path) -> tuple[RunSpec, Path] | None:
@@ -270,7 +261,7 @@ def _check_all(staged: StagedSpec, *, cluster: ClusterShape | None) -> None:
 
     with first.named():
         check(first.spec)
-    with stand_in_for_base(first.spec, cache=locations.home() / "cache" / "data") as model:
+    with stand_in_for_base(first.spec, cache=locations.data_cache()) as model:
         for before, stage in pairwise((first, *later)):
             spec = with_stand_in(stage.spec, model)
             with stage.named():

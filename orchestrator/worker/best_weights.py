@@ -7,7 +7,7 @@ stay beside newer ones, so that a run which goes on from there finds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from orchestrator.ranking import WORST
 from orchestrator.runs.job import BEST, LoopState, TrainingJob, best_file
 from orchestrator.worker.engine import Engine
 from orchestrator.worker.objectives import Batch
+from orchestrator.worker.recovery import Agree, RecoveryManager
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,11 @@ class BestWeights:
     """One rank's share of keeping the best weights; every rank calls each method at the same step."""
 
     def __init__(
-        self, job: TrainingJob, *, leads: bool, agree: Callable[[Any], Any], holds: Callable[[], bool], compared: Batch
+        self, job: TrainingJob, recovery: RecoveryManager, *, leads: bool, agree: Agree, compared: Batch
     ) -> None:
-        """`agree` gives rank 0's value to every rank, `holds` says whether this attempt may still write, `compared` are
-        the samples by which an exported model is checked."""
+        """`compared` are the samples by which an exported model is checked."""
         self._is_on, self._goal, self._run_folder = job.spec.keeps_best, job.spec.goal, job.run_folder
-        self._exchange = job.exchange()
-        self._leads, self._agree, self._holds, self._compared = leads, agree, holds, compared
+        self._recovery, self._leads, self._agree, self._compared = recovery, leads, agree, compared
         self._step: int | None = None
         self._metrics: Mapping[str, float] = {}
         self._named: int | None = None
@@ -74,17 +73,18 @@ class BestWeights:
         self._metrics = {} if step is None else state.best_metrics
 
     def judge(self, engine: Engine, step: int, metrics: Mapping[str, float], *, is_last: bool) -> None:
-        """Keeps the weights where no evaluation before was better; those of the last step need not be written."""
+        """Keeps the weights where no evaluation before was better than this one, which gave `metrics`; those of the
+        last step need not be written."""
         if not self._is_on or self._rank(metrics)[0] == WORST:
             return
         if self._step is not None and self._rank(metrics) <= self._rank(self._metrics):
             return
         self._step = step
-        self._metrics = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        self._metrics = metrics
         if is_last:
             return
         kept = {"logits": engine.logits(self._compared), "weights": engine.trained_state()}
-        if self._leads and self._holds():
+        if self._leads and self._recovery.holds():
             self._write(self._file_of(step), kept)
 
     def named(self) -> None:
@@ -117,4 +117,4 @@ class BestWeights:
                 draft.replace(file)
             needed = {file} if self._named is None else {file, self._file_of(self._named)}
             for other in set(file.parent.glob("*.pt")) - needed:
-                self._exchange.remove(f"{BEST}/{other.name}")
+                self._recovery.hide(f"{BEST}/{other.name}")

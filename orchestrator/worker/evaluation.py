@@ -48,12 +48,11 @@ class Evaluator:
         figures = self._objective.summarize(*totals)
         if self._covered_bytes is not None:
             figures[BITS_PER_BYTE] = totals[0] / math.log(2) / self._covered_bytes
-        learnt = self._objective.summarize(*self._sums(engine, self._train, self._learnt_from))
-        return figures | {GAP: figures["eval/loss"] - learnt["eval/loss"]}
+        return figures | {GAP: figures["eval/loss"] - self.loss(engine, self._train, self._learnt_from)}
 
-    def loss(self, engine: Engine, samples: Samples) -> float:
-        """The mean loss over every one of other samples; every rank calls it."""
-        return self._objective.summarize(*self._sums(engine, samples, np.arange(len(samples))))["eval/loss"]
+    def loss(self, engine: Engine, samples: Samples, chosen: np.ndarray) -> float:
+        """The mean loss over samples chosen by their numbers; every rank calls it."""
+        return self._objective.summarize(*self._sums(engine, samples, chosen))["eval/loss"]
 
     def _sums(self, engine: Engine, samples: Samples, chosen: np.ndarray) -> list[float]:
         """The objective's sums over chosen samples."""

@@ -68,7 +68,9 @@ class _Loop:
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         self._notes: tuple[str, ...] = ()
-        self._forgetting, counts = Forgetting(job), job.data.counts
+        training = job.spec.training
+        masking = Masking(rate=training.masking_rate, seed=training.seed)
+        self._forgetting, counts = Forgetting(job, masking=masking), job.data.counts
         evaluated = counts.validation_samples + len(gap_samples(counts.train_samples, counts.validation_samples))
         evaluated += self._forgetting.samples
         self._account = Account(job.plan, evaluated_samples=evaluated, started_s_ago=job.started_s_ago)
@@ -76,8 +78,6 @@ class _Loop:
         self._heartbeat = context.heartbeat
         join_process_group(job.plan, context)
         self._heartbeat.count(collectives_begun)
-        training = job.spec.training
-        masking = Masking(rate=training.masking_rate, seed=training.seed)
         self._validation: Samples = open_split(job.data.path, "validation", masking=masking)
         self._checked = self._validation
         self._train: Samples = open_split(job.data.path, "train", masking=masking)
@@ -96,11 +96,7 @@ class _Loop:
             self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
         )
         self._best = BestWeights(
-            job,
-            leads=self._leads,
-            agree=self._from_leader,
-            holds=self._recovery.holds,
-            compared=self._given_to_compare(),
+            job, self._recovery, leads=self._leads, agree=self._from_leader, compared=self._given_to_compare()
         )
         self._consensus = Consensus(self._sum, rank=context.rank, world_size=job.plan.workers)
         self._guard = DivergenceGuard(

@@ -224,6 +224,10 @@ class RecoveryManager:
         """What rank 0 has written into the run's folder, a file or a folder, becomes visible to the run's driver."""
         self._exchange.send(file.name, patience_s=PATIENCE_S)
 
+    def hide(self, part: str) -> None:
+        """Removes what rank 0 has written there, a file or a folder, also for the run's driver."""
+        self._exchange.remove(part)
+
     def close(self) -> None:
         """Gives up what is not complete yet."""
         self._saver.close()

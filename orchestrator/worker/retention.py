@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from orchestrator.runs.job import LoopState, TrainingJob
 from orchestrator.samples.batches import Samples, open_split
 from orchestrator.samples.masking import Masking
@@ -27,9 +29,8 @@ def step_data(job: TrainingJob, train: Samples, *, masking: Masking, rank: int) 
 class Forgetting:
     """The loss on general data, and its rise since before the first step."""
 
-    def __init__(self, job: TrainingJob) -> None:
-        general, training = job.data.retained, job.spec.training
-        masking = Masking(rate=training.masking_rate, seed=training.seed)
+    def __init__(self, job: TrainingJob, *, masking: Masking) -> None:
+        general = job.data.retained
         self._samples = None if general is None else open_split(general.path, "validation", masking=masking)
         self._before: float | None = None
 
@@ -56,7 +57,7 @@ class Forgetting:
         """The metrics of an evaluation, none without general data; all ranks call it, first before the first step."""
         if self._samples is None:
             return {}
-        loss = evaluator.loss(engine, self._samples)
+        loss = evaluator.loss(engine, self._samples, np.arange(len(self._samples)))
         if self._before is None:
             self._before = loss
         return {RETAINED_LOSS: loss, FORGETTING: loss - self._before}

@@ -265,9 +265,8 @@ def run_to_its_end(task: TrialTask, reports: Reports) -> None:
 
 
 def forget_best(task: TrialTask) -> None:
-    """The weights of a trial's best evaluation are not needed any more."""
-    with suppress(StorageError):  # they stay there, which changes no result
-        exchange_at(task.folder, bucket_of(task.prepared.spec, task.folder)).remove(BEST)
+    """The weights of a trial's best evaluation are not needed any more; they lie in its folder alone."""
+    shutil.rmtree(task.folder / BEST, ignore_errors=True)
 
 
 def _trained(task: TrialTask, reports: Reports, claim: _Claim) -> Ending:
