@@ -173,7 +173,7 @@ def test_a_run_says_and_logs_what_it_is_measured_on(tmp_path: Path) -> None:
     said: list[str] = []
     say_held_out(one.data, replace(listener(), say=said.append))
     assert one.data.held_out.sentence() in said
-    tags, params = what_is_tracked(one)["tags"], what_is_tracked(one)["params"]
+    tags, params = what_is_tracked(one).tags, what_is_tracked(one).params
     assert tags["orchestrator.held_out_fingerprint"] == one.data.held_out_fingerprint
     assert float(params["held_out.share"]) == one.data.held_out.share == pytest.approx(0.1, abs=0.01)
 
