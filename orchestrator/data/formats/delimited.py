@@ -11,7 +11,8 @@ import codecs
 import csv
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ BLOCK_BYTES = 3 << 17
 1 << 17, 500 MB of short texts took twice the time; with pyarrow's default of 1 << 20, a sixth more memory."""
 _ROWS_OF_CSV = 1_000
 _LONGEST_ROW = 1 << 30  # Bytes; pyarrow counts a block's bytes in 31 bits.
+_RELEASE_S = 10.0  # Of waiting for pyarrow's thread, which takes microseconds.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,6 @@ class _Checked:
         self.fault: Exception | None = None
         self.too_short = False
         """Whether a row was longer than what was parsed at once."""
-        self.closed = False
 
     def read(self, size: int = -1) -> bytes:
         if self.fault is not None:
@@ -220,8 +221,24 @@ class _Checked:
             self._quotes.finish()
         return self._quotes is None or self._quotes.in_place
 
+
+class _Feed:
+    """What pyarrow reads from; says when it has let go of it.
+
+    pyarrow 25.0.1 may do so on its own thread, after the last row or error was handed out. That takes Python's lock,
+    and a thread that asks for it while the interpreter ends aborts the process: so nobody goes on before.
+    """
+
+    closed = False
+
+    def __init__(self, read: Callable[[int], bytes], released: threading.Event) -> None:
+        self.read, self._released = read, released  # no method: an error's traceback would keep hold of `self`
+
     def close(self) -> None:
         self.closed = True
+
+    def __del__(self) -> None:
+        self._released.set()
 
 
 class _NulError(Exception):
@@ -255,19 +272,24 @@ def _from(
     """Rows behind the first `skip`, up to the end, to a fault that `read` deals with, or to a row that is too long."""
     import pyarrow as pa
 
-    checked.too_short = False
+    checked.too_short, refused, released = False, "", threading.Event()
     try:
-        for arrays in _parsed(pa.PythonFile(checked, mode="r"), dialect, columns, block=block):
+        source = pa.PythonFile(_Feed(checked.read, released), mode="r")
+        for arrays in _parsed(source, dialect, columns, block=block):
             if checked.fault is not None:  # The last rows may be torn.
                 break
             if len(arrays[0]) > skip:
                 yield tuple(array.slice(skip) for array in arrays)
             skip = max(0, skip - len(arrays[0]))
     except pa.ArrowInvalid as error:
-        if checked.fault is None:
-            checked.too_short = "straddling" in str(error) and block <= min(checked.bytes, _LONGEST_ROW)
-            if not checked.too_short:
-                _explain(file, dialect, error)
+        refused = one_line(error, most=None)  # the error itself would keep hold of the source
+    finally:
+        del source
+        released.wait(_RELEASE_S)
+    if checked.fault is None and refused:
+        checked.too_short = "straddling" in refused and block <= min(checked.bytes, _LONGEST_ROW)
+        if not checked.too_short:
+            _explain(file, dialect, refused)
     if checked.fault is not None and not isinstance(checked.fault, _NulError):
         raise checked.fault
 
@@ -284,10 +306,19 @@ def parse(data: bytes, dialect: Dialect, columns: Sequence[str], *, header_rows:
     if not data.strip(b"\r\n"):
         return tuple(pa.array([], pa.string()) for _ in columns)
     try:
-        parts = list(_parsed(pa.BufferReader(data), dialect, columns, block=len(data) + 1, header_rows=header_rows))
+        parts = list(_parsed(_in_arrow(data), dialect, columns, block=len(data) + 1, header_rows=header_rows))
     except pa.ArrowInvalid:
         return None
     return tuple(pa.chunked_array(column, pa.string()).combine_chunks() for column in zip(*parts, strict=True))
+
+
+def _in_arrow(data: bytes) -> Any:
+    """A copy that pyarrow's threads can let go of without Python's lock: see `_Feed`."""
+    import pyarrow as pa
+
+    stream = pa.BufferOutputStream()
+    stream.write(data)
+    return pa.BufferReader(stream.getvalue())
 
 
 def _parsed(
@@ -376,7 +407,7 @@ def _rows_of(
         raise DataError(f"line {reader.line_num} of {file} is not valid CSV", got=str(error)) from error
 
 
-def _explain(file: Path, dialect: Dialect, error: Exception) -> NoReturn:
+def _explain(file: Path, dialect: Dialect, refused: str) -> NoReturn:
     """Raises the DataError that names the row, found by reading the file once more with Python's csv module."""
     check_utf8(file)
     if dialect.quoted and dialect.delimiter != "\t":
@@ -384,7 +415,7 @@ def _explain(file: Path, dialect: Dialect, error: Exception) -> NoReturn:
     with _lines(file, None, b"") as lines:
         for _ in _rows_of(lines, file, dialect):
             pass
-    raise DataError(f"{file} cannot be read", got=one_line(error, most=None)) from error
+    raise DataError(f"{file} cannot be read", got=refused)
 
 
 def _unequal(file: Path, dialect: Dialect, fields: Sequence[str], *, row: int, line: int) -> DataError:
