@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
-from orchestrator.methods.registry import method_of
-from orchestrator.spec import RunSpec
+from orchestrator.methods.registry import METHODS, method_of
+from orchestrator.spec import RunSpec, TrainingSpec, UntrainedRunSpec
 from orchestrator.spec_stages import CYCLES, STAGES, StagesSpec
 from orchestrator.yaml_file import parse_yaml, read_yaml
 
@@ -22,6 +22,12 @@ B = typing.TypeVar("B", bound=BaseModel)
 
 MOST_PROBLEMS, LONGEST_PROBLEM, LONGEST_VALUE = 12, 500, 120
 """Of a message, in problems and characters: what a screen holds (a guess)."""
+
+_TRAINING = "training"
+_ALSO_ASKING = ("global_batch", "micro_batch", "precision", "seed")
+"""Fields of `training` that count where nothing is trained."""
+_SAMPLES_ASKED = 64
+"""Rows for each worker, shared out together, where no batch is given."""
 
 _BRANCH = re.compile(r"[\[\]()]|^(int|float|str|literal|tuple|constrained-(int|float|str))$")
 """Names that pydantic gives to the branches of a union."""
@@ -67,10 +73,34 @@ def spec_of_file(raw: dict[str, Any], path: str | Path, overrides: typing.Sequen
 
 def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
     """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
-    spec = parse_as(RunSpec, raw, source)
+    trains = _trains(raw)
+    spec = parse_as(RunSpec if trains else UntrainedRunSpec, raw if trains else _without_training(raw), source)
     if (problem := method_of(spec.method).problem(spec)) is not None:
         raise SpecError(f"{source}: {problem}")
     return spec
+
+
+def _trains(raw: dict[str, Any]) -> bool:
+    return raw.get("method") not in [method.name for method in METHODS if not method.trains]
+
+
+def _without_training(raw: dict[str, Any]) -> dict[str, Any]:
+    """A spec whose method trains nothing: of its training counts what is no part of that, so that one file serves all
+    methods. Keys that nobody knows stay, to be refused by their names."""
+    given, workers = raw.get("training", {}), (raw.get("resources") or {}).get("workers", 1)
+    if not isinstance(given, dict):
+        return raw
+    most = max(workers) if isinstance(workers, list | tuple) and workers else workers
+    batch = _SAMPLES_ASKED * most if type(most) is int else _SAMPLES_ASKED
+    kept = {
+        name: value for name, value in given.items() if name in _ALSO_ASKING or name not in TrainingSpec.model_fields
+    }
+    checkpoint = {name: value for name, value in (raw.get("checkpoint") or {}).items() if name != "keep"}
+    return {
+        **raw,
+        "training": {"global_batch": batch, **kept, "steps": 0, "learning_rate": 0},
+        **({"checkpoint": checkpoint} if isinstance(raw.get("checkpoint"), dict) else {}),
+    }
 
 
 def parse_as(kind: type[B], raw: dict[str, Any], source: str) -> B:
@@ -282,7 +312,11 @@ def _with_stages(schema: dict[str, Any]) -> dict[str, Any]:
     schema["properties"] |= {STAGES: fields[STAGES], CYCLES: fields[CYCLES]}
     schema["if"] = {"required": [STAGES]}
     schema["then"] = {"required": ["name"]}
-    schema["else"] = {"required": schema.pop("required"), "properties": needed}
+    # A method that trains nothing needs no `training`.
+    always = [name for name in schema.pop("required") if name != _TRAINING]
+    training = {"required": [_TRAINING], "properties": {_TRAINING: needed.pop(_TRAINING)}}
+    asks = {"required": ["method"], "properties": {"method": {"enum": [m.name for m in METHODS if not m.trains]}}}
+    schema["else"] = {"required": always, "properties": needed, "if": asks, "else": training}
     return schema
 
 

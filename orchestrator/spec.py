@@ -19,7 +19,7 @@ from orchestrator.quantities import Budget, divisors, parse_budget
 from orchestrator.ranking import Goal
 from orchestrator.spec_data import DataSpec
 from orchestrator.spec_methods import MethodChoice
-from orchestrator.spec_numbers import Count, Rate, RateOrZero, Samples, Seed
+from orchestrator.spec_numbers import Count, CountOrZero, Rate, RateOrZero, Samples, Seed
 from orchestrator.spec_retain import RetainSpec
 from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec, StopSpec
@@ -150,6 +150,13 @@ class TrainingSpec(Block):
         """Whether the global batch is a whole number of micro-batches for each of so many workers."""
         micro_batch = 1 if self.micro_batch == "auto" else self.micro_batch
         return self.global_batch % (workers * micro_batch) == 0
+
+
+class UntrainedSpec(TrainingSpec):
+    """What is left of it for a method that trains nothing."""
+
+    steps: CountOrZero | None = 0
+    learning_rate: RateOrZero = 0.0
 
 
 def _not_finite(values: Any, path: str = "") -> Iterator[str]:
@@ -449,6 +456,14 @@ class RunSpec(MethodChoice):
         }
         if self.retain is None:
             left_out["retain"] = True
+        if isinstance(self.training, UntrainedSpec):
+            left_out["training"] = set(TrainingSpec.model_fields) - {"precision", "seed"}
         kept = self.model_dump(mode="json", exclude=left_out) | self.method_identity()
         kept["data"]["text_column"] = self.data.text_column or "text"  # as when that was the default
         return kept
+
+
+class UntrainedRunSpec(RunSpec):
+    """A run whose method trains nothing."""
+
+    training: UntrainedSpec

@@ -9,11 +9,15 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from orchestrator.spec_numbers import Rate, SmallCount
+from orchestrator.spec_numbers import Rate, ShotCount, SmallCount
 from orchestrator.spec_survival import Block
 
 Export = Literal["auto", "merged", "adapter", "both"]
-MethodName = Literal["full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch"]
+MethodName = Literal[
+    "full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch", "few_shot"
+]
+TEXT, LABEL = "{text}", "{label}"
+"""What stands for a row's text and for its class in `few_shot.template`."""
 
 
 class LoraSpec(Block):
@@ -65,6 +69,38 @@ class PromptTuningSpec(Block):
     """Embeddings that are learnt in front of every sample: 100 in Lester et al. (2021)."""
 
 
+class FewShotSpec(Block):
+    """What `method: few_shot` asks the base: an instruction, examples with their classes, and a row without one."""
+
+    examples: ShotCount = 8
+    """Training rows that the prompt shows, as many of each class as can be; 0 asks without any. Drawn by
+    `training.seed`."""
+    template: str = f"Text: {TEXT}\nLabel: {LABEL}"
+    """How a row is written; the examples and the row that is asked about stand a blank line apart."""
+    instruction: str = ""
+    """What the prompt begins with."""
+    words: dict[str, str] = Field(default_factory=dict)
+    """What stands for a class where its name says little: `{"0": negative, "1": positive}`; for all of them or none."""
+
+    @field_validator("template")
+    @classmethod
+    def _names_text_and_label(cls, value: str) -> str:
+        if value.count(TEXT) != 1 or value.count(LABEL) != 1 or not value.endswith(LABEL) or value.startswith(LABEL):
+            raise ValueError(
+                f"few_shot.template holds {TEXT} once and ends with {LABEL}, which the base goes on with; "
+                f"got {value!r:.200}"
+            )
+        return value
+
+    @field_validator("words")
+    @classmethod
+    def _words_differ(cls, value: dict[str, str]) -> dict[str, str]:
+        written = [word.strip() for word in value.values()]
+        if not all(written) or len(set(written)) < len(written):
+            raise ValueError(f"few_shot.words gives each class a word of its own; got {value!r:.200}")
+        return value
+
+
 class LayerwiseSpec(Block):
     """Learning rates that differ from layer to layer, of `method: full` and `last_layers` on a base."""
 
@@ -89,11 +125,14 @@ class MethodChoice(Block):
     """Fine-tuning: `full` trains every weight, `last_layers` the layers at the top and the head, `lora` low-rank
     adapters, `qlora` the same beside a base of 4-bit weights, `ia3` factors of keys, values and the MLP, `prefix` keys
     and values in front of every layer's and `prompt_tuning` embeddings in front of every sample (`task: causal-lm`),
-    `head` only a new head on frozen features, `scratch` the same architecture with new weights, to compare with."""
+    `head` only a new head on frozen features, `scratch` the same architecture with new weights, to compare with.
+    `few_shot` trains nothing: the base, a causal language model, is asked with some training rows in the prompt."""
     last_layers: LastLayersSpec = LastLayersSpec()
     """Settings for `method: last_layers`."""
     layerwise: LayerwiseSpec = LayerwiseSpec()
     """Learning rates by layer."""
+    few_shot: FewShotSpec = FewShotSpec()
+    """Settings for `method: few_shot`."""
     lora: LoraSpec = LoraSpec()
     """Adapter settings for `method: lora` and `qlora`."""
     prefix: PrefixSpec = PrefixSpec()

@@ -242,9 +242,9 @@ def test_an_architecture_that_transformers_has_no_model_of_the_task_for_is_refus
 def test_the_architectures_of_a_task_are_those_of_transformers() -> None:
     from transformers.models.auto import modeling_auto as auto
 
-    assert supported("causal-lm") == set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    assert supported("masked-lm") == set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-    assert supported("text-classification") == set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    assert supported(task_of("causal-lm")) == set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert supported(task_of("masked-lm")) == set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    assert supported(task_of("text-classification")) == set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 
 
 @pytest.mark.slow
@@ -254,7 +254,7 @@ def test_models_whose_text_part_is_loaded_alone_are_those_of_transformers() -> N
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     found = set()
-    for kind in supported("causal-lm") & set(CONFIG_MAPPING.keys()):
+    for kind in supported(task_of("causal-lm")) & set(CONFIG_MAPPING.keys()):
         part = CONFIG_MAPPING[kind].sub_configs.get("text_config")
         name = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
         if part is not None and getattr(transformers, name).config_class == part:

@@ -214,12 +214,12 @@ def run(job: TrainingJob, **events: Any) -> Outcome:
 def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:
     if world_size > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    from orchestrator.worker.loop import train
+    from orchestrator.worker.work import carry_out
 
     while True:
         job, events = pipe.recv()
         try:
-            answer: Any = train(job, _context(job, events, rank, world_size))
+            answer: Any = carry_out(job, _context(job, events, rank, world_size))
         except (Exception, SystemExit) as error:
             answer = error
         pipe.send(answer)

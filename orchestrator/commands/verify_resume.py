@@ -21,6 +21,7 @@ from orchestrator import console
 from orchestrator.commands.run import listening
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.load_spec import load_spec
+from orchestrator.methods.registry import method_of
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 
@@ -104,6 +105,12 @@ def verify_command(path: str, overrides: Sequence[str] = (), *, steps: int = DEF
 
 def check_request(spec: RunSpec, steps: int) -> None:
     """Refuses what can be known wrong from the spec alone; raises SpecError."""
+    if not method_of(spec.method).trains:
+        raise SpecError(
+            "verify-resume compares two trainings, and this method trains nothing",
+            got=f"method: {spec.method}",
+            do="give a spec with another method",
+        )
     if spec.search is not None:
         point = trials(spec)[0].overrides.items()
         raise SpecError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from orchestrator.errors import SpecError
+from orchestrator.tasks.base import LearntTask
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
@@ -97,6 +99,8 @@ class Method(PricedMethod):
     """The advisor's, whose expectations its runs tell about; None where they would tell of something else."""
     is_advised: ClassVar[bool] = False
     """Whether the advisor writes it into a spec for its strategy; one method for each strategy is."""
+    trains: ClassVar[bool] = True
+    """Whether weights change; else the base answers as it is."""
     is_from_scratch: ClassVar[bool] = False
     """Whether the weights of a base are left unread."""
     epochs_factor: ClassVar[float] = 1.0
@@ -124,6 +128,13 @@ class Method(PricedMethod):
     def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
         """What it costs with the settings of a spec."""
         return self.cost
+
+    def model_task(self, spec: RunSpec) -> LearntTask:
+        """The task whose kind of model it works with."""
+        return task_of(spec.task)
+
+    def check_architecture(self, kind: str) -> None:
+        """Raises ModelError for a `model_type` that it cannot work with."""
 
     def problem(self, spec: RunSpec) -> str | None:
         """Why a spec cannot train by this method, in a sentence; None where it can."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, assert_never, get_args
 
 from orchestrator.methods.adapter import LlamaAdapter
 from orchestrator.methods.base import Method, PricedMethod
+from orchestrator.methods.few_shot import FewShot
 from orchestrator.methods.full import Full
 from orchestrator.methods.head import Head
 from orchestrator.methods.ia3 import Ia3
@@ -44,12 +45,14 @@ def method_of(name: MethodName) -> Method:
             return Head()
         case "scratch":
             return Scratch()
+        case "few_shot":
+            return FewShot()
         case _:
             assert_never(name)
 
 
 METHODS: tuple[Method, ...] = tuple(method_of(name) for name in get_args(MethodName))
-"""All that `run` trains by."""
+"""All that `run` knows."""
 _PRICED_ALONE: tuple[PricedMethod, ...] = (LlamaAdapter(),)
 PRICED: Mapping[str, PricedMethod] = {
     name: method for method in (*METHODS, *_PRICED_ALONE) for name in (method.name, *method.aliases)

@@ -16,10 +16,10 @@ from orchestrator.architectures.stored_weights import StoredWeights, read_weight
 from orchestrator.architectures.weight_names import HEAD_MODULES, is_in_head
 from orchestrator.errors import DataError, ModelError
 from orchestrator.methods.registry import method_of
-from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
+    from orchestrator.tasks.base import LearntTask
 
 OUTPUT_OF_HEAD = re.compile(r"^((?:score|classifier|classifier\.out_proj)\.(?:weight|bias))$")
 """Names of the weights of a classification head's last layer, which has a row for each class."""
@@ -45,11 +45,12 @@ def base_notes(
     if stored is None:
         return (f"base: {base} is not on this machine yet, so its files were not looked at",)
     _check_against_config(base, stored, config)
-    _check_names(spec, stored, shape)
-    if not spec.models_language:
+    task = method_of(spec.method).model_task(spec)
+    _check_names(spec, stored, shape, task)
+    if not task.models_language:
         _check_head_is_kept(spec, stored, config, label_names)
         return tuple(_about_classifier(base, stored, config, label_names))
-    if task_of(spec.task).hides_tokens and lacks_masked_lm_head(stored.shapes):
+    if task.hides_tokens and lacks_masked_lm_head(stored.shapes):
         if spec.of_general_data is not None:
             raise _knows_nothing(base, "no masked-LM head", "a base with its masked-LM head")
         refuse_frozen_head(spec, str(config.get("model_type")))
@@ -174,7 +175,7 @@ def _check_against_config(base: str, stored: StoredWeights, config: Mapping[str,
         raise ModelError("the base model's weights are empty", got=base, do="copy or download the files again")
 
 
-def _check_names(spec: RunSpec, stored: StoredWeights, shape: ModelShape) -> None:
+def _check_names(spec: RunSpec, stored: StoredWeights, shape: ModelShape, task: LearntTask) -> None:
     """Raises ModelError where the files lack a weight of a known architecture, or have it in another shape.
 
     A weight may be stored with or without the name of the body it is in; what lies in the task's head may be absent.
@@ -186,7 +187,7 @@ def _check_names(spec: RunSpec, stored: StoredWeights, shape: ModelShape) -> Non
     absent, other = [], []
     for name, size in shape.weights.items():
         found = held.get(_bare(name, body))
-        if _in_head(name, spec, shape, body):
+        if _in_head(name, task, shape, body):
             continue
         if found is None and not (shape.tied and _TOKEN_TABLE.search(name) and size in _outputs(held)):
             absent.append(name)
@@ -224,10 +225,10 @@ def _outputs(held: Mapping[str, Shape]) -> set[Shape]:
     return {size for name, size in held.items() if name.endswith(("lm_head.weight", "decoder.weight"))}
 
 
-def _in_head(name: str, spec: RunSpec, shape: ModelShape, body: str) -> bool:
-    if not spec.models_language:
+def _in_head(name: str, task: LearntTask, shape: ModelShape, body: str) -> bool:
+    if not task.models_language:
         return is_in_head(name, shape.model_type)
-    return task_of(spec.task).hides_tokens and not name.startswith(f"{body}.")
+    return task.hides_tokens and not name.startswith(f"{body}.")
 
 
 def check_tokenizer(

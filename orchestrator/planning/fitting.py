@@ -61,11 +61,8 @@ def choose_layout(
         layout, why = chosen.layout, _why_chosen(chosen, fitting, rejected, site, estimate)
     else:
         layout, why = least_memory(options, site, estimate)
-    return layout, (
-        why,
-        why_checkpointing(spec, site, layout, estimate),
-        _why_micro_batch(spec, layout, bool(fitting)),
-    )
+    recomputing = (why_checkpointing(spec, site, layout, estimate),) if method_of(spec.method).trains else ()
+    return layout, (why, *recomputing, _why_micro_batch(spec, layout, bool(fitting)))
 
 
 def layout_options(spec: RunSpec, site: Site, precision: ChosenPrecision) -> list[Layout]:
@@ -169,6 +166,8 @@ def _why_micro_batch(spec: RunSpec, layout: Layout, fit: bool) -> str:
     else:
         cap = f" and is at most {limit}, since on a CPU more only takes memory" if limit < share else ""
         why = f"the largest divisor of {share} samples per worker that surely fits{cap}"
+    if not method_of(spec.method).trains:
+        return f"micro_batch: {layout.micro_batch}, {why}"
     passes = share // layout.micro_batch
     return (
         f"micro_batch: {layout.micro_batch}, {why}; accumulation: {passes}, so that "
@@ -245,17 +244,19 @@ def remedy(spec: RunSpec, site: Site, layout: Layout, estimate: Estimate) -> str
 def _changes(spec: RunSpec, site: Site, layout: Layout) -> Iterator[tuple[str, Layout]]:
     """Settings that need less memory: each alone, the one that costs least first, and then all up to each."""
     singles: list[tuple[str, dict[str, Any]]] = []
+    method = method_of(spec.method)
+    shards = method.largest_zero_stage(spec) == 3
     if layout.micro_batch > 1:
         singles.append(("training.micro_batch=1", {"micro_batch": 1}))
-    if not layout.activation_checkpointing:
+    if not layout.activation_checkpointing and method.recomputes:
         singles.append(("training.activation_checkpointing=true", {"activation_checkpointing": True}))
-    if layout.workers > 1 and layout.zero_stage < 3:
+    if layout.workers > 1 and layout.zero_stage < 3 and shards:
         singles.append(("deepspeed.zero_stage=3", {"zero_stage": 3}))
-    if site.gpus_per_worker and layout.offload != "all":
+    if site.gpus_per_worker and layout.offload != "all" and shards:
         setting = "deepspeed.zero_stage=3 deepspeed.offload=all"
         singles.append((setting, {"zero_stage": 3, "offload": "all"}))
     # More workers only where each brings a device: on a CPU they share the same memory.
-    workers = [layout.workers * factor for factor in (2, 4, 8, 16, 32, 64) if site.gpus_per_worker]
+    workers = [layout.workers * factor for factor in (2, 4, 8, 16, 32, 64) if site.gpus_per_worker and shards]
     for count in (n for n in workers if spec.training.global_batch % (n * layout.micro_batch) == 0):
         setting = f"resources.workers={count} deepspeed.zero_stage=3"
         singles.append((setting, {"workers": count, "zero_stage": 3}))

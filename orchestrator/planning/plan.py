@@ -14,6 +14,7 @@ from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, 
 from orchestrator.errors import CapacityError, ModelError, SpecError
 from orchestrator.methods.base import MethodCost
 from orchestrator.methods.registry import method_of, trainable_parameters
+from orchestrator.planning.asking import Asking, asking
 from orchestrator.planning.base_fit import base_notes, check_same_classes, refuse_frozen_head
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
@@ -56,6 +57,8 @@ class _Job:
     flops_per_step: float
     counts: DatasetCounts | None
     length: Length
+    asking: Asking | None = None
+    """What is read where nothing is trained."""
 
     @property
     def steps(self) -> int | None:
@@ -80,6 +83,9 @@ class _Job:
 
     def flops(self, layout: Layout) -> tuple[float, float]:
         """Before the first step, and of each step."""
+        if self.asking is not None:
+            batch, tokens = self.spec.training.global_batch, self.asking.tokens(layout.workers)
+            return self.flops_per_step / batch * tokens / self.asking.each, 0.0
         if not self.keeps_features(layout):
             return 0.0, self.flops_per_step
         assert self.counts is not None
@@ -96,10 +102,12 @@ class _Job:
             trainable=self.trainable,
             trainer=Trainer(
                 predicted_share=self.spec.training.masking_rate if task_of(self.spec.task).hides_tokens else 1.0,
-                copies_checkpoints=True,
+                copies_checkpoints=self.asking is None,
                 features=rows if self.keeps_features(layout) else 0,
                 anchors=self.spec.retain is not None and self.spec.retain.l2sp > 0,
                 accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
+                # Where nothing is trained, logits of the few last positions are all that is computed of them.
+                loss_chunks=layout.sequence_length if self.asking is not None else 1,
             ),
         )
 
@@ -203,7 +211,9 @@ def _planned(
         peak_gib=memory.peak_gib,
         device_memory_gib=site.capacity_gib,
         fits=fits(memory, site),
-        deepspeed=deepspeed_config(
+        deepspeed={}
+        if job.asking is not None
+        else deepspeed_config(
             layout, training=training, accumulation=accumulation, trainable=job.trainable, raw=spec.deepspeed.raw
         ),
         sizes=sizes,
@@ -233,7 +243,10 @@ def plan_to_run(
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
     """What is to be trained; its spec has the length of the longest batch instead of the cut-off."""
     shape, trainable, about_base = _shape(spec, counts)
-    length, method = training_length(spec, counts), method_of(spec.method).cost_of(spec, shape)
+    method, asked = method_of(spec.method).cost_of(spec, shape), None
+    if not method_of(spec.method).trains:
+        asked = asking(spec, counts, context=shape.context)
+    length = training_length(spec, counts) if asked is None else asked.length(spec)
     computed = [(columns + method.virtual_tokens, share) for columns, share in length.columns]
     flops = sum(
         share * columns * flops_per_token(shape, method=method, trainable=trainable, sequence_length=columns)
@@ -249,6 +262,7 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
         flops_per_step=spec.training.global_batch * flops,
         counts=counts,
         length=length,
+        asking=asked,
     )
 
 
@@ -351,6 +365,12 @@ def check_samples(spec: RunSpec) -> None:
     _shape(spec, None)
 
 
+def about_length(spec: RunSpec, counts: DatasetCounts) -> tuple[str, ...]:
+    """How long a training is and what its samples are, or what is asked instead, a sentence each. Raises what
+    `make_plan` raises of them."""
+    return _job(spec, counts).length.reasons
+
+
 def plan_stage(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None, begins_with: str) -> RunPlan:
     """`make_plan` for a stage whose base is not there yet: the spec's model stands in for it, and what would be told
     of that one's head is not true of the base. `begins_with` says in a sentence what it will be."""
@@ -382,11 +402,13 @@ def _shape(spec: RunSpec, counts: DatasetCounts | None) -> tuple[ModelShape, int
     """
     length, own_tokenizer = spec.data.sequence_length, spec.model.base is not None and spec.model.tokenizer == "auto"
     vocabulary = None if counts is None or own_tokenizer else counts.vocab_size
-    config = model_config(spec.model, vocab_size=vocabulary, sequence_length=length)
+    config, method = model_config(spec.model, vocab_size=vocabulary, sequence_length=length), method_of(spec.method)
+    method.check_architecture(str(config["model_type"]))
+    task = method.model_task(spec)
     if config["model_type"] not in (*DECODERS, *ENCODERS):  # whose tasks are known
-        check_supported(config, spec.task)
-    shape = model_shape(config, task=task_of(spec.task), num_labels=None if counts is None else counts.num_labels)
-    virtual = method_of(spec.method).positions(spec)
+        check_supported(config, task)
+    shape = model_shape(config, task=task, num_labels=None if counts is None else counts.num_labels)
+    virtual = method.positions(spec)
     if shape.context is not None and length + virtual > shape.context:
         beside = f" and {virtual} virtual tokens" if virtual else ""
         room = shape.context - virtual
@@ -408,7 +430,7 @@ def _notes(job: _Job, counts: DatasetCounts | None, kept: Kept | None) -> Iterat
     about = "" if shape.exact else f"about (the architecture {shape.model_type} is counted as a standard transformer) "
     yield (
         f"parameters: {about}{human_count(shape.parameters)}, of which method {spec.method} trains "
-        f"{human_count(trainable)} ({100 * trainable / shape.parameters:.3g} %)"
+        + (f"{human_count(trainable)} ({100 * trainable / shape.parameters:.3g} %)" if trainable else "none")
     )
     if not spec.models_language and (counts is None or counts.num_labels is None):
         yield "labels: 2 assumed until the data is read"
@@ -440,7 +462,7 @@ def _cost_notes(job: _Job, layout: Layout, cost: RunCost | None) -> Iterator[str
     """What is computed once, and a warning where the middle estimate is above the budget, which would stop the run
     early."""
     budget, steps, (once, each) = job.spec.parsed_budget, job.steps, job.flops(layout)
-    if once:
+    if job.keeps_features(layout):
         yield "features: the frozen backbone reads every row once; after that a step costs the head alone"
     if budget is None or cost is None or steps is None:
         return
@@ -451,7 +473,9 @@ def _cost_notes(job: _Job, layout: Layout, cost: RunCost | None) -> Iterator[str
         "flops": once + each * steps,
     }[budget.unit]
     if needs > budget.amount:
+        much = "asking about all rows takes" if job.asking is not None else f"{steps:,} steps take"
+        end = "before its end" if job.asking is not None else f"near step {int(steps * budget.amount / needs):,}"
         yield (
-            f"budget: {budget} is less than the {needs:.3g}{budget.unit} that {steps:,} steps take in the middle "
-            f"estimate; the run will stop near step {int(steps * budget.amount / needs):,}"
+            f"budget: {budget} is less than the {needs:.3g}{budget.unit} that {much} in the middle "
+            f"estimate; the run will stop {end}"
         )

@@ -56,11 +56,7 @@ def plan_table(
         ("fits", "yes" if plan.fits else "no"),
         ("workers", f"{plan.workers}, each with {per_worker} {device}{'s' if per_worker > 1 else ''}"),
         ("parameters", f"{human_count(plan.parameters)}, {human_count(plan.trainable_parameters)} of them trained"),
-        (
-            "batch",
-            f"{plan.global_batch} = {plan.workers} {'worker' if plan.workers == 1 else 'workers'} x "
-            f"{plan.micro_batch} micro-batch x {plan.accumulation}",
-        ),
+        ("batch", _batch(plan)),
         ("steps", _steps(plan)),
         ("ZeRO stage", f"{plan.zero_stage}" + (f", offload {plan.offload}" if plan.offload != "none" else "")),
         ("precision", plan.precision + (", activation checkpointing" if plan.activation_checkpointing else "")),
@@ -73,9 +69,9 @@ def plan_table(
     for label, value in rows:
         table.add_row(label, value)
     reasons = Text("\n".join(f"- {reason}" for reason in plan.reasons))
-    deepspeed = Text(json.dumps(plan.deepspeed, indent=2))
+    deepspeed = (Text("\nDeepSpeed", style="bold"), Text(json.dumps(plan.deepspeed, indent=2)))
     sizes = (Text("\nsizes", style="bold"), _sizes_table(plan)) if plan.sizes else ()
-    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, Text("\nDeepSpeed", style="bold"), deepspeed)
+    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, *(deepspeed if plan.deepspeed else ()))
 
 
 def _search_rows(search: SearchPlan) -> Iterator[tuple[str, str]]:
@@ -189,9 +185,18 @@ def estimate_table(found: Estimate) -> Group:
     return Group(table, Text("\nwhy", style="bold"), reasons)
 
 
+def _batch(plan: RunPlan) -> str:
+    if not plan.deepspeed:
+        return f"{plan.micro_batch} at a time on each worker"
+    workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+    return f"{plan.global_batch} = {workers} x {plan.micro_batch} micro-batch x {plan.accumulation}"
+
+
 def _steps(plan: RunPlan) -> str:
-    if plan.steps is None:
+    if plan.steps is None and plan.deepspeed:
         return "known once the data is read"
+    if not plan.deepspeed:
+        return "none: nothing is trained"
     padded = plan.padded_tokens_per_step
     of = "" if padded == plan.tokens_per_step else f" ({human_count(padded)} with padding)"
     return f"{plan.steps:,}, {plan.warmup_steps:,} of them warm-up, {human_count(plan.tokens_per_step)} tokens each{of}"

@@ -6,6 +6,7 @@ In MLflow each stands against the optimizer step. Called by `plan`.
 from __future__ import annotations
 
 from orchestrator.errors import SpecError
+from orchestrator.methods.registry import method_of
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
 
@@ -33,8 +34,17 @@ def _at_evaluations(spec: RunSpec) -> tuple[str, ...]:
     return (*task_of(spec.task).metrics, GAP, *general)
 
 
+OF_ASKING = (
+    *("cost/gpu_hours", "cost/flops", "cost/usd"),
+    *("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib"),
+)
+"""With a method that trains nothing."""
+
+
 def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
-    """What a training of this spec logs."""
+    """What a run of this spec logs."""
+    if not method_of(spec.method).trains:
+        return (*task_of(spec.task).metrics, *OF_ASKING)
     saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
     return (*EVERY_STEP, *_at_evaluations(spec), *AT_THE_END, *saving)
 

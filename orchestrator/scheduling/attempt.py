@@ -289,7 +289,7 @@ def worker_main(config: dict[str, Any]) -> dict[str, Any]:
 
 def _train_one_rank(job: TrainingJob, board_key: str, parcels: Sequence[Parcel]) -> dict[str, Any]:
     Attempts(job.run_folder, job.exchange()).check_seen(job.attempt)
-    from orchestrator.worker.loop import train
+    from orchestrator.worker.work import carry_out
 
     for parcel in parcels:
         unpack(parcel)
@@ -313,6 +313,6 @@ def _train_one_rank(job: TrainingJob, board_key: str, parcels: Sequence[Parcel])
         **(seams if rank == 0 else {}),
     )
     try:
-        return train(job, context).to_dict()
+        return carry_out(job, context).to_dict()
     finally:
         channel.close()

@@ -167,8 +167,9 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
         tracker.tag({f"{TAG}restarts": str(result.restarts)})
         outcome = result.outcome
         if outcome.status == "interrupted":
+            reached = f"at step {outcome.step} of {outcome.steps}, with a checkpoint" if outcome.steps else "on the way"
             raise Interrupted(
-                f"stopped at step {outcome.step} of {outcome.steps}, with a checkpoint",
+                f"stopped {reached}",
                 got=outcome.checkpoint,
                 do="the same command goes on from there",
             )

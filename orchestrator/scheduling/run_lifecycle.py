@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import Interrupted, OrchestratorError, StorageError
-from orchestrator.planning.length import training_length
-from orchestrator.planning.plan import plan_to_run
+from orchestrator.planning.plan import about_length, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
 from orchestrator.ranking import Goal
@@ -128,7 +127,7 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
     data = prepare(spec, cache=cache, encode=_until_stopped(listener), pause=functools.partial(check_stop, listener))
     say_held_out(data, listener)
     plan = plan_to_run(spec, cluster, counts=data.counts)
-    for line in training_length(spec, data.counts).reasons:
+    for line in about_length(spec, data.counts):
         listener.say(line)
     return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
 
@@ -290,7 +289,9 @@ def keep_result(result: RunResult, spec: RunSpec) -> None:
 
 def end_run(tracker: Tracker, result: RunResult, *, trials: Sequence[Path] = ()) -> None:
     """Says how a training, or a search with its trials, ended."""
-    tags = {f"{TAG}restarts": str(result.restarts), f"{TAG}model_path": str(result.model_path)}
+    tags = {f"{TAG}restarts": str(result.restarts)}
+    if result.model_path is not None:
+        tags[f"{TAG}model_path"] = result.model_path
     if result.status == "stopped_by_budget":
         tags[STOP_REASON_TAG] = "budget"
     if result.best is not None:

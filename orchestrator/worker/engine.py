@@ -63,6 +63,26 @@ def device_of(plan: RunPlan, context: WorkerContext) -> torch.device:
     return torch.device(f"cuda:{context.local_rank}" if plan.device == "cuda" else "cpu")
 
 
+def forget_peak(device: torch.device) -> None:
+    """A process that trains one trial after the other starts each at what it holds now."""
+    _collect(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_host_peak()
+
+
+def peak_gib(device: torch.device) -> float:
+    """Most memory that any rank has held since its `forget_peak`: reserved on a GPU, resident on a CPU.
+
+    Every rank calls it.
+    """
+    own_gib = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else host_peak_gib()
+    most = torch.tensor(own_gib, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return float(most)
+
+
 class Engine:
     """One rank's share of a DeepSpeed training."""
 
@@ -84,7 +104,7 @@ class Engine:
         self._is_leader = context.rank == 0
         self._device = device_of(plan, context)
         self._trains_all = all(parameter.requires_grad for parameter in model.parameters())
-        self._forget_peak()
+        forget_peak(self._device)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=groups,
@@ -224,11 +244,7 @@ class Engine:
 
         Every rank calls it.
         """
-        on_gpu = self._device.type == "cuda"
-        own_gib = torch.cuda.max_memory_reserved(self._device) / 2**30 if on_gpu else host_peak_gib()
-        most = torch.tensor(own_gib, device=self._device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        return float(most)
+        return peak_gib(self._device)
 
     def close(self) -> None:
         """Lets go of the model and its states, so that another training finds their memory free in this process."""
@@ -249,14 +265,6 @@ class Engine:
                 got="deepspeed.zero_optimization.offload_optimizer.device: nvme",
                 allowed="deepspeed.offload: none, optimizer or all (host memory)",
             )
-
-    def _forget_peak(self) -> None:
-        """A process that trains one trial after the other starts each at what it holds now."""
-        _collect(self._device)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            reset_host_peak()
 
     def _sum_in_fp32(self) -> None:
         """Without sharded gradients DeepSpeed sums those of micro-batches in bf16, or swaps its optimizer for another

@@ -39,6 +39,10 @@ def _say_nothing(note: str) -> None:
     return None
 
 
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for files that it cannot make a model of."""
+
+
 def build_model(
     spec: RunSpec, plan: RunPlan, data: PreparedData, *, say: Callable[[str], None] = _say_nothing
 ) -> torch.nn.Module:
@@ -223,12 +227,8 @@ def load_base(spec: RunSpec, data: PreparedData, *, dtype: torch.dtype, new_head
             # ZeRO-3 knows only renaming: there another size ends rank 0 alone, and the others wait for ever.
             key_mapping={OUTPUT_OF_HEAD.pattern: r"of_other_classes.\1"} if new_head else None,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"the base model cannot be loaded for task: {spec.task}",
-            got=f"{spec.model.base} ({one_line(error)})",
-            do="give a folder with config.json and model.safetensors whose architecture supports the task",
-        ) from error
+    except LOADING_ERRORS as error:
+        raise _not_loaded(spec, f"a model for task: {spec.task}", error) from error
     return model, report
 
 
@@ -251,6 +251,33 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
     let_every_token_train(model)
     loaded: torch.nn.Module = model
     return loaded
+
+
+def load_language_model(spec: RunSpec, plan: RunPlan) -> torch.nn.Module:
+    """The base as a causal language model, in the plan's precision, to be asked and not trained.
+
+    Raises ModelError when it cannot be loaded so.
+    """
+    _quieten()
+    torch.manual_seed(spec.training.seed)
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            resolve(str(spec.model.base)), dtype=DTYPES[plan.precision], output_loading_info=True
+        )
+    except LOADING_ERRORS as error:
+        raise _not_loaded(spec, "a causal language model", error) from error
+    if report["missing_keys"]:
+        raise lacking(str(spec.model.base), sorted(report["missing_keys"]))
+    loaded: torch.nn.Module = model
+    return loaded
+
+
+def _not_loaded(spec: RunSpec, what: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"the base model cannot be loaded as {what}",
+        got=f"{spec.model.base} ({one_line(error)})",
+        do="give a folder with config.json and model.safetensors whose architecture supports that",
+    )
 
 
 def _refuse_other_sizes(spec: RunSpec, names: list[str]) -> None:

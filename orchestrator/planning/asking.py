@@ -1,0 +1,107 @@
+"""How much a base reads that is asked with examples and trains nothing.
+
+Comes in: a spec and, once the data has been looked at, its counts. Goes out: an `Asking`. Called by `plan`. What a
+prompt adds to the rows is estimated from its bytes; the worker counts it, and refuses what does not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import ModelError
+from orchestrator.planning.length import PAD_MULTIPLE, Length
+from orchestrator.planning.run_plan import DatasetCounts
+from orchestrator.quantities import human_count
+from orchestrator.spec_methods import LABEL, TEXT
+
+if TYPE_CHECKING:
+    from orchestrator.spec import RunSpec
+
+BYTES_PER_TOKEN = 4.0
+"""Of English text in a vocabulary of 50,000: GPT-2's cuts WebText into tokens of 4 characters (OpenAI's rule of
+thumb)."""
+_USUAL_CLASSES = 2
+_USUAL_WORD = 2.0
+"""Tokens of a class's name, while it is not known (a guess)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What is read, in tokens."""
+
+    rows: int | None
+    """Held-out rows that are asked about; None until the data has been looked at."""
+    opening: float
+    """Instruction and examples, which each worker reads once."""
+    each: float
+    """A row with the names of all classes, on average."""
+    longest: int
+    """The longest row with all that stands before it and a class's name: what memory must hold."""
+    reasons: tuple[str, ...]
+
+    def tokens(self, workers: int) -> float:
+        """All that so many workers read; of rows that are not counted yet, none."""
+        return workers * self.opening + (self.rows or 0) * self.each
+
+    def length(self, spec: RunSpec) -> Length:
+        """As a training's: no step, and so much to read for a batch of rows."""
+        columns = max(1, round(self.each))
+        return Length(
+            steps=None if self.rows is None else 0,
+            tokens_per_step=spec.training.global_batch * columns,
+            columns=((columns, 1.0),),
+            longest=self.longest,
+            reasons=self.reasons,
+        )
+
+
+def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) -> Asking:
+    """What a spec with `method: few_shot` reads. `context` is the model's, in tokens; None for one without a limit.
+
+    Raises ModelError where the examples cannot fit into it beside the longest row.
+    """
+    settings, cut_off = spec.few_shot, spec.data.sequence_length
+    mean, shortest, longest = float(cut_off), cut_off, cut_off
+    classes, word = _USUAL_CLASSES, _USUAL_WORD
+    if counts is not None:
+        mean = counts.train_tokens / counts.train_samples
+        shortest = counts.columns[0][0] - PAD_MULTIPLE + 1 if counts.columns else 1
+        longest = counts.longest or cut_off
+    if counts is not None and counts.label_names:
+        names = [settings.words.get(name, name) for name in counts.label_names]
+        classes, word = len(names), 1 + sum(map(_tokens, names)) / len(names)
+    around = _tokens(settings.template.replace(TEXT, "").replace(LABEL, "")) + word
+    before, beside = _tokens(settings.instruction), longest + around
+    opening = before + settings.examples * (mean + around)
+    if context is not None and counts is not None:
+        room = context - beside - before
+        if settings.examples * max(1, shortest) > room:
+            most = max(0, int(room // (max(1, shortest) + around)))
+            raise ModelError(
+                "the examples do not fit into the model's context beside the longest row",
+                got=f"few_shot.examples: {settings.examples}, rows of up to {longest} tokens",
+                allowed=f"{context} tokens in all",
+                do=f"set few_shot.examples={most} or a smaller data.sequence_length",
+            )
+        opening = min(opening, before + room)
+    rows = None if counts is None else counts.validation_samples
+    much = "the held-out rows" if rows is None else f"{rows:,} held-out rows"
+    shown = f"{settings.examples} training rows" if settings.examples else "no training rows"
+    each = mean + around + classes * word
+    return Asking(
+        rows=rows,
+        opening=opening,
+        each=each,
+        longest=round(opening + beside),
+        reasons=(
+            f"few_shot: nothing is trained; the base is asked for the class of {much}, with {shown} before each: "
+            f"about {human_count(round(opening))} tokens that each worker reads once, and {each:.0f} for a row with "
+            f"the names of {classes} classes",
+        ),
+    )
+
+
+def _tokens(text: str) -> float:
+    """About how many a text takes."""
+    return len(text.encode()) / BYTES_PER_TOKEN

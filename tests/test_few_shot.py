@@ -1,0 +1,140 @@
+"""`method: few_shot` in worker processes without Ray: tiny models with random weights, so that scores mean nothing
+and are compared alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator import locations
+from orchestrator.errors import ModelError
+from orchestrator.runs.job import TrainingJob
+from tests import specs, training_runs
+
+pytestmark = pytest.mark.slow
+
+SIZES = {
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 256},
+    "llama": {**training_runs.LLAMA, "max_position_embeddings": 256},
+}
+WORDS = {"bad": "the model reads", "good": "one line and the next"}
+"""Of several tokens, and of different numbers of them."""
+
+
+def base(kind: str) -> Path:
+    folder = locations.home() / f"asked-{kind}"
+    if not (folder / "model").exists():
+        changes = {"model__config": kind, "model__overrides": SIZES[kind], "data__sequence_length": 64}
+        training_runs.run(training_runs.pretrain(folder, training__steps=1, training__learning_rate=0.05, **changes))
+    return folder / "model"
+
+
+def asked(folder: Path, kind: str = "gpt2", **changes: Any) -> TrainingJob:
+    values = {"method": "few_shot", "few_shot": {"examples": 3}, "model__base": str(base(kind)), "training": {}}
+    values |= {"data__train": str(training_runs.rows()), "data__sequence_length": 32}
+    return training_runs._job(folder, specs.CLASSIFY, **(values | changes))
+
+
+def scores(job: TrainingJob) -> np.ndarray:
+    found: np.ndarray = np.load(job.run_folder / "scores.npy")
+    return found
+
+
+@pytest.mark.parametrize("examples", [0, 3])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_scores_are_those_of_whole_prompts_read_one_by_one(kind: str, examples: int, tmp_path: Path) -> None:
+    """The reference reads each prompt with each name as one text, without kept keys and values."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from orchestrator.samples.batches import open_split
+
+    job = asked(tmp_path, kind, few_shot={"examples": examples, "words": WORDS})
+    training_runs.run(job)
+    tokenizer = AutoTokenizer.from_pretrained(job.spec.model.base)
+    model = AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32).eval()
+    begins, rows = (tmp_path / "prompt.txt").read_text(), open_split(job.data.path, "validation")
+    assert begins.count("Label: ") == examples
+    expected = np.zeros((len(rows), 2))
+    for row in range(len(rows)):
+        text = tokenizer.decode(rows.batch(np.array([row]))["input_ids"][0], skip_special_tokens=True).strip()
+        prompt = f"{begins}\n\n" * bool(begins) + f"Text: {text}\nLabel: "
+        for place, word in enumerate((WORDS["bad"], WORDS["good"])):
+            ids = torch.tensor([tokenizer(prompt + word)["input_ids"]])
+            # Up to where the names part: the space before them belongs to their first tokens.
+            shared = len(tokenizer(prompt.rstrip(" "))["input_ids"])
+            with torch.no_grad():
+                each = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+            expected[row, place] = each[shared - 1 :].sum()
+    assert np.allclose(scores(job), expected, atol=1e-4)
+
+
+def test_figures_are_the_tasks_own_over_the_rows_that_a_training_is_measured_on(tmp_path: Path) -> None:
+    outcome = training_runs.run(asked(tmp_path))
+    job = asked(tmp_path)
+    labels = np.load(job.data.path / "validation.labels.npy")
+    found = scores(job)
+    logs = found - np.logaddexp(found[:, :1], found[:, 1:])
+    assert outcome.metrics["eval/accuracy"] == pytest.approx(np.mean(found.argmax(1) == labels))
+    assert outcome.metrics["eval/loss"] == pytest.approx(-np.mean(logs[np.arange(len(labels)), labels]), rel=1e-5)
+    assert (outcome.status, outcome.model_path, outcome.checkpoint) == ("finished", None, None)
+    trained = training_runs.classify(tmp_path / "trained", data__sequence_length=32)
+    assert trained.data.held_out.fingerprint == job.data.held_out.fingerprint
+
+
+def test_any_number_of_workers_and_rows_at_a_time_gives_the_same_scores(tmp_path: Path) -> None:
+    jobs = [
+        asked(tmp_path / name, training__micro_batch=at_a_time, training__global_batch=24, resources__workers=workers)
+        for name, workers, at_a_time in (("alone", 1, 12), ("two", 2, 12), ("few", 1, 1))
+    ]
+    for job in jobs:
+        training_runs.run(job)
+    assert np.array_equal(scores(jobs[0]), scores(jobs[1]))
+    assert np.allclose(scores(jobs[0]), scores(jobs[2]), atol=1e-5)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_rows_that_are_left(tmp_path: Path) -> None:
+    whole, job = asked(tmp_path / "whole", training__micro_batch=1), asked(tmp_path / "cut", training__micro_batch=1)
+    training_runs.run(whole)
+    stopped = training_runs.run(job, stop_at=5)
+    left = int(np.isnan(scores(job)).any(axis=1).sum())
+    assert stopped.status == "interrupted"
+    assert 0 < left < len(scores(job))
+    (job.run_folder / "history.jsonl").unlink()
+    ended = training_runs.run(job)
+    first = json.loads((job.run_folder / "history.jsonl").read_text().splitlines()[0])
+    assert first["step"] == len(scores(job)) - left, "rows that are known are not asked about again"
+    assert ended.status == "finished"
+    assert np.array_equal(scores(job), scores(whole))
+
+
+def test_scores_of_another_shape_or_torn_are_not_taken_up(tmp_path: Path) -> None:
+    job = asked(tmp_path)
+    (tmp_path / "scores.npy").write_bytes(b"torn")
+    assert training_runs.run(job).status == "finished"
+    whole = scores(job)
+    np.save(tmp_path / "scores.npy", np.zeros((3, 2)))
+    training_runs.run(job)
+    assert np.array_equal(scores(job), whole)
+
+
+def test_a_budget_ends_it_without_figures_of_a_part_of_the_rows(tmp_path: Path) -> None:
+    outcome = training_runs.run(asked(tmp_path, budget="0.001hours", training__micro_batch=1))
+    assert outcome.status == "stopped_by_budget"
+    assert "budget 0.001hours" in outcome.notes[0]
+    assert not [name for name in outcome.metrics if name.startswith("eval/")]
+
+
+def test_examples_that_do_not_fit_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    job = asked(tmp_path)
+    long = replace(
+        job, spec=job.spec.model_copy(update={"few_shot": job.spec.few_shot.model_copy(update={"examples": 30})})
+    )
+    with pytest.raises(ModelError, match="do not fit into the model's context") as caught:
+        training_runs.run(long)
+    assert "few_shot.examples" in str(caught.value)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import DataError
+from orchestrator.samples.prompts import draw_examples, opening, questions, words_of, written
+from orchestrator.spec_methods import FewShotSpec
+
+PLAIN = FewShotSpec()
+
+
+def by_bytes(texts: list[str]) -> list[list[int]]:
+    return [list(text.encode()) for text in texts]
+
+
+def text_of(ids: tuple[int, ...]) -> str:
+    return bytes(ids).decode()
+
+
+def test_a_prompt_is_examples_a_blank_line_apart_and_a_row_that_waits_for_its_class() -> None:
+    settings = FewShotSpec(instruction="Judge films.", template="Review: {text}\nVerdict: {label}")
+    begins = opening(settings, [("great", "good"), ("dull", "bad")])
+    asked = questions(settings, [" fine "], ["good", "bad"], begins=begins, encode=by_bytes)
+    assert begins == "Judge films.\n\nReview: great\nVerdict: good\n\nReview: dull\nVerdict: bad"
+    assert [begins + text_of(one.context) for one in asked] == [f"{begins}\n\nReview: fine\nVerdict: "]
+    assert [text_of(answer) for answer in asked[0].answers] == ["good", "bad"]
+
+
+def test_without_examples_a_prompt_begins_with_the_row() -> None:
+    asked = questions(PLAIN, ["fine"], ["good", "bad"], begins="", encode=by_bytes)
+    assert text_of(asked[0].context) == "Text: fine\nLabel: "
+
+
+def test_what_all_names_begin_with_belongs_to_the_context_and_each_keeps_a_token() -> None:
+    asked = questions(PLAIN, ["a"], ["bad", "bat"], begins="", encode=by_bytes)
+    assert text_of(asked[0].context) == "Text: a\nLabel: ba"
+    assert [text_of(answer) for answer in asked[0].answers] == ["d", "t"]
+
+
+def test_a_name_that_another_begins_with_is_told_from_it_by_its_end() -> None:
+    asked = questions(PLAIN, ["a"], ["very", "very good"], begins="", encode=by_bytes)
+    assert [text_of(answer) for answer in asked[0].answers] == ["\n\n", " good\n\n"]
+
+
+def test_a_text_may_hold_what_the_template_is_written_with() -> None:
+    assert written(PLAIN, "{label} {text}", "good") == "Text: {label} {text}\nLabel: good"
+
+
+def test_examples_take_the_classes_in_turn_and_are_drawn_by_the_seed() -> None:
+    labels = np.array([0] * 50 + [1] * 10 + [2] * 3)
+    lengths = np.arange(len(labels))
+    drawn = [draw_examples(labels, lengths, count=12, longest=99, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist()
+    classes = labels[drawn[0]].tolist()
+    assert [sorted(classes[at : at + 3]) for at in (0, 3, 6)] == [[0, 1, 2]] * 3
+    assert set(classes[9:]) == {0, 1}, "once a class has no more rows, the others go on"
+    assert len(set(drawn[0].tolist())) == 12
+
+
+def test_long_rows_are_no_examples() -> None:
+    labels, lengths = np.array([0, 1] * 20), np.arange(40)
+    drawn = draw_examples(labels, lengths, count=40, longest=9, seed=0)
+    assert sorted(drawn.tolist()) == list(range(10))
+
+
+def test_no_examples_are_drawn_where_none_are_asked_for() -> None:
+    assert len(draw_examples(np.array([0, 1]), np.array([1, 1]), count=0, longest=9, seed=0)) == 0
+
+
+def test_words_stand_for_all_classes_or_none() -> None:
+    settings = FewShotSpec(words={"0": " negative ", "1": "positive"})
+    assert words_of(settings, ["0", "1"]) == ("negative", "positive")
+    assert words_of(PLAIN, ["0", "1"]) == ("0", "1")
+    with pytest.raises(DataError, match="does not name the classes") as caught:
+        words_of(settings, ["0", "1", "2"])
+    assert "add 2" in str(caught.value)
+    with pytest.raises(DataError, match="does not name the classes") as caught:
+        words_of(settings, ["0"])
+    assert "remove 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["{text}", "{label}{text}", "{text} {label}.", "{text} {text} {label}", "{label}"])
+def test_a_template_that_cannot_be_asked_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match=r"ends with \{label\}"):
+        FewShotSpec(template=template)
+
+
+@pytest.mark.parametrize("words", [{"0": "yes", "1": "yes "}, {"0": "", "1": "no"}])
+def test_words_that_cannot_be_told_apart_are_refused(words: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="a word of its own"):
+        FewShotSpec(words=words)
