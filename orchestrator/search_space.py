@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.errors import SpecError
 from orchestrator.load_spec import parse_spec, set_path
+from orchestrator.methods.registry import method_of
 from orchestrator.spec import RunSpec
 
 LARGEST_BOUND = 1e18
@@ -144,6 +145,13 @@ def _at(spec: RunSpec, point: Mapping[str, Any], index: int) -> RunSpec:
         if path.split(".")[0] in ("search", "name", "tracking", "checkpoint", "budget"):
             raise SpecError(f"search.space.{path}: this field cannot be searched over", got=path)
         set_path(raw, path, value)
-    return parse_spec(
+    found = parse_spec(
         raw, source=f"trial {index} of the search ({', '.join(f'{k}={v!s:.60}' for k, v in point.items())})"
     )
+    if not method_of(found.method).trains:
+        raise SpecError(
+            f"method: {found.method} trains nothing, so there is nothing to search",
+            got=f"trial {index} of the search",
+            do=f"take {found.method} out of the space, and run it on its own: `compare` shows both",
+        )
+    return found

@@ -385,7 +385,13 @@ class RunSpec(MethodChoice):
 
     @model_validator(mode="after")
     def _search_can_prune(self) -> Self:
-        if self.search is not None and self.search.scheduler == "asha" and self.training.eval_every_steps is None:
+        trains = not isinstance(self.training, UntrainedSpec)
+        if (
+            trains
+            and self.search is not None
+            and self.search.scheduler == "asha"
+            and self.training.eval_every_steps is None
+        ):
             raise ValueError("search.scheduler: asha compares trials at evaluations: set training.eval_every_steps")
         if self.search is not None and self.resources.is_elastic:
             raise ValueError("a search's trials keep their size: set resources.workers to a number or auto")

@@ -96,7 +96,9 @@ def trainable(job: TrainingJob) -> dict[str, int]:
     return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("method", [name for name in get_args(MethodName) if name not in ("prefix", "prompt_tuning", "few_shot")])
+@pytest.mark.parametrize(
+    "method", [name for name in get_args(MethodName) if name not in ("prefix", "prompt_tuning", "few_shot")]
+)
 @pytest.mark.parametrize("base", ["tiny", MINILM])
 def test_each_method_trains_as_many_weights_as_planned(tmp_path: Path, method: str, base: str) -> None:
     changes = {} if base == "tiny" else {"model__base": base}

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.architectures.families import model_config, model_shape
 from orchestrator.errors import SpecError
+from orchestrator.load_spec import parse_spec
 from orchestrator.policy.advise import advise
 from orchestrator.policy.question import Base, Question
 from orchestrator.policy.write_spec import PILOT_EXAMPLES, Source, first_spec, remarks
@@ -130,6 +131,18 @@ def test_what_cannot_be_written_is_refused_with_a_remedy(
     with pytest.raises(SpecError, match=problem) as refusal:
         spec_for(question, source)
     assert refusal.value.do
+
+
+def test_a_prompt_that_leads_is_asked_about_half_of_the_labelled_rows() -> None:
+    large = Base(parameters=70_000_000_000, tokens=15e12, name="some/decoder")
+    question = labelled(40, base=large)
+    advice = replace(advise(question), leading="prompt", rivals=())
+    spec = parse_spec(first_spec(advice, question, SOURCE, name="mine"))
+    assert (spec.method, spec.task, spec.model.base) == ("few_shot", "text-classification", "some/decoder")
+    assert (spec.data.label_column, spec.data.validation_fraction) == ("label", 0.5)
+    for few, base in ((15, large), (40, ENCODER)):
+        with pytest.raises(SpecError, match="trains nothing"):
+            first_spec(advice, labelled(few, base=base), SOURCE, name="mine")
 
 
 def test_a_pilot_on_rare_classes_is_ranked_by_macro_f1() -> None:

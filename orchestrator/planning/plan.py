@@ -246,6 +246,7 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
     method, asked = method_of(spec.method).cost_of(spec, shape), None
     if not method_of(spec.method).trains:
         asked = asking(spec, counts, context=shape.context)
+        shape = replace(shape, dropout=False)
     length = training_length(spec, counts) if asked is None else asked.length(spec)
     computed = [(columns + method.virtual_tokens, share) for columns, share in length.columns]
     flops = sum(

@@ -25,6 +25,11 @@ PILOT_EXAMPLES = 1000
 """Labels of a pilot: enough that one standard error of the difference is about 2 points on 400 held-out rows."""
 PILOT_TOKENS = 2_000_000
 """Tokens of a pilot on raw text."""
+FEWEST_ASKED = 16
+"""Labelled rows below which a prompt is not tried: examples would take up what is to be asked about (a judgement)."""
+ASKED_SHARE = 0.5
+"""Of labelled rows, held out to ask a prompt about: it needs few to show, and the more are asked the less a figure
+depends on which (a judgement)."""
 _METHODS: dict[Name, MethodName] = {
     **{method.strategy: method.name for method in METHODS if method.is_advised and method.strategy},
     "continued": "full",
@@ -66,6 +71,8 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
             do="write prompt and answer into one column `text` for task causal-lm, and advise on that file",
         )
     wanted = _trainable(advice, question)
+    if not wanted and _can_be_asked(question):
+        return _common(question, source, name=name) | _asked(question, source)
     if not wanted:
         raise SpecError(
             f"{STRATEGIES[advice.leading].title} trains nothing, so there is no spec to write",
@@ -139,15 +146,7 @@ def _common(question: Question, source: Source, *, name: str) -> dict[str, Any]:
 def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pilot: bool) -> dict[str, Any]:
     assert question.base is not None or wanted[0].strategy == "scratch"
     limit = min(question.examples, PILOT_EXAMPLES) if pilot else question.examples
-    data: dict[str, Any] = {"train": source.path, "sequence_length": _cut_off(question)}
-    if source.text_column:
-        data["text_column"] = source.text_column
-    if source.label_column:
-        data["label_column"] = source.label_column
-    if source.delimiter:
-        data["delimiter"] = source.delimiter
-    if source.incomplete:
-        data["incomplete_rows"] = "leave-out"
+    data = _rows(question, source)
     if pilot and limit < question.examples:
         data["max_train_examples"] = limit
     methods = [_method(one) for one in wanted]
@@ -170,6 +169,38 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
         if question.accuracy_hides:
             spec["search"]["metric"] = "eval/macro_f1"
     return spec
+
+
+def _rows(question: Question, source: Source) -> dict[str, Any]:
+    """The block `data` of labelled rows."""
+    data: dict[str, Any] = {"train": source.path, "sequence_length": _cut_off(question)}
+    if source.text_column:
+        data["text_column"] = source.text_column
+    if source.label_column:
+        data["label_column"] = source.label_column
+    if source.delimiter:
+        data["delimiter"] = source.delimiter
+    if source.incomplete:
+        data["incomplete_rows"] = "leave-out"
+    return data
+
+
+def _can_be_asked(question: Question) -> bool:
+    """Whether a prompt can be tried on labelled rows: some to show, others to ask about."""
+    base = question.base
+    named = base is not None and base.name is not None and not base.is_encoder
+    return named and question.labelled and question.is_classification and question.examples >= FEWEST_ASKED
+
+
+def _asked(question: Question, source: Source) -> dict[str, Any]:
+    assert question.base is not None
+    return {
+        "kind": "finetune",
+        "model": {"base": question.base.name},
+        "task": LABELLED_TEXT,
+        "method": "few_shot",
+        "data": _rows(question, source) | {"validation_fraction": ASKED_SHARE},
+    }
 
 
 def _cut_off(question: Question) -> int:
