@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from orchestrator.errors import DataError
 from orchestrator.samples.prompts import draw_examples, opening, questions, words_of, written
@@ -90,3 +91,36 @@ def test_a_template_that_cannot_be_asked_is_refused(template: str) -> None:
 def test_words_that_cannot_be_told_apart_are_refused(words: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="a word of its own"):
         FewShotSpec(words=words)
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    """As GPT-2's, or as Llama 2's, which puts a space before every text that it is given."""
+    seen = ["the model reads a line good bad very very good Text: Label:\n\nText\n"] * 20
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    special = ["<unk>"]
+    if kind == "byte-level":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer.train_from_iterator(
+        seen, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("words", [("good", "bad"), ("very", "very good")])
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_opening_context_and_answer_together_have_the_ids_of_the_whole_prompt(
+    kind: str, words: tuple[str, str]
+) -> None:
+    tokenizer = tokenizer_of(kind)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    begins = opening(PLAIN, [("the line", words[0]), ("a model", words[1])])
+    asked = questions(PLAIN, ["reads the line"], words, begins=begins, encode=encode)[0]
+    end = "\n\n" if words[1].startswith(words[0]) else ""
+    wholes = encode([f"{begins}\n\nText: reads the line\nLabel: {word}{end}" for word in words])
+    assert [[*encode([begins])[0], *asked.context, *answer] for answer in asked.answers] == wholes
