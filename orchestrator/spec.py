@@ -156,7 +156,9 @@ class UntrainedSpec(TrainingSpec):
     """What is left of it for a method that trains nothing."""
 
     steps: CountOrZero | None = 0
+    """There are none."""
     learning_rate: RateOrZero = 0.0
+    """Of no steps."""
 
 
 def _not_finite(values: Any, path: str = "") -> Iterator[str]:
@@ -473,3 +475,4 @@ class UntrainedRunSpec(RunSpec):
     """A run whose method trains nothing."""
 
     training: UntrainedSpec
+    """What counts of a training without steps: seed, precision, and how many rows are read together."""
