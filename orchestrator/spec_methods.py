@@ -79,6 +79,9 @@ class FewShotSpec(Block):
     """How a row is written; the examples and the row that is asked about stand a blank line apart."""
     instruction: str = ""
     """What the prompt begins with."""
+    calibrate: bool = False
+    """Divide the probability of each class by what it has behind texts without content, so that a preference of the
+    prompt for some class goes (Zhao et al. 2021, "Calibrate Before Use")."""
     words: dict[str, str] = Field(default_factory=dict)
     """What stands for a class where its name says little: `{"0": negative, "1": positive}`; for all of them or none."""
 

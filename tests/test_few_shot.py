@@ -87,6 +87,38 @@ def test_figures_are_the_tasks_own_over_the_rows_that_a_training_is_measured_on(
     assert trained.data.held_out.fingerprint == job.data.held_out.fingerprint
 
 
+def test_calibration_takes_out_what_texts_without_content_prefer(tmp_path: Path) -> None:
+    """As Zhao et al. (2021) have it: probabilities over the mean of those for N/A, [MASK] and nothing."""
+    plain, calibrated = (asked(tmp_path / str(on), few_shot={"examples": 3, "calibrate": on}) for on in (False, True))
+    alone = asked(tmp_path / "alone", few_shot={"examples": 3})
+    outcomes = [training_runs.run(job) for job in (plain, calibrated)]
+    found, labels = scores(plain), np.load(plain.data.path / "validation.labels.npy")
+    assert np.array_equal(found, scores(calibrated)), "what is kept are the base's own"
+    free = np.array([free_scores(alone, text) for text in ("N/A", "[MASK]", "")])
+    preferred = np.mean(np.exp(free) / np.exp(free).sum(1, keepdims=True), axis=0)
+    expected = [np.mean((found - shift).argmax(1) == labels) for shift in (0, np.log(preferred))]
+    assert [outcome.metrics["eval/accuracy"] for outcome in outcomes] == pytest.approx(expected)
+    assert outcomes[0].metrics["eval/loss"] != outcomes[1].metrics["eval/loss"]
+
+
+def free_scores(job: TrainingJob, text: str) -> list[float]:
+    """What the base gives "bad" and "good" behind a prompt about a text, read whole."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    training_runs.run(job)
+    tokenizer = AutoTokenizer.from_pretrained(job.spec.model.base)
+    model = AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32).eval()
+    prompt = (job.run_folder / "prompt.txt").read_text() + f"\n\nText: {text}\nLabel:"
+    shared, found = len(tokenizer(prompt)["input_ids"]), []
+    for word in ("bad", "good"):
+        ids = torch.tensor([tokenizer(f"{prompt} {word}")["input_ids"]])
+        with torch.no_grad():
+            each = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        found.append(float(each[shared - 1 :].sum()))
+    return found
+
+
 def test_any_number_of_workers_and_rows_at_a_time_gives_the_same_scores(tmp_path: Path) -> None:
     jobs = [
         asked(tmp_path / name, training__micro_batch=at_a_time, training__global_batch=24, resources__workers=workers)

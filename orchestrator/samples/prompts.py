@@ -17,6 +17,8 @@ from orchestrator.spec_methods import LABEL, TEXT, FewShotSpec
 
 BETWEEN = "\n\n"
 """Stands between examples."""
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Texts that say nothing of their class: those of Zhao et al. (2021), section 5."""
 _BEFORE = "x"
 """A piece of a prompt is tokenised behind this, so that it gets the ids that it has inside of a text."""
 Encode = Callable[[list[str]], list[list[int]]]

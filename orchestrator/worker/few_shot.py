@@ -27,7 +27,7 @@ from orchestrator.methods.registry import method_of
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.samples.batches import LabelledSamples, open_split
-from orchestrator.samples.prompts import Question, draw_examples, opening, questions, words_of, written
+from orchestrator.samples.prompts import CONTENT_FREE, Question, draw_examples, opening, questions, words_of, written
 from orchestrator.tasks.registry import task_of
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker.budget import Account
@@ -89,6 +89,7 @@ class _Asking:
         self._log = (
             MetricLog(job.run_folder, attempt=max(1, job.attempt), holds=self._fence.holds) if self._leads else None
         )
+        self._without_content = prompts.without_content()
         self._scorer = Scorer(load_language_model(job.spec, job.plan), self._device, prompts.opening_ids)
 
     def run(self) -> Status:
@@ -178,10 +179,17 @@ class _Asking:
     def _figures(self) -> dict[str, float]:
         """The task's own, with the scores as logits."""
         objective = task_of(self._job.spec.task).objective
-        scores = SimpleNamespace(logits=torch.from_numpy(self._scores))
+        scores = SimpleNamespace(logits=torch.from_numpy(self._scores) - self._preference())
         labels = torch.from_numpy(self._rows.labels(np.arange(len(self._rows))))
         sums: list[float] = objective.evaluate(lambda: scores, {"labels": labels}).sum(0).tolist()
         return objective.summarize(*sums)
+
+    def _preference(self) -> torch.Tensor:
+        """Log-probability of each class, on average over texts without content; zeros without calibration."""
+        if not self._job.spec.few_shot.calibrate:
+            return torch.zeros(self._scores.shape[1], dtype=torch.float64)
+        found = [self._scorer.scores([one], at_a_time=self._job.plan.micro_batch) for one in self._without_content]
+        return torch.cat(found).double().cpu().softmax(-1).mean(0).log()
 
     def _keep(self) -> None:
         if not self._leads:
@@ -251,7 +259,13 @@ class _Prompts:
 
     def about(self, rows: LabelledSamples) -> list[Question]:
         """What is asked about each row."""
-        texts = self._texts(rows, np.arange(len(rows)))
+        return self._questions(self._texts(rows, np.arange(len(rows))))
+
+    def without_content(self) -> list[Question]:
+        """The same about texts without content."""
+        return self._questions(CONTENT_FREE)
+
+    def _questions(self, texts: Sequence[str]) -> list[Question]:
         return questions(self._settings, texts, self._words, begins=self.opening, encode=self._encode)
 
     def check(self, asked: Sequence[Question]) -> None:
