@@ -36,10 +36,11 @@ check: install ## formatting, lint, types and the fast tests: about a minute
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow" -n auto
 
-# The fast ones on all cores; the slow ones share a cluster that takes all cores itself.
+# A process for each core, but for what shares a cluster, which takes all cores itself.
 test: install ## all tests, with real Ray, DeepSpeed and MLflow
 	$(BIN)/python -m pytest -m "not slow" -n auto
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "slow and cluster"
 
 # Faults are real: as root the suite makes namespaces of its own (hosts, links, small disks) that end with it.
 chaos: install ## every fault on a real cluster, as a table: ONLY="leader disk", or SEED=1 ROUNDS=10 for random ones

@@ -41,6 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", entry)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on a cluster have all cores to themselves; the other slow ones share them."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or "end_to_end" in item.path.parts:
+            item.add_marker(pytest.mark.cluster)
+
+
 # A slow machine is no counterexample; pytest-timeout ends what hangs.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
