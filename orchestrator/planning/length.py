@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import DatasetCounts
+from orchestrator.tasks.names import PACKED
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -66,7 +68,8 @@ def training_length(spec: RunSpec, counts: DatasetCounts | None) -> Length:
             allowed=f"at least {replayed}: retain.replay {spec.retain.replay if spec.retain else 0:g} of {batch}",
             do="lower retain.replay, or give more general data",
         )
-    known = counts is not None and (spec.models_language or counts.columns is not None)
+    is_packed = task_of(spec.task).form in PACKED
+    known = counts is not None and (is_packed or counts.columns is not None)
     mean = counts.train_tokens / counts.train_samples if known and counts is not None else float(cut_off)
     if known and replayed and retained is not None:
         mean = (own * mean + replayed * retained.train_tokens / retained.train_samples) / batch
@@ -77,7 +80,7 @@ def training_length(spec: RunSpec, counts: DatasetCounts | None) -> Length:
         if retained is not None and retained.columns is not None:
             longest = max(longest, retained.longest or cut_off)
             columns = widest(columns, batch_columns(retained.columns, replayed)) if replayed else columns
-    steps, why = _steps(spec, counts, mean if known or spec.models_language else None)
+    steps, why = _steps(spec, counts, mean if known or is_packed else None)
     return Length(
         steps=steps,
         tokens_per_step=max(1, round(batch * mean)),
@@ -151,7 +154,7 @@ def _about_samples(
     length = spec.data.sequence_length
     if spec.replayed:
         yield f"replay: {spec.replayed} of the {spec.training.global_batch} samples of each batch are general data"
-    if spec.models_language:
+    if task_of(spec.task).form in PACKED:
         left = "" if counts is None else _left_over(counts.left_over_tokens)
         yield (
             f"packing: documents stand one after the other with a separator between them, cut into blocks of {length} "

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from orchestrator.tasks.names import FormName
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -56,6 +58,8 @@ class AdvisedTask(ABC):
 class LearntTask(AdvisedTask):
     """A task that `run` trains: a value of `task` in a spec."""
 
+    form: ClassVar[FormName]
+    """What its samples are."""
     metrics: ClassVar[tuple[str, ...]]
     """Logged at each evaluation."""
     ranked_by: ClassVar[str]

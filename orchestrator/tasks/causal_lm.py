@@ -20,6 +20,7 @@ class CausalLM(LearntTask):
     name = "causal-lm"
     tokens_per_example = 512  # an instruction with its answer: 73M tokens in 110K examples are 660 (Biderman 2024)
     assumed_base = (8_000_000_000, 15e12)  # Llama-3-8B, by its model card
+    form = "packed-blocks"
     metrics = ("eval/loss", "eval/perplexity", BITS_PER_BYTE)
     ranked_by = BITS_PER_BYTE
     models_language = True

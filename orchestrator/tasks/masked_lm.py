@@ -31,6 +31,7 @@ class MaskedLM(LearntTask):
     name = "masked-lm"
     tokens_per_example = 512
     assumed_base = ROBERTA_BASE
+    form = "masked-blocks"
     metrics = ("eval/loss", "eval/perplexity")
     ranked_by = "eval/loss"
     models_language = True

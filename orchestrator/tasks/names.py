@@ -1,4 +1,4 @@
-"""The names of tasks: those that `run` trains, and those that the advisor answers for."""
+"""The names of tasks, those that `run` trains and those that the advisor answers for, and of what samples are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Literal
 TrainedTask = Literal["causal-lm", "masked-lm", "text-classification"]
 """What a spec may name. Each has its object in `registry`."""
 Task = Literal["causal-lm", "masked-lm", "text-classification", "image-classification"]
+FormName = Literal["packed-blocks", "masked-blocks", "labelled-texts"]
+"""What the samples of a task are."""
+PACKED: frozenset[FormName] = frozenset({"packed-blocks", "masked-blocks"})
+"""Forms whose samples are blocks of one length, cut from a stream of documents; batches of the others are padded."""
 LABELLED_TEXT: TrainedTask = "text-classification"
 """What a text with a class is an example of."""
 CONTINUED_TEXT: TrainedTask = "causal-lm"

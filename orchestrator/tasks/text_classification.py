@@ -22,6 +22,7 @@ class TextClassification(LearntTask):
     is_classification = True
     tokens_per_example = 128  # a snippet or a sentence pair: runs on GLUE
     assumed_base = ROBERTA_BASE
+    form = "labelled-texts"
     metrics = ("eval/loss", "eval/accuracy", "eval/macro_f1")
     ranked_by = "eval/accuracy"
     auto_class = "AutoModelForSequenceClassification"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.credentials import hide
 from orchestrator.policy.corrections import History, RunRecord
+from orchestrator.tasks.names import PACKED
 from orchestrator.tasks.registry import LEARNT
 from orchestrator.tracking import store
 from orchestrator.tracking.mlflow_backend import TAG, last_is_finite, search_runs
@@ -26,7 +27,7 @@ _ROLES = ("search", "stages")
 _WHOLE = ("workers", "parameters", "trainable_parameters", "sequence_length", "tokens_per_step")
 _PLANNED = (*_WHOLE, "flops_per_step")
 """Figures among the parameters `plan.FIELD`, and which of them are whole numbers."""
-_PACKED = {name for name, task in LEARNT.items() if task.models_language}
+_PACKED = {name for name, task in LEARNT.items() if task.form in PACKED}
 """Tasks whose samples have no padding."""
 _COUNTED = {
     "measured_steps": "measured/steps",
