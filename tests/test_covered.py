@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from orchestrator.data.documents import open_documents
 from orchestrator.data.sources import find_sources
 from orchestrator.data.splits import Chosen
-from orchestrator.samples.batches import open_split
 from orchestrator.samples.covered import DocumentEncoding, covered_bytes
 from orchestrator.samples.new_tokenizer import train_tokenizer
+from orchestrator.samples.open_split import open_split
 from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.samples.tokenization import document_chunks, encode_documents, end_of_tokens
 from tests import specs

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.plan import make_plan
-from orchestrator.samples import data_look
 from orchestrator.samples.data_look import look
+from orchestrator.samples.forms import data_figures, document_blocks, labelled_texts
 from orchestrator.samples.metric_names import logged_metrics
 from orchestrator.samples.prepare import encode_here, prepare
 from orchestrator.spec import RunSpec
@@ -43,9 +43,11 @@ def text(folder: Path, **changes: object) -> RunSpec:
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small data as if it were large."""
-    for name, value in (("WHOLE_BYTES", 1), ("SAMPLE_ROWS", 120), ("LONGEST_ROWS", 8), ("SAMPLE_BYTES", 100_000)):
-        monkeypatch.setattr(data_look, name, value)
-    monkeypatch.setattr(data_look, "PIECE", 2000)
+    monkeypatch.setattr(data_figures, "WHOLE_BYTES", 1)
+    for name, value in (("SAMPLE_ROWS", 120), ("LONGEST_ROWS", 8)):
+        monkeypatch.setattr(labelled_texts, name, value)
+    for name, value in (("SAMPLE_BYTES", 100_000), ("PIECE", 2000)):
+        monkeypatch.setattr(document_blocks, name, value)
 
 
 @pytest.mark.parametrize("make", [table, text])
@@ -61,7 +63,7 @@ def test_a_look_foresees_the_held_out_set_of_the_run(tmp_path: Path, make: Calla
 def test_a_look_at_much_text_leaves_it_to_the_run_to_find_held_out_text_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_look, "COMPARED_BYTES", 1)
+    monkeypatch.setattr(data_figures, "COMPARED_BYTES", 1)
     asked = text(tmp_path)
     seen = look(asked, cache=tmp_path / "cache").held_out
     held_out = prepare(asked, cache=tmp_path / "cache", encode=encode_here).held_out

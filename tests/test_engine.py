@@ -25,7 +25,8 @@ from orchestrator.checkpoints.catalog import Checkpoint, fetch, newest_good
 from orchestrator.methods.registry import PRICED
 from orchestrator.planning.memory import GIB, Layout, Trainer, peak_memory
 from orchestrator.runs.job import LoopState, TrainingJob, WorkerContext
-from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
+from orchestrator.samples.batches import SampleOrder, global_batch, rank_slice
+from orchestrator.samples.open_split import open_split
 from orchestrator.tasks.registry import task_of
 from orchestrator.worker import models
 from orchestrator.worker.engine import Engine, join_process_group, needed_by

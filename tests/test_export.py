@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from orchestrator.errors import ModelError
 from orchestrator.runs.job import TrainingJob, WorkerContext
-from orchestrator.samples.batches import open_split
+from orchestrator.samples.open_split import open_split
 from orchestrator.worker import loop, models
 from orchestrator.worker.export import DIFFERENT, Sample, check_batch, export
 from orchestrator.worker.models import auto_class

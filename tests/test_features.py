@@ -10,7 +10,8 @@ import torch
 from orchestrator.methods.registry import method_of
 from orchestrator.planning.plan import make_plan
 from orchestrator.runs.job import TrainingJob
-from orchestrator.samples.batches import LabelledSamples, open_split
+from orchestrator.samples.forms.labelled_texts import LabelledSamples
+from orchestrator.samples.open_split import open_split
 from orchestrator.worker.features import FeatureSamples, HeadAlone
 from tests import training_runs
 from tests.test_families import CASES, spec

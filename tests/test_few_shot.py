@@ -52,7 +52,7 @@ def test_scores_are_those_of_whole_prompts_read_one_by_one(kind: str, examples: 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from orchestrator.samples.batches import open_split
+    from orchestrator.samples.open_split import open_split
 
     job = asked(tmp_path, kind, few_shot={"examples": examples, "words": WORDS})
     training_runs.run(job)

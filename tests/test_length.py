@@ -13,7 +13,8 @@ from orchestrator.errors import DataError
 from orchestrator.planning.length import batch_columns, training_length, warmup_steps
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts
-from orchestrator.samples.batches import SampleOrder, global_batch, open_split
+from orchestrator.samples.batches import SampleOrder, global_batch
+from orchestrator.samples.open_split import open_split
 from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.spec import RunSpec
 from tests.specs import CLASSIFY, PRETRAIN, spec

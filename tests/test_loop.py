@@ -19,7 +19,7 @@ from orchestrator.errors import DivergedError, FencedError, StorageError
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS
 from orchestrator.runs.attempts import Attempts, Held
 from orchestrator.runs.job import Outcome, TrainingJob
-from orchestrator.samples.batches import open_split
+from orchestrator.samples.open_split import open_split
 from orchestrator.worker.best_weights import BestWeights
 from orchestrator.worker.recovery import INTERVAL_METRIC
 from tests import training_runs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.samples.batches import MaskedSamples
+from orchestrator.samples.forms.masked_blocks import MaskedSamples
 from orchestrator.samples.masking import NO_LABEL, Batch, Masking, Vocabulary, mask, predicted_tokens
 
 VOCABULARY = Vocabulary(size=1000, mask_id=4, cls_id=0, sep_id=2, special_ids=(0, 1, 2, 3, 4))

@@ -16,7 +16,7 @@ from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
 from orchestrator.methods.registry import METHODS, method_of
 from orchestrator.runs.job import TrainingJob
-from orchestrator.samples.batches import open_split
+from orchestrator.samples.open_split import open_split
 from orchestrator.spec_methods import MethodName
 from orchestrator.worker import models
 from orchestrator.worker.export import Sample, adapter_folder, check_batch, export

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from orchestrator.methods.registry import method_of
 from orchestrator.runs.job import Progress, TrainingJob, WorkerContext
-from orchestrator.samples.batches import SampleOrder, global_batch, open_split
+from orchestrator.samples.batches import SampleOrder, global_batch
 from orchestrator.samples.masking import Masking
+from orchestrator.samples.open_split import open_split
 from orchestrator.worker import models
 from orchestrator.worker.loop import train
 from tests import training_runs

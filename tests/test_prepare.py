@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from orchestrator.errors import DataError, Interrupted, ModelError, StorageError
 from orchestrator.samples import prepare as module
-from orchestrator.samples.batches import open_split
+from orchestrator.samples.open_split import open_split
 from orchestrator.samples.prepare import PreparedData, encode_here, find_prepared, prepare
 from orchestrator.samples.tokenization import Chunk
 from orchestrator.samples.whole_folder import whole_folder

@@ -229,7 +229,8 @@ def _step(engine: Any, job: TrainingJob, step: int, rank: int) -> float:
     import torch
     import torch.distributed as dist
 
-    from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
+    from orchestrator.samples.batches import SampleOrder, global_batch, rank_slice
+    from orchestrator.samples.open_split import open_split
     from orchestrator.worker.objectives import objective_for
 
     samples, plan, objective = open_split(job.data.path, "train"), job.plan, objective_for(job.spec.task)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import DataError, SpecError
-from orchestrator.samples.batches import LabelledSamples, positions, rank_slice
+from orchestrator.samples.batches import positions, rank_slice
 from orchestrator.samples.data_look import look
+from orchestrator.samples.forms.labelled_texts import LabelledSamples
 from orchestrator.samples.metric_names import logged_metrics
 from orchestrator.samples.prepare import encode_here, find_prepared, prepare
 from orchestrator.samples.replay import JoinedSamples, ReplayOrder

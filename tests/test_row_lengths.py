@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.facts.row_lengths import RowLengths, fine_tuning_batch
-from orchestrator.samples.batches import padded
+from orchestrator.samples.forms.labelled_texts import padded
 
 TOKENS = st.lists(st.integers(0, 5000), min_size=1, max_size=200)
 

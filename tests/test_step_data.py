@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.plan import make_plan
-from orchestrator.samples.batches import MaskedSamples, PackedSamples, Samples
+from orchestrator.samples.batches import Samples
+from orchestrator.samples.forms.masked_blocks import MaskedSamples
+from orchestrator.samples.forms.packed_blocks import PackedSamples
 from orchestrator.samples.masking import Masking, Vocabulary
 from orchestrator.worker.step_data import Share, StepData
 from tests import specs, training_runs

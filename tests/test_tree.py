@@ -55,6 +55,7 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 INNER_LAYERS: dict[str, tuple[set[str], ...]] = {
     "data": ({"sources", "split_names"}, {"formats"}, {"..."}),
     "policy": ({"laws"}, {"..."}, {"views"}),
+    "samples": ({"..."}, {"forms"}, {"open_split", "prepare"}, {"data_look", "stand_in"}),
     "scheduling": ({"decisions"}, {"..."}, {"search"}, {"launch"}, {"run_stages"}),
 }
 """Likewise inside a room that has rooms of its own; `...` stands for all its modules that are not named."""

@@ -33,7 +33,7 @@ from orchestrator.tracking.finished_model import with_base_found
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from orchestrator.samples.data_look import DataLook
+    from orchestrator.samples.forms.data_figures import DataLook
 
 
 @dataclass(frozen=True, kw_only=True)

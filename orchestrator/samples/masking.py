@@ -1,7 +1,7 @@
 """Which tokens a masked language model predicts, and what it sees in their place (Devlin et al. 2019).
 
-Called by `batches` for every batch. All draws are a pure function of (seed, sample, how often it was seen), so that any
-number of workers, any micro-batch and any resumed run sees the same masks.
+Called by `forms.masked_blocks` for every batch. All draws are a pure function of (seed, sample, how often it was seen),
+so that any number of workers, any micro-batch and any resumed run sees the same masks.
 """
 
 from __future__ import annotations

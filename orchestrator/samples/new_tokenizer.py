@@ -13,6 +13,8 @@ from orchestrator.samples.tokenization import TextTokenizer, from_files
 END_OF_TEXT = "<|endoftext|>"
 BPE_SAMPLE_BYTES = 20_000_000
 """Text that a new tokenizer is trained on at most: about 10 s on two cores. That more would not help is a guess."""
+LOOK_SAMPLE_BYTES = 4_000_000
+"""The same for a look at data, which does with a fifth: 2 s."""
 LONGEST_WORD = 256
 """Characters of a word that a new tokenizer learns from: longer runs of letters or of white space are cut, because the
 training goes over a whole word for each merge in it (one of 200,000 equal letters took 23 s). A guess, beyond any word

@@ -11,31 +11,29 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from orchestrator.data.contents import contents_of
 from orchestrator.data.first_look import preview
-from orchestrator.data.held_out import Account, HeldOut
-from orchestrator.data.sources import Source, find_sources
+from orchestrator.data.held_out import HeldOut
+from orchestrator.data.sources import find_sources
 from orchestrator.data.spec_columns import with_columns
-from orchestrator.data.splits import Chosen, Split, SplitRows, split_documents, split_rows
 from orchestrator.errors import DataError
 from orchestrator.planning.run_plan import DatasetCounts
-from orchestrator.samples import base_tokenizer, batches, kept_tokenizers, tokenization
-from orchestrator.samples.covered import DocumentEncoding, covered_bytes
-from orchestrator.samples.encoders import around, document_encoder, mask_ids, row_encoder, tokenizer_of
+from orchestrator.samples import base_tokenizer, kept_tokenizers, tokenization
+from orchestrator.samples.forms.base import EncodeMany, Inputs
+from orchestrator.samples.forms.registry import form_of
 from orchestrator.samples.new_tokenizer import size_note
-from orchestrator.samples.patience import go_on, patiently
-from orchestrator.samples.tokenization import Chunk, TextTokenizer
+from orchestrator.samples.patience import go_on
+from orchestrator.samples.tokenization import Chunk
 from orchestrator.samples.whole_folder import is_whole, whole_folder
 from orchestrator.spec import RunSpec
 from orchestrator.spec_retain import SHARED
-from orchestrator.tasks.base import BITS_PER_BYTE
 from orchestrator.tasks.registry import task_of
 
 T = TypeVar("T")
@@ -44,14 +42,6 @@ FORMAT_VERSION = 3
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
 TABLES_VERSION = 2
 """The same for tables alone: raise it when they are read otherwise."""
-
-
-class EncodeMany(Protocol):
-    """Applies a pure function to chunks of text and gives the results in order; knows where to run it."""
-
-    def __call__(self, function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
-        """Takes chunks only as fast as results are taken."""
-        ...
 
 
 def encode_here(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
@@ -109,55 +99,12 @@ class PreparedData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """What is known before any text is read."""
-
-    spec: RunSpec
-    """With the columns named that it leaves open."""
-    notes: tuple[str, ...]
-    train: tuple[Source, ...]
-    validation: tuple[Source, ...]
-    location: str | None
-    """Of the tokenizer, if it is not trained on the corpus."""
-    tokenizer: TextTokenizer | None
-    """None until it is trained on the corpus."""
-    is_exact: bool
-    """Whether its ids are known to be those of `AutoTokenizer`."""
-
-    @property
-    def asked(self) -> float | None:
-        """The share to hold out; None where the held-out data is given, or limits keep another share."""
-        data = self.spec.data
-        given = self.validation or data.max_train_examples or data.max_validation_examples
-        return None if given else data.validation_fraction
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns in use, by what they hold: `text` and `label`; none where files are documents."""
-        data = self.spec.data
-        tables = any(source.reader != "text" for source in self.train)
-        named = {"text": data.text_column if tables else None, "label": data.label_column}
-        return {holds: column for holds, column in named.items() if column is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Unprepared:
-    """Data that was read and split, and that `prepare` would encode."""
+    """Data that was split, and that `prepare` would encode."""
 
-    spec: RunSpec
-    """With the columns named that it leaves open."""
-    notes: tuple[str, ...]
-    """What was taken for granted of the data, a sentence each."""
-    columns: dict[str, str]
-    """Those in use, by what they hold: `text` and `label`."""
-    is_exact: bool
-    """Whether the tokenizer's ids are known to be those of `AutoTokenizer`."""
-    split: tuple[Chosen, Chosen] | SplitRows
-    """Documents to train on and held out, or labelled rows."""
-    asked: float | None
-    """The share to hold out; None where the held-out data is given, or limits keep another share."""
-    tokenizer: TextTokenizer | None
-    """None until it is trained on the corpus."""
+    inputs: Inputs
+    split: Any
+    """The examples to train on and those held out, as the form of the samples has them."""
 
 
 def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> PreparedData | None:
@@ -183,16 +130,7 @@ def find_data(
         folder = cache / _fingerprint(inputs)
         if is_whole(folder):
             return _load(folder, inputs, cached=True)
-    split = split_documents if spec.models_language else split_rows
-    return Unprepared(
-        spec=inputs.spec,
-        notes=inputs.notes,
-        columns=inputs.columns,
-        is_exact=inputs.is_exact,
-        split=split(inputs.spec, inputs.train, inputs.validation),
-        asked=inputs.asked,
-        tokenizer=inputs.tokenizer,
-    )
+    return Unprepared(inputs=inputs, split=form_of(task_of(spec.task)).split(inputs))
 
 
 def prepare(
@@ -256,7 +194,7 @@ def _prepare(
     return _load(folder, inputs, cached=False)
 
 
-def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> _Inputs:
+def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> Inputs:
     data = spec.data
     location = base_tokenizer.tokenizer_location(spec.model)
     if base is not None and location == spec.model.base:
@@ -266,15 +204,15 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> _I
         load = kept_tokenizers.load_exactly if exactly else kept_tokenizers.load_at_hand
         tokenizer, is_exact = load(location)
         base_tokenizer.check_fit(spec, tokenizer)
-    if tokenizer is not None and spec.models_language:
-        document_encoder(spec, tokenizer)  # refused before anything starts
+    if tokenizer is not None:
+        form_of(task_of(spec.task)).check_tokenizer(spec, tokenizer)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format, delimiter=data.delimiter)
     train = find(data.train, with_validation=data.validation is None)
     beside = tuple(held for source in train for held in source.validation)
     validation = beside if data.validation is None else find(data.validation, split="validation")
     named, notes = with_columns(spec, train, look=preview)
     said = tuple(source.note for source in (*train, *validation) if source.note is not None)
-    return _Inputs(
+    return Inputs(
         spec=named,
         notes=(*said, *notes),
         train=train,
@@ -285,7 +223,7 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> _I
     )
 
 
-def _fingerprint(inputs: _Inputs) -> str:
+def _fingerprint(inputs: Inputs) -> str:
     spec, data = inputs.spec, inputs.spec.data
     drawn = not (inputs.validation and inputs.tokenizer) or data.max_train_examples or data.max_validation_examples
     parts = {
@@ -305,13 +243,10 @@ def _fingerprint(inputs: _Inputs) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write(inputs: _Inputs, folder: Path, encode: EncodeMany, pause: Callable[[], None]) -> None:
+def _write(inputs: Inputs, folder: Path, encode: EncodeMany, pause: Callable[[], None]) -> None:
     """All files of the prepared folder."""
-    if inputs.spec.models_language:
-        tokenizer, found = _write_documents(inputs, folder, encode, pause)
-    else:
-        assert inputs.tokenizer is not None, "classification fine-tunes a base model, which has a tokenizer"
-        tokenizer, found = inputs.tokenizer, _write_rows(inputs, inputs.tokenizer, folder, encode)
+    form = form_of(task_of(inputs.spec.task))
+    tokenizer, found = form.write(inputs, form.split(inputs), folder, encode, pause)
     tokenizer.save(folder / "tokenizer")
     meta = {
         "task": inputs.spec.task,
@@ -321,13 +256,12 @@ def _write(inputs: _Inputs, folder: Path, encode: EncodeMany, pause: Callable[[]
         "tokenizer_fingerprint": tokenizer.fingerprint()[:16],
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
-        **(mask_ids(tokenizer, inputs.spec) if task_of(inputs.spec.task).hides_tokens else {}),
         **found,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
-def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
+def _load(folder: Path, inputs: Inputs, *, cached: bool) -> PreparedData:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     names = None if meta["label_names"] is None else tuple(meta["label_names"])
     counted = {key: meta[key] for key in ("train_samples", "train_tokens", "validation_samples", "vocab_size")}
@@ -336,7 +270,7 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
         fingerprint=folder.name,
         counts=DatasetCounts(
             **counted,
-            **batches.shapes(folder, meta),
+            **form_of(task_of(inputs.spec.task)).shapes(folder, meta),
             num_labels=None if names is None else len(names),
             label_names=names,
         ),
@@ -355,100 +289,3 @@ def _load(folder: Path, inputs: _Inputs, *, cached: bool) -> PreparedData:
         cached=cached,
         notes=inputs.notes if inputs.tokenizer else (*inputs.notes, *size_note(meta, inputs.spec.model.vocab_size)),
     )
-
-
-def _write_documents(
-    inputs: _Inputs, folder: Path, encode: EncodeMany, pause: Callable[[], None]
-) -> tuple[TextTokenizer, dict[str, Any]]:
-    spec = inputs.spec
-    train, validation = split_documents(spec, inputs.train, inputs.validation)
-    _compare(inputs, train)
-    tokenizer = inputs.tokenizer or patiently(lambda: tokenizer_of(spec, train), pause)
-    function = document_encoder(spec, tokenizer)
-    count_samples = batches.masked_samples if task_of(spec.task).hides_tokens else batches.packed_samples
-    found: dict[str, Any] = {"label_names": None}
-    # The small one first: if it is too short, nothing long was encoded in vain.
-    account = Account()
-    splits: tuple[tuple[Split, Iterator[str]], ...] = (
-        ("validation", account.held_out(_not_blank(validation))),
-        ("train", account.training(_not_blank(train))),
-    )
-    for split, texts in splits:
-        chunks = tokenization.document_chunks(texts, cuts=tokenizer.cuts)
-        tokens = batches.write_packed(folder, split, encode(function, chunks))
-        samples = count_samples(tokens, spec.data.sequence_length)
-        if samples == 0:
-            raise _too_short(split, tokens, inputs)
-        found |= {f"{split}_samples": samples, f"{split}_tokens": samples * spec.data.sequence_length}
-        if split == "validation" and BITS_PER_BYTE in task_of(spec.task).metrics:
-            before, after = around(tokenizer, spec)
-            encoding = DocumentEncoding(encoder=tokenizer.encoder, cuts=tokenizer.cuts, before=before, after=after)
-            left_over = tokens - batches.packed_tokens(samples, spec.data.sequence_length)
-            found["covered_bytes"] = covered_bytes(
-                validation, encoding, all_bytes=account.held_bytes, left_over=left_over
-            )
-    return tokenizer, found | _accounted(account, inputs, document_notes(train, validation))
-
-
-def document_notes(train: Chosen, validation: Chosen) -> tuple[str, ...]:
-    """What a reader of the data may not expect, each once."""
-    return tuple(dict.fromkeys((*train.documents.notes, *validation.documents.notes)))
-
-
-def _compare(inputs: _Inputs, texts: Iterable[str]) -> None:
-    """Raises ModelError where a sample of the training text gets other ids than transformers gives it."""
-    if inputs.tokenizer is not None and inputs.location is not None:
-        base_tokenizer.check_sample(inputs.tokenizer, inputs.location, texts)
-
-
-def _not_blank(texts: Iterable[str]) -> Iterator[str]:
-    return (text for text in texts if text and not text.isspace())
-
-
-def _accounted(account: Account, inputs: _Inputs, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """What `meta.json` says of the text of both splits."""
-    held_out = account.result(
-        "documents" if inputs.spec.models_language else "rows",
-        asked=inputs.asked,
-        notes=notes,
-    )
-    return {
-        "train_examples": account.training_count,
-        "train_bytes": account.training_bytes,
-        "validation_bytes": account.held_bytes,
-        "held_out": held_out.to_dict(),
-    }
-
-
-def _too_short(split: Split, tokens: int, inputs: _Inputs) -> DataError:
-    spec, length = inputs.spec, inputs.spec.data.sequence_length
-    masked = task_of(spec.task).hides_tokens
-    needed = length - 2 if masked else length + 1
-    why = "less a first and a last token" if masked else "and the token after it"
-    hold_out = ""
-    if split == "validation" and not inputs.validation:
-        # A tenth more: the text of another end has another number of tokens.
-        enough = 1.1 * spec.data.validation_fraction * needed / max(1, tokens)
-        value = f"set data.validation_fraction={enough:.2g}" if enough < 0.5 else "raise data.validation_fraction"
-        hold_out = f"{value}, "
-    return DataError(
-        f"the {split} data is shorter than one block" if tokens else f"the {split} data holds no text but white space",
-        got=f"{tokens} tokens",
-        allowed=f"at least {needed}: data.sequence_length {why}",
-        do=f"{hold_out}lower data.sequence_length, or give more text in data.{split}",
-    )
-
-
-def _write_rows(inputs: _Inputs, tokenizer: TextTokenizer, folder: Path, encode: EncodeMany) -> dict[str, Any]:
-    rows = split_rows(inputs.spec, inputs.train, inputs.validation)
-    _compare(inputs, rows.splits["train"][0])
-    function = row_encoder(inputs.spec, tokenizer)
-    account = Account()
-    found: dict[str, Any] = {"label_names": rows.names}
-    order: tuple[Split, ...] = ("validation", "train")
-    for split in order:
-        texts, labels = rows.splits[split]
-        seen = account.held_out(texts, rows.labels(split)) if split == "validation" else account.training(texts)
-        tokens = batches.write_labelled(folder, split, encode(function, tokenization.row_chunks(seen)), labels=labels)
-        found |= {f"{split}_samples": len(texts), f"{split}_tokens": tokens}
-    return found | _accounted(account, inputs, rows.notes)

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.architectures.families import model_config
-from orchestrator.data.splits import SplitRows
-from orchestrator.samples.data_look import NEW_TOKENIZER_BYTES
-from orchestrator.samples.encoders import tokenizer_of
+from orchestrator.samples.forms.registry import form_of
+from orchestrator.samples.new_tokenizer import LOOK_SAMPLE_BYTES
 from orchestrator.samples.prepare import PreparedData, find_data
 from orchestrator.spec import ModelSpec, RunSpec
+from orchestrator.tasks.registry import task_of
 
 
 @contextmanager
@@ -42,8 +42,8 @@ def _tokenizer(first: RunSpec, folder: Path, cache: Path) -> tuple[str, int]:
     found = find_data(first, cache=cache, exactly=False)
     if isinstance(found, PreparedData):
         return str(found.tokenizer_folder), found.counts.vocab_size
-    assert not isinstance(found.split, SplitRows), "new weights learn from raw text"
-    tokenizer = tokenizer_of(found.spec, found.split[0], most_bytes=NEW_TOKENIZER_BYTES)
+    form = form_of(task_of(first.task))
+    tokenizer = form.train_tokenizer(found.inputs.spec, found.split, most_bytes=LOOK_SAMPLE_BYTES)
     tokenizer.save(folder)
     return str(folder), tokenizer.vocab_size
 

@@ -18,7 +18,8 @@ from orchestrator.planning.plan import about_length, plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
 from orchestrator.ranking import Goal
-from orchestrator.samples.prepare import EncodeMany, PreparedData, prepare
+from orchestrator.samples.forms.base import EncodeMany
+from orchestrator.samples.prepare import PreparedData, prepare
 from orchestrator.samples.tokenization import Chunk
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.run_folder import (

@@ -8,7 +8,7 @@ TrainedTask = Literal["causal-lm", "masked-lm", "text-classification"]
 """What a spec may name. Each has its object in `registry`."""
 Task = Literal["causal-lm", "masked-lm", "text-classification", "image-classification"]
 FormName = Literal["packed-blocks", "masked-blocks", "labelled-texts"]
-"""What the samples of a task are."""
+"""What the samples of a task are. Each has its object in `samples/forms/registry`."""
 PACKED: frozenset[FormName] = frozenset({"packed-blocks", "masked-blocks"})
 """Forms whose samples are blocks of one length, cut from a stream of documents; batches of the others are padded."""
 LABELLED_TEXT: TrainedTask = "text-classification"

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from orchestrator.samples.batches import LabelledSamples, Samples
+from orchestrator.samples.batches import Samples
+from orchestrator.samples.forms.labelled_texts import LabelledSamples
 from orchestrator.samples.masking import Batch
 from orchestrator.worker.step_data import tensors
 

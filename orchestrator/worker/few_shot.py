@@ -26,7 +26,8 @@ from orchestrator.errors import DataError, ModelError
 from orchestrator.methods.registry import method_of
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
-from orchestrator.samples.batches import LabelledSamples, open_split
+from orchestrator.samples.forms.labelled_texts import LabelledSamples
+from orchestrator.samples.open_split import open_split
 from orchestrator.samples.prompts import CONTENT_FREE, Question, draw_examples, opening, questions, words_of, written
 from orchestrator.tasks.registry import task_of
 from orchestrator.tracking.tracker import MetricLog

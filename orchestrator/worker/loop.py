@@ -19,8 +19,9 @@ from orchestrator.atomic_file import read_json, write_json
 from orchestrator.checkpoints import catalog
 from orchestrator.runs.heartbeat import Phase
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
-from orchestrator.samples.batches import Samples, open_split
+from orchestrator.samples.batches import Samples
 from orchestrator.samples.masking import Masking
+from orchestrator.samples.open_split import open_split
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker import early_stop, models
 from orchestrator.worker.best_weights import BestWeights

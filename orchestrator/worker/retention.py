@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.runs.job import LoopState, TrainingJob
-from orchestrator.samples.batches import Samples, open_split
+from orchestrator.samples.batches import Samples
 from orchestrator.samples.masking import Masking
 from orchestrator.samples.metric_names import FORGETTING, RETAINED_LOSS
+from orchestrator.samples.open_split import open_split
 from orchestrator.samples.replay import JoinedSamples, ReplayOrder
 from orchestrator.worker.engine import Engine
 from orchestrator.worker.evaluation import Evaluator

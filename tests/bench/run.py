@@ -219,7 +219,8 @@ def free_port() -> int:
 
 def loading_row(spec: RunSpec, data: PreparedData) -> tuple[str, str, str, str]:
     """Time to load one rank's micro-batches of a step against a step of 100 ms."""
-    from orchestrator.samples.batches import SampleOrder, global_batch, open_split, rank_slice
+    from orchestrator.samples.batches import SampleOrder, global_batch, rank_slice
+    from orchestrator.samples.open_split import open_split
 
     plan = make_plan(spec, local_cluster(), counts=data.counts)
     samples = open_split(data.path, "train")
