@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from orchestrator.checkpoints.state_files import read_state
+from orchestrator.checkpoints.zero_layout import Layout, parts_layout
 from orchestrator.errors import StorageError, one_line
 
 Part = Literal["weights", "fp32 masters", "first moments", "second moments", "step counters", "other state"]
@@ -79,13 +80,13 @@ def compare_checkpoints(one: Path, other: Path) -> tuple[PartComparison, ...]:
     """
     files = sorted(_state_files(one) | _state_files(other))
     # Rank 0's model file names all parameters, also those whose states are in other files.
-    layout = _layout_of(one, files)
-    tally = _Tally(order={name: place for place, name in enumerate(layout.order)})
+    named = _parameters_of(one, files)
+    tally = _Tally(order={name: place for place, name in enumerate(named.order)})
     for name in files:
         if not (one / name).is_file() or not (other / name).is_file():
             tally.add("other state", f"the file {name}", _Gap.unknown())
             continue
-        _compare_files(one / name, other / name, layout, tally)
+        _compare_files(one / name, other / name, named, tally)
     return tally.result()
 
 
@@ -136,7 +137,7 @@ class _Fragment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
+class _Parameters:
     """What a model's file says of its parameters."""
 
     order: tuple[str, ...]
@@ -145,14 +146,14 @@ class _Layout:
     """Trainable parameters and their elements, by group of the optimizer."""
 
 
-def _layout_of(checkpoint: Path, files: Sequence[str]) -> _Layout:
+def _parameters_of(checkpoint: Path, files: Sequence[str]) -> _Parameters:
     of_model = [name for name in files if name.endswith("model_states.pt") and (checkpoint / name).is_file()]
     if not of_model:
-        return _Layout(order=(), groups=())
+        return _Parameters(order=(), groups=())
     state = _read(checkpoint / of_model[0])
     shapes = state.get("param_shapes")
     groups = _groups_of(state) if shapes is None else [{n: math.prod(s) for n, s in group.items()} for group in shapes]
-    return _Layout(order=tuple(state["module"]), groups=tuple(groups))
+    return _Parameters(order=tuple(state["module"]), groups=tuple(groups))
 
 
 def _groups_of(state: Mapping[str, Any]) -> list[dict[str, int]]:
@@ -167,36 +168,27 @@ def _groups_of(state: Mapping[str, Any]) -> list[dict[str, int]]:
     return [group for group in groups if group]
 
 
-def _fragments(state: Mapping[str, Any], layout: _Layout, rank: int) -> dict[int, list[_Fragment]]:
+def _fragments(state: Mapping[str, Any], parameters: _Parameters, rank: int) -> dict[int, list[_Fragment]]:
     """For each tensor index of the optimizer in this file: which parameters lie where in it."""
     of_optimizer = state.get("optimizer_state_dict")
     if of_optimizer is None:
-        every = itertools.chain.from_iterable(group.items() for group in layout.groups)
-        return {
-            index: [_Fragment(name=name, start=0, numel=numel, is_alone=True)]
-            for index, (name, numel) in enumerate(every)
-        }
+        every = itertools.chain.from_iterable(group.items() for group in parameters.groups)
+        whole = [_Fragment(name=name, start=0, numel=numel, is_alone=True) for name, numel in every]
+        return {index: [one] for index, one in enumerate(whole)}
     if "param_slice_mappings" in of_optimizer:
         return {
             index: [_Fragment(name=name, start=at.start, numel=at.numel) for name, at in group.items()]
             for index, group in enumerate(of_optimizer["param_slice_mappings"])
         }
-    sizes = [tensor.numel() for tensor in of_optimizer.get("fp32_flat_groups", ())]
-    return _shards(sizes, layout, rank=rank, world_size=of_optimizer["partition_count"])
+    return _of_rank(parts_layout(parameters.groups, world_size=of_optimizer["partition_count"]), rank)
 
 
-def _shards(sizes: Sequence[int], layout: _Layout, *, rank: int, world_size: int) -> dict[int, list[_Fragment]]:
-    """ZeRO-3: each rank holds one equal part of every parameter, one after the other; the last part may be padded."""
-    found: dict[int, list[_Fragment]] = {index: [] for index in range(len(sizes))}
-    index = start = 0
-    for name, numel in itertools.chain.from_iterable(group.items() for group in layout.groups):
-        part = -(-numel // world_size)
-        while index < len(sizes) - 1 and start >= sizes[index]:
-            index, start = index + 1, 0
-        real = min(part, max(0, numel - rank * part))
-        if real:
-            found[index].append(_Fragment(name=name, start=start, numel=real))
-        start += part
+def _of_rank(layout: Layout, rank: int) -> dict[int, list[_Fragment]]:
+    """What a rank holds of each parameter, in each of its flat tensors."""
+    found: dict[int, list[_Fragment]] = {index: [] for index in range(len(layout.sizes))}
+    for name, spans in layout.spans.items():
+        for span in (one for one in spans if one.rank == rank):
+            found[span.group].append(_Fragment(name=name, start=span.offset, numel=span.count))
     return found
 
 
@@ -255,10 +247,10 @@ class _Tally:
         )
 
 
-def _compare_files(one: Path, other: Path, layout: _Layout, tally: _Tally) -> None:
+def _compare_files(one: Path, other: Path, parameters: _Parameters, tally: _Tally) -> None:
     state = _read(one)
-    fragments = _fragments(state, layout, _rank_of(one))
-    groups = [len(group) for group in layout.groups]
+    fragments = _fragments(state, parameters, _rank_of(one))
+    groups = [len(group) for group in parameters.groups]
     left, right = dict(_leaves(state)), dict(_leaves(_read(other)))
     for path in left | right:
         if path not in left or path not in right:
