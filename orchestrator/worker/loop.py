@@ -19,25 +19,22 @@ from orchestrator.atomic_file import read_json, write_json
 from orchestrator.checkpoints import catalog
 from orchestrator.runs.heartbeat import Phase
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
-from orchestrator.samples.batches import Samples
 from orchestrator.samples.masking import Masking
-from orchestrator.samples.open_split import open_split
 from orchestrator.tracking.tracker import MetricLog
-from orchestrator.worker import early_stop, models
-from orchestrator.worker.best_weights import BestWeights
+from orchestrator.worker import models
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import Consensus, ControlSignal
 from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
 from orchestrator.worker.engine import Engine, device_of, join_process_group
-from orchestrator.worker.evaluation import Evaluator, gap_samples
-from orchestrator.worker.export import Sample, check_batch, export, first_batch
-from orchestrator.worker.features import FeatureSamples, HeadAlone
+from orchestrator.worker.export import export
 from orchestrator.worker.forward_timer import collectives_begun
 from orchestrator.worker.lr_schedule import layer_scale, learning_rate
 from orchestrator.worker.measurement import Pace, figures
-from orchestrator.worker.objectives import Batch, objective_for
+from orchestrator.worker.model_inputs import ModelInputs
+from orchestrator.worker.objectives import objective_for
 from orchestrator.worker.recovery import RecoveryManager
-from orchestrator.worker.retention import Forgetting, step_data
+from orchestrator.worker.retention import step_data
+from orchestrator.worker.validation import Validation, evaluated_samples
 
 _HOLD_POLL_S = 0.05
 
@@ -69,35 +66,31 @@ class _Loop:
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
         self._notes: tuple[str, ...] = ()
-        training = job.spec.training
-        masking = Masking(rate=training.masking_rate, seed=training.seed)
-        self._forgetting, counts = Forgetting(job, masking=masking), job.data.counts
-        evaluated = counts.validation_samples + len(gap_samples(counts.train_samples, counts.validation_samples))
-        evaluated += self._forgetting.samples
-        self._account = Account(job.plan, evaluated_samples=evaluated, started_s_ago=job.started_s_ago)
-        self._objective = objective_for(job.spec.task)
+        self._account = Account(job.plan, evaluated_samples=evaluated_samples(job), started_s_ago=job.started_s_ago)
         self._heartbeat = context.heartbeat
         join_process_group(job.plan, context)
         self._heartbeat.count(collectives_begun)
-        self._validation: Samples = open_split(job.data.path, "validation", masking=masking)
-        self._checked = self._validation
-        self._train: Samples = open_split(job.data.path, "train", masking=masking)
-        self._keeps_features = False
-        self._engine = self._build()
-        self._evaluator = Evaluator(
+        masking = Masking(rate=job.spec.training.masking_rate, seed=job.spec.training.seed)
+        self._inputs = ModelInputs(
             job,
-            self._objective,
-            train=self._train,
-            validation=self._validation,
-            rank=context.rank,
-            before_batch=self._show_life,
+            masking=masking,
+            device=device_of(job.plan, context),
+            say=self._note,
+            before_batch=self._show_evaluating,
         )
-        self._data = step_data(job, self._train, masking=masking, rank=context.rank)
+        self._engine = self._build()
+        self._data = step_data(job, self._inputs.train, masking=masking, rank=context.rank)
         self._recovery = RecoveryManager(
             self._engine, job, context, agree=self._from_leader, any_rank=self._on_any_rank
         )
-        self._best = BestWeights(
-            job, self._recovery, leads=self._leads, agree=self._from_leader, compared=self._given_to_compare()
+        self._validation = Validation(
+            job,
+            self._inputs,
+            self._recovery,
+            masking=masking,
+            rank=context.rank,
+            agree=self._from_leader,
+            before_batch=self._show_evaluating,
         )
         self._consensus = Consensus(self._sum, rank=context.rank, world_size=job.plan.workers)
         self._guard = DivergenceGuard(
@@ -106,44 +99,24 @@ class _Loop:
         )
         self._pace = Pace()
         self._metrics: dict[str, float] = {}
-        self._evaluated_step = 0
-        self._progress = early_stop.Progress()
         self._log: MetricLog | None = None
 
     def _build(self) -> Engine:
         """A new engine on the weights that the run begins with."""
         model = models.build_model(self._spec, self._plan, self._job.data, say=self._note)
         if self._plan.flops_once:
-            self._keep_features(model)
+            self._inputs.cache_features(model)
         self._parts = models.ParameterGroups.of(model, self._spec)
         return Engine(
             model,
             plan=self._plan,
             groups=self._parts.groups,
-            objective=self._objective,
+            objective=objective_for(self._spec.task),
             context=self._context,
             anchors=self._parts.anchors(self._spec),
         )
 
-    def _keep_features(self, model: Any) -> None:
-        """Takes the backbone out of the model, and at the first time has it read every row before.
-
-        Where the head does not read one vector of a row, all stays as it is.
-        """
-        alone = HeadAlone(model, dtype=models.DTYPES[self._plan.precision], device=device_of(self._plan, self._context))
-        if not self._keeps_features:
-            read = alone.reading(self._train)
-            if read is None:
-                self._note("features: the head does not read one vector of a row, so the backbone is run in every pass")
-                return
-            self._train, self._validation = (
-                FeatureSamples(rows, alone.compute(rows, read, before_batch=self._show_life))
-                for rows in (self._train, self._validation)
-            )
-            self._keeps_features = True
-        alone.cut()
-
-    def _show_life(self) -> None:
+    def _show_evaluating(self) -> None:
         self._heartbeat.enter("evaluating", self._step)
 
     def _note(self, note: str) -> None:
@@ -185,32 +158,24 @@ class _Loop:
         """Steps until the end or a reason to stop."""
         self._tell("training")
         wish = self._consensus.wish(self._wish())
-        if self._forgetting.is_unmeasured and wish == ControlSignal.GO_ON:
+        if self._validation.needs_baseline and wish == ControlSignal.GO_ON:
             self._begin("evaluating")
-            self._emit(self._forgetting.figures(self._evaluator, self._engine))
+            self._emit(self._validation.baseline(self._engine))
         while wish != ControlSignal.STOP:
             if self._step == self._steps:
                 return "finished"
             # Before the step and not after the last one: a run that was stopped in between makes up for it.
-            if self._job.is_evaluated_after(self._step) and self._evaluated_step != self._step:
+            if self._validation.is_due(self._step):
                 self._evaluate()
-                self._judge_progress()
             if self._recovery.is_due(self._step):
                 self._save()
-            if self._progress.waited and (reason := self._progress.reason(self._spec.training.stop, self._spec.goal)):
+            if (reason := self._validation.stop_reason()) is not None:
                 self._note(reason)
                 return "finished"
             if wish == ControlSignal.OVER_BUDGET:
                 return "stopped_by_budget"
             wish = self._take_step()
         return "interrupted"
-
-    def _judge_progress(self) -> None:
-        """Counts an evaluation of those every so many steps for `training.stop`."""
-        training, goal = self._spec.training, self._spec.goal
-        if training.stop is not None and training.eval_every_steps and self._step % training.eval_every_steps == 0:
-            value = self._metrics.get(goal.metric)
-            self._progress = self._progress.after(value, goal, min_delta=training.stop.min_delta)
 
     def finish(self, status: Status) -> Outcome:
         """Evaluation, measurements, checkpoint, model folder and, when the run is over, the outcome file."""
@@ -221,7 +186,7 @@ class _Loop:
             earlier = self._from_leader(self._earlier_stop() if self._leads else None)
             if earlier is not None:
                 return Outcome.from_dict(earlier)
-        if self._evaluated_step != self._step or self._step == 0:
+        if self._step == 0 or not self._validation.is_evaluated(self._step):
             self._evaluate(is_last=status == "finished")
         self._measure()  # before the checkpoint, which keeps all metrics
         if self._job.final_checkpoint:
@@ -325,11 +290,9 @@ class _Loop:
     # -- back to a checkpoint ----------------------------------------------------------------------------------
 
     def _take_up(self, state: LoopState) -> None:
-        self._evaluated_step, self._metrics = state.evaluated_step, dict(state.metrics)
-        self._progress = early_stop.Progress(best=state.best, waited=state.waited)
-        self._best.take_up(state)
+        self._metrics = dict(state.metrics)
+        self._validation.take_up(state)
         self._guard.restore(state.guard)
-        self._forgetting.take_up(state)
 
     def _rewind(self, verdict: Verdict, step: int) -> None:
         """Undoes a bad step and what led to it. Raises DivergedError when that has not helped."""
@@ -350,10 +313,9 @@ class _Loop:
     def _evaluate(self, *, is_last: bool = False) -> None:
         started = time.monotonic()
         self._begin("evaluating")
-        summary = self._evaluator.figures(self._engine) | self._forgetting.figures(self._evaluator, self._engine)
-        self._evaluated_step = self._step
-        self._emit(summary)
-        self._best.judge(self._engine, self._step, summary, is_last=is_last)
+        news = self._validation.evaluate(self._engine, self._step)
+        self._emit(news)
+        self._validation.judge(self._engine, news, metrics=self._metrics, is_last=is_last)
         seconds = time.monotonic() - started
         self._account.add_evaluation(seconds)
         self._pace.add_pause(seconds)
@@ -380,19 +342,9 @@ class _Loop:
         """All ranks copy their state; it becomes a checkpoint while training goes on."""
         started = time.monotonic()
         self._begin("saving")
-        state = replace(
-            self._account.state(),
-            evaluated_step=self._evaluated_step,
-            metrics=dict(self._metrics),
-            best=self._progress.best,
-            waited=self._progress.waited,
-            best_step=self._best.step,
-            best_metrics=dict(self._best.metrics),
-            retained_before=self._forgetting.before,
-            guard=self._guard.state(),
-        )
-        figures = self._recovery.save(state, step_s=self._account.pace_s)
-        self._best.named()
+        state = replace(self._account.state(), metrics=dict(self._metrics), guard=self._guard.state())
+        figures = self._recovery.save(self._validation.added_to(state), step_s=self._account.pace_s)
+        self._validation.saved()
         if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
             self._log.log(self._step, figures)
         seconds = time.monotonic() - started
@@ -405,13 +357,8 @@ class _Loop:
         Raises ModelError on every rank when the folder does not compute what was trained; all is kept then.
         """
         self._begin("exporting")
-        batch, job, wrong = self._batch_to_compare(), self._job, None
-        logits, state = self._engine.logits(self._given_to_compare()), self._engine.full_state()
-        if (best := self._best.at(self._step)) is not None:
-            logits, state = best.logits, state | best.weights
-        trained = Sample(batch=batch, logits=logits)
-        if self._leads and self._keeps_features:  # the engine has the head alone
-            state = {**models.build_model(job.spec, job.plan, job.data).state_dict(), **state}
+        job, wrong = self._job, None
+        state, trained = self._validation.final_model(self._engine, self._step)
         if self._leads:
             self._recovery.check_fence()
             with catalog.storage_errors(job.run_folder, what="the model"):
@@ -424,29 +371,19 @@ class _Loop:
         if self._leads:
             self._recovery.show(job.model_folder)
 
-    def _batch_to_compare(self) -> Batch:
-        """Samples that an exported model must give the same logits for."""
-        return check_batch(self._checked, self._plan, whole=self._keeps_features)
-
-    def _given_to_compare(self) -> Batch:
-        """What the engine's model is given for them: the head alone reads features."""
-        return first_batch(self._validation) if self._keeps_features else self._batch_to_compare()
-
     def _outcome(self, status: Status) -> Outcome:
         """Once every rank has written all that it was given to write."""
         self._begin("saving")
         newest = self._recovery.newest()
         dist.barrier()
-        best = self._best.step if status != "interrupted" and self._best.step != self._step else None
+        best = None if status == "interrupted" else self._validation.best_before(self._step)
         if best is not None:
-            self._note(
-                f"the model is that of step {best}, the best of all evaluations: {self._best.in_words(self._metrics)}"
-            )
+            self._note(self._validation.best_in_words(self._metrics))
         return Outcome(
             status=status,
             step=self._step,
             steps=self._steps,
-            metrics={**self._metrics, **({} if best is None else self._best.metrics)},
+            metrics={**self._metrics, **({} if best is None else self._validation.best_metrics)},
             checkpoint=newest,
             model_path=None if status == "interrupted" else str(self._job.model_folder),
             notes=(*self._recovery.notes, *self._notes),

@@ -36,11 +36,6 @@ class Forgetting:
         self._before: float | None = None
 
     @property
-    def samples(self) -> int:
-        """How many are evaluated; 0 where nothing is measured."""
-        return 0 if self._samples is None else len(self._samples)
-
-    @property
     def is_unmeasured(self) -> bool:
         """Whether the loss of the base is still to be measured."""
         return self._samples is not None and self._before is None
