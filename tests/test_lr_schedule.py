@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from orchestrator.spec import TrainingSpec
 from orchestrator.spec_methods import LayerwiseSpec
 from orchestrator.worker.lr_schedule import layer_scale, learning_rate
+from orchestrator.worker.models import ParameterGroups
 
 
 def training(**more: object) -> TrainingSpec:
@@ -75,3 +76,10 @@ def test_the_rate_falls_from_layer_to_layer_and_the_lower_ones_join_later() -> N
 
 def test_all_parts_learn_alike_unless_told_otherwise() -> None:
     assert {layer_scale(LayerwiseSpec(), below_head=part, layers=6, step=0, steps=9) for part in range(8)} == {1.0}
+
+
+def test_each_group_learns_at_the_scale_of_its_part() -> None:
+    groups = ParameterGroups(groups=[{}, {}, {}], below_head=[0, 0, 2], layers=1, is_pretrained=[False] * 3)
+    layerwise = LayerwiseSpec(decay=0.5, unfreeze_fraction=0.5)
+    assert groups.scales(layerwise, step=4, steps=10) == [1.0, 1.0, 0.0]
+    assert groups.scales(layerwise, step=5, steps=10) == [1.0, 1.0, 0.25]

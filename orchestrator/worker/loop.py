@@ -1,15 +1,17 @@
-"""Inside a worker: steps, evaluation, checkpoints, and a clean end, for one rank of one training.
+"""Inside a worker: steps, checkpoints, and a clean end, for one rank of one training.
 
 Everything that must agree between ranks goes through one small all-reduce a step (`consensus`). Dropout is reseeded for
 every micro-batch from (seed, batch, micro-batch): no random state has to be saved, and any number of workers with the
 same micro-batch draws the same masks. A step that went bad (`divergence_guard`) is undone: back to the newest good
-checkpoint, and on without the samples that it happened on.
+checkpoint, and on without the samples that it happened on. What is measured on the way, and what follows from it, is
+asked of `validation`; what is told on the way goes through `reporting`.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +19,8 @@ import torch.distributed as dist
 
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.checkpoints import catalog
-from orchestrator.runs.heartbeat import Phase
-from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.runs.job import LoopState, Outcome, Status, TrainingJob, WorkerContext
 from orchestrator.samples.masking import Masking
-from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker import models
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import Consensus, ControlSignal
@@ -28,11 +28,12 @@ from orchestrator.worker.divergence_guard import DivergenceGuard, Verdict
 from orchestrator.worker.engine import Engine, device_of, join_process_group
 from orchestrator.worker.export import export
 from orchestrator.worker.forward_timer import collectives_begun
-from orchestrator.worker.lr_schedule import layer_scale, learning_rate
+from orchestrator.worker.lr_schedule import learning_rate
 from orchestrator.worker.measurement import Pace, figures
 from orchestrator.worker.model_inputs import ModelInputs
 from orchestrator.worker.objectives import objective_for
 from orchestrator.worker.recovery import RecoveryManager
+from orchestrator.worker.reporting import Reporter
 from orchestrator.worker.retention import step_data
 from orchestrator.worker.validation import Validation, evaluated_samples
 
@@ -65,9 +66,9 @@ class _Loop:
         assert job.plan.warmup_steps is not None
         self._steps = job.plan.steps
         self._warmup_steps = job.plan.warmup_steps
-        self._notes: tuple[str, ...] = ()
         self._account = Account(job.plan, evaluated_samples=evaluated_samples(job), started_s_ago=job.started_s_ago)
-        self._heartbeat = context.heartbeat
+        self._reporter, self._heartbeat = Reporter(job, context, self._account), context.heartbeat
+        show_evaluating = partial(self._reporter.enter, "evaluating")
         join_process_group(job.plan, context)
         self._heartbeat.count(collectives_begun)
         masking = Masking(rate=job.spec.training.masking_rate, seed=job.spec.training.seed)
@@ -75,8 +76,8 @@ class _Loop:
             job,
             masking=masking,
             device=device_of(job.plan, context),
-            say=self._note,
-            before_batch=self._show_evaluating,
+            say=self._reporter.note,
+            before_batch=show_evaluating,
         )
         self._engine = self._build()
         self._data = step_data(job, self._inputs.train, masking=masking, rank=context.rank)
@@ -90,7 +91,7 @@ class _Loop:
             masking=masking,
             rank=context.rank,
             agree=self._from_leader,
-            before_batch=self._show_evaluating,
+            before_batch=show_evaluating,
         )
         self._consensus = Consensus(self._sum, rank=context.rank, world_size=job.plan.workers)
         self._guard = DivergenceGuard(
@@ -98,12 +99,10 @@ class _Loop:
             spikes=job.spec.training.bad_steps.spikes == "auto",
         )
         self._pace = Pace()
-        self._metrics: dict[str, float] = {}
-        self._log: MetricLog | None = None
 
     def _build(self) -> Engine:
         """A new engine on the weights that the run begins with."""
-        model = models.build_model(self._spec, self._plan, self._job.data, say=self._note)
+        model = models.build_model(self._spec, self._plan, self._job.data, say=self._reporter.note)
         if self._plan.flops_once:
             self._inputs.cache_features(model)
         self._parts = models.ParameterGroups.of(model, self._spec)
@@ -116,18 +115,18 @@ class _Loop:
             anchors=self._parts.anchors(self._spec),
         )
 
-    def _show_evaluating(self) -> None:
-        self._heartbeat.enter("evaluating", self._step)
-
-    def _note(self, note: str) -> None:
-        """Keeps what a user should know for the outcome, once however often the model is built."""
-        self._notes = (*self._notes, *({note} - {*self._notes}))
-
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return self._engine.sum_over_ranks(values)
 
     def _on_any_rank(self, holds: bool) -> bool:
         return bool(self._sum(torch.tensor(float(holds))))
+
+    def _from_leader(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        self._reporter.enter("waiting")
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     @property
     def _leads(self) -> bool:
@@ -141,26 +140,19 @@ class _Loop:
 
     def restore(self) -> None:
         """Goes on from the newest good checkpoint, or begins."""
-        self._heartbeat.enter("loading", self._step)
+        self._reporter.enter("loading")
         state = self._recovery.restore()
         self._account.resume(state, self._job.held_before)
         self._take_up(state)
-        if self._leads:
-            job = self._job
-            self._log = MetricLog(
-                job.run_folder,
-                attempt=max(1, job.attempt),
-                resumed_from=state.step,
-                holds=self._recovery.holds,
-            )
+        self._reporter.open_log(resumed_from=state.step, holds=self._recovery.holds)
 
     def run(self) -> Status:
         """Steps until the end or a reason to stop."""
-        self._tell("training")
+        self._reporter.tell("training")
         wish = self._consensus.wish(self._wish())
         if self._validation.needs_baseline and wish == ControlSignal.GO_ON:
-            self._begin("evaluating")
-            self._emit(self._validation.baseline(self._engine))
+            self._reporter.begin("evaluating")
+            self._reporter.emit(self._validation.baseline(self._engine))
         while wish != ControlSignal.STOP:
             if self._step == self._steps:
                 return "finished"
@@ -170,7 +162,7 @@ class _Loop:
             if self._recovery.is_due(self._step):
                 self._save()
             if (reason := self._validation.stop_reason()) is not None:
-                self._note(reason)
+                self._reporter.note(reason)
                 return "finished"
             if wish == ControlSignal.OVER_BUDGET:
                 return "stopped_by_budget"
@@ -203,8 +195,7 @@ class _Loop:
     def close(self) -> None:
         """Ships what metrics it can and lets go of the engine."""
         try:
-            if self._log is not None:
-                self._log.close()
+            self._reporter.close()
         finally:
             self._recovery.close()
             self._engine.close()
@@ -215,11 +206,12 @@ class _Loop:
         """One optimizer step on all ranks, undone if it went bad; returns rank 0's wish after it."""
         started = time.monotonic()
         step = self._step
-        self._heartbeat.enter("computing", step)
+        self._reporter.enter("computing")
         share = self._data.share(step, skipped=self._recovery.skipped)
         reading_s = time.monotonic() - started
         rate = learning_rate(self._spec.training, step=step, steps=self._steps, warmup_steps=self._warmup_steps)
-        loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds, scales=self._scales(step))
+        scales = self._parts.scales(self._spec.layerwise, step=step, steps=self._steps)
+        loss, norm = self._engine.step(share.micro_batches, rate, seeds=share.seeds, scales=scales)
         self._account.add_step(
             seconds=time.monotonic() - started, tokens=share.tokens, padded_tokens=share.padded_tokens
         )
@@ -246,14 +238,6 @@ class _Loop:
         self._hold()
         return agreed.wish
 
-    def _scales(self, step: int) -> list[float]:
-        """What the learning rate is multiplied by in each group."""
-        layerwise, layers = self._spec.layerwise, self._parts.layers
-        return [
-            layer_scale(layerwise, below_head=part, layers=layers, step=step, steps=self._steps)
-            for part in self._parts.below_head
-        ]
-
     def _hold(self) -> None:
         """Waits where a rehearsal of a death asks for it; the other ranks meet rank 0 at their next collective."""
         while self._leads and self._step == self._job.hold_after_step and self._job.hold_file.exists():
@@ -270,13 +254,13 @@ class _Loop:
             return ControlSignal.GO_ON
         decision = self._account.decide(budget)
         if not decision.go_on:
-            self._note(decision.reason)
+            self._reporter.note(decision.reason)
         return ControlSignal.GO_ON if decision.go_on else ControlSignal.OVER_BUDGET
 
     def _record(self, news: dict[str, float]) -> None:
         """A step's figures, with what the run has cost up to it."""
         cost = self._account.cost()
-        self._emit(
+        self._reporter.emit(
             news
             | {
                 "train/tokens": float(self._account.state().tokens),
@@ -285,18 +269,18 @@ class _Loop:
                 "cost/usd": cost.usd,
             }
         )
-        self._tell("training")
+        self._reporter.tell("training")
 
     # -- back to a checkpoint ----------------------------------------------------------------------------------
 
     def _take_up(self, state: LoopState) -> None:
-        self._metrics = dict(state.metrics)
         self._validation.take_up(state)
         self._guard.restore(state.guard)
+        self._reporter.take_up(state)
 
     def _rewind(self, verdict: Verdict, step: int) -> None:
         """Undoes a bad step and what led to it. Raises DivergedError when that has not helped."""
-        self._tell("rewinding")
+        self._reporter.tell("rewinding")
         state = self._recovery.rewind(verdict, step, samples_of=self._data.samples)
         if state is None:
             self._engine.close()
@@ -305,29 +289,26 @@ class _Loop:
             state = LoopState()
         self._account.rewind(state)
         self._take_up(state)
-        if self._log is not None:
-            self._log.rewind(state.step)
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
 
     def _evaluate(self, *, is_last: bool = False) -> None:
         started = time.monotonic()
-        self._begin("evaluating")
+        self._reporter.begin("evaluating")
         news = self._validation.evaluate(self._engine, self._step)
-        self._emit(news)
-        self._validation.judge(self._engine, news, metrics=self._metrics, is_last=is_last)
+        self._reporter.emit(news)
+        self._validation.judge(self._engine, news, metrics=self._reporter.metrics, is_last=is_last)
         seconds = time.monotonic() - started
         self._account.add_evaluation(seconds)
         self._pace.add_pause(seconds)
-        if self._leads:
-            self._context.report(self._step, dict(self._metrics))
+        self._reporter.report()
 
     def _measure(self) -> None:
         """What the run took, beside what was planned; nothing new where this attempt only ended an earlier one."""
         if not self._pace.steps:
             return
         peak_gib = self._engine.peak_gib()
-        self._emit(
+        self._reporter.emit(
             figures(
                 self._plan,
                 self._pace,
@@ -341,12 +322,12 @@ class _Loop:
     def _save(self) -> None:
         """All ranks copy their state; it becomes a checkpoint while training goes on."""
         started = time.monotonic()
-        self._begin("saving")
-        state = replace(self._account.state(), metrics=dict(self._metrics), guard=self._guard.state())
+        self._reporter.begin("saving")
+        state = replace(self._account.state(), metrics=dict(self._reporter.metrics), guard=self._guard.state())
         figures = self._recovery.save(self._validation.added_to(state), step_s=self._account.pace_s)
         self._validation.saved()
-        if figures and self._log is not None:  # of how it was run, not of what came out: no part of the outcome
-            self._log.log(self._step, figures)
+        if figures:
+            self._reporter.log(figures)
         seconds = time.monotonic() - started
         self._account.add_saving(seconds)
         self._pace.add_pause(seconds)
@@ -356,7 +337,7 @@ class _Loop:
 
         Raises ModelError on every rank when the folder does not compute what was trained; all is kept then.
         """
-        self._begin("exporting")
+        self._reporter.begin("exporting")
         job, wrong = self._job, None
         state, trained = self._validation.final_model(self._engine, self._step)
         if self._leads:
@@ -373,20 +354,20 @@ class _Loop:
 
     def _outcome(self, status: Status) -> Outcome:
         """Once every rank has written all that it was given to write."""
-        self._begin("saving")
+        self._reporter.begin("saving")
         newest = self._recovery.newest()
         dist.barrier()
         best = None if status == "interrupted" else self._validation.best_before(self._step)
         if best is not None:
-            self._note(self._validation.best_in_words(self._metrics))
+            self._reporter.note(self._validation.best_in_words(self._reporter.metrics))
         return Outcome(
             status=status,
             step=self._step,
             steps=self._steps,
-            metrics={**self._metrics, **({} if best is None else self._validation.best_metrics)},
+            metrics={**self._reporter.metrics, **({} if best is None else self._validation.best_metrics)},
             checkpoint=newest,
             model_path=None if status == "interrupted" else str(self._job.model_folder),
-            notes=(*self._recovery.notes, *self._notes),
+            notes=(*self._recovery.notes, *self._reporter.notes),
             model_step=best,
         )
 
@@ -394,35 +375,3 @@ class _Loop:
         """What was said when the budget stopped this run at this very step."""
         earlier: dict[str, Any] = read_json(self._job.budget_stop_file) or {}
         return earlier if earlier.get("step") == self._step else None
-
-    # -- telling -----------------------------------------------------------------------------------------------
-
-    def _from_leader(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        box = [value]
-        self._heartbeat.enter("waiting", self._step)
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def _emit(self, values: dict[str, float]) -> None:
-        self._metrics.update(values)
-        if self._log is not None:
-            self._log.log(self._step, values)
-
-    def _begin(self, phase: Phase) -> None:
-        self._heartbeat.enter(phase, self._step)
-        self._tell(phase)
-
-    def _tell(self, phase: str) -> None:
-        if not self._leads:
-            return
-        self._context.progress(
-            Progress(
-                step=self._step,
-                steps=self._steps,
-                phase=phase,
-                eta_s=self._account.pace_s * (self._steps - self._step),
-                tokens_per_second=self._metrics.get("train/tokens_per_second", 0.0),
-                metrics=dict(self._metrics),
-            )
-        )

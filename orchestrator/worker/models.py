@@ -26,7 +26,9 @@ from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_hea
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec, Task
+from orchestrator.spec_methods import LayerwiseSpec
 from orchestrator.tasks.registry import task_of
+from orchestrator.worker.lr_schedule import layer_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the precision of a plan."""
@@ -376,6 +378,13 @@ class ParameterGroups:
                 below_head += [part] * len(found)
                 is_pretrained += [only <= pretrained] * len(found)
         return cls(groups=groups, below_head=below_head, layers=layers, is_pretrained=is_pretrained)
+
+    def scales(self, layerwise: LayerwiseSpec, *, step: int, steps: int) -> list[float]:
+        """What the learning rate of optimizer step `step` (from 0) of `steps` is multiplied by in each group."""
+        return [
+            layer_scale(layerwise, below_head=part, layers=self.layers, step=step, steps=steps)
+            for part in self.below_head
+        ]
 
     def anchors(self, spec: RunSpec) -> tuple[float, list[bool]] | None:
         """(strength of the pull towards the base, which groups it pulls); None without `retain.l2sp`."""
