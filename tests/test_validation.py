@@ -44,20 +44,29 @@ class FakeEngine:
 
 
 class FakeRecovery:
-    """Of an attempt that may write."""
+    """Of an attempt that may write; notes what is removed instead of removing it."""
+
+    def __init__(self) -> None:
+        self.hidden: list[str] = []
 
     def holds(self) -> bool:
         return True
 
     def hide(self, part: str) -> None:
-        """No other machine sees the folder."""
+        self.hidden.append(part)
 
 
-def validation_of(job: TrainingJob) -> Any:
+def validation_of(job: TrainingJob, recovery: Any = None) -> Any:
     masking, nothing = Masking(rate=0.15, seed=0), lambda *_: None
-    inputs = ModelInputs(job, masking=masking, device=torch.device("cpu"), say=nothing, before_batch=nothing)
-    recovery: Any = FakeRecovery()
-    return Validation(job, inputs, recovery, masking=masking, rank=0, agree=lambda value: value, before_batch=nothing)
+    return Validation(
+        job,
+        ModelInputs(job, masking=masking, device=torch.device("cpu"), say=nothing, before_batch=nothing),
+        recovery or FakeRecovery(),
+        masking=masking,
+        rank=0,
+        agree=lambda value: value,
+        before_batch=nothing,
+    )
 
 
 def with_general_data(job: TrainingJob) -> TrainingJob:
@@ -179,3 +188,17 @@ def test_the_last_weights_are_left_where_they_are_the_best_or_a_number_of_checkp
         assert validation.best_before(4) is None
         state, trained = validation.final_model(FakeEngine(weight=4.0), 4)
         assert (state["weight"], trained.logits.unique().tolist()) == (4.0, [4.0])
+
+
+def test_the_best_weights_that_the_newest_checkpoint_names_stay_beside_better_ones(tmp_path: Path) -> None:
+    recovery = FakeRecovery()
+    validation = validation_of(pretrain(tmp_path, **EVERY), recovery)
+    evaluate(validation, 2, loss=4.0)
+    validation.saved()
+    evaluate(validation, 4, loss=3.0)
+    assert recovery.hidden == []
+    evaluate(validation, 6, loss=2.0)
+    assert recovery.hidden == ["best/step-00000004.pt"]
+    validation.saved()
+    evaluate(validation, 8, loss=1.0)
+    assert sorted(recovery.hidden[1:]) == ["best/step-00000002.pt", "best/step-00000004.pt"]
