@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_an_exported_state_has_the_backbone_again_beside_what_was_trained(tmp_pa
     assert state.keys() == untrained.keys()
     changed = {name for name, weight in state.items() if not torch.equal(weight, untrained[name])}
     assert changed == {"classifier.bias"}
+
+
+def test_rows_are_compared_whole_where_features_stand_for_them_however_large_the_model(tmp_path: Path) -> None:
+    job = classify(tmp_path, method="head")
+    job = replace(job, plan=replace(job.plan, parameters=700_000_000_000))
+    inputs = inputs_of(job, Told())
+    assert inputs.compared_rows()["input_ids"].shape == inputs.compared()["input_ids"].shape == (4, 8)
+    longest = inputs.validation.lengths(np.arange(4)).max()
+    inputs.cache_features(built(job))
+    assert inputs.compared_rows()["input_ids"].shape[1] >= longest > 8
 
 
 def test_where_a_head_reads_every_position_the_rows_stay_and_the_run_says_so(
