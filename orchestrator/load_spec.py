@@ -87,19 +87,19 @@ def _trains(raw: dict[str, Any]) -> bool:
 def _without_training(raw: dict[str, Any]) -> dict[str, Any]:
     """A spec whose method trains nothing: of its training counts what is no part of that, so that one file serves all
     methods. Keys that nobody knows stay, to be refused by their names."""
-    given, workers = raw.get("training", {}), (raw.get("resources") or {}).get("workers", 1)
-    if not isinstance(given, dict):
-        return raw
-    most = max(workers) if isinstance(workers, list | tuple) and workers else workers
-    batch = _SAMPLES_ASKED * most if type(most) is int else _SAMPLES_ASKED
+    given, resources, checkpoint = (raw.get(name) or {} for name in (_TRAINING, "resources", "checkpoint"))
+    if not all(isinstance(block, dict) for block in (given, resources, checkpoint)):
+        return raw  # to be refused
+    workers = resources.get("workers")
+    numbers = [one for one in (workers if isinstance(workers, list | tuple) else [workers]) if type(one) is int]
+    batch = _SAMPLES_ASKED * max(1, *numbers, 1)
     kept = {
         name: value for name, value in given.items() if name in _ALSO_ASKING or name not in TrainingSpec.model_fields
     }
-    checkpoint = {name: value for name, value in (raw.get("checkpoint") or {}).items() if name != "keep"}
     return {
         **raw,
-        "training": {"global_batch": batch, **kept, "steps": 0, "learning_rate": 0},
-        **({"checkpoint": checkpoint} if isinstance(raw.get("checkpoint"), dict) else {}),
+        _TRAINING: {"global_batch": batch, **kept, "steps": 0, "learning_rate": 0},
+        "checkpoint": {name: value for name, value in checkpoint.items() if name != "keep"},
     }
 
 

@@ -148,6 +148,12 @@ def test_what_has_no_meaning_without_a_training_is_refused(base: str, changes: d
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("block", ["training", "resources", "checkpoint", "few_shot"])
+def test_a_block_that_is_none_is_refused_by_name(base: str, block: str) -> None:
+    with pytest.raises(SpecError, match=f"{block} is a block of fields"):
+        asked(base, **{block: "all"})
+
+
 def test_a_search_over_methods_does_not_ask(base: str) -> None:
     search = {"space": {"method": {"grid": ["full", "few_shot"]}}, "scheduler": "none"}
     with pytest.raises(SpecError, match="trains nothing, so there is nothing to search"):

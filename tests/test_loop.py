@@ -511,13 +511,27 @@ def evaluated_steps(job: TrainingJob) -> list[int]:
 
 # -- the best weights ------------------------------------------------------------------------------------------------
 
-WORSE = {**EVERY, "training__learning_rate": 3.0, "training__warmup_fraction": 0.0, "training__schedule": "constant"}
-"""Steps so large that the loss goes up and down: the last evaluation is not the best."""
+WORSE = {**EVERY, "training__learning_rate": 3.0, "training__warmup_fraction": 0.99}
+"""Steps that are far too large, each larger than the one before: the last evaluation is not the best."""
+
+
+def misled(folder: Path, **changes: Any) -> TrainingJob:
+    """A classifier that learns which class is common from rows where it is the other one than among those held out: the
+    more it learns, the worse it gets."""
+    folder.mkdir(parents=True)
+    for name, common, rare in (("train", "good", "bad"), ("held-out", "bad", "good")):
+        rows = [f"the film number {number},{rare if number % 10 == 0 else common}" for number in range(60)]
+        (folder / f"{name}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    data = {"data__train": str(folder / "train.csv"), "data__validation": str(folder / "held-out.csv")}
+    learns = {"training__learning_rate": 0.01, "training__warmup_fraction": 0.0, "training__schedule": "constant"}
+    return classify(folder, **{**changes, **data, **learns})
+
+
 KINDS: list[tuple[MakeJob, dict[str, Any]]] = [
     (pretrain, {"resources__workers": 2, "deepspeed__zero_stage": 3}),
     (pretrain, {"training__precision": "bf16", "deepspeed__zero_stage": 0}),
-    (classify, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 2}),
-    (classify, {"method": "head"}),
+    (misled, {"method": "lora", "resources__workers": 2, "deepspeed__zero_stage": 2}),
+    (misled, {"method": "head"}),
 ]
 
 
