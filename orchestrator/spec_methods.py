@@ -16,6 +16,8 @@ Export = Literal["auto", "merged", "adapter", "both"]
 MethodName = Literal[
     "full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch", "few_shot"
 ]
+PROMPTED: MethodName = "few_shot"
+"""What tries a prompt."""
 TEXT, LABEL = "{text}", "{label}"
 """What stands for a row's text and for its class in `few_shot.template`."""
 

@@ -77,6 +77,8 @@ class PricedMethod(ABC):
     name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that it goes by."""
+    title: ClassVar[str | None] = None
+    """What tells it from the usual method of its strategy, in tables; None for that one."""
     cost: ClassVar[MethodCost]
     """With its usual settings."""
     quantised: ClassVar[MethodName | None] = None

@@ -38,6 +38,7 @@ class QLora(Lora):
     name: ClassVar[MethodName] = "qlora"
     strategy: ClassVar[Strategy | None] = None
     is_advised = False
+    title = "QLoRA"
     quantised: ClassVar[MethodName | None] = None
     cost = MethodCost(flops_per_weight=4.0, bytes_per_weight=1.0, keeps_inputs=True, keeps_rows=True, is_quantised=True)
     requires = "bitsandbytes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from orchestrator.methods.registry import method_of
+from orchestrator.methods.registry import PRICED, method_of
 from orchestrator.policy.expectation import Expectation
 from orchestrator.policy.labelled_quality import labelled_expectation
 from orchestrator.policy.language_quality import REPLAY, language_expectation, raw_epochs
@@ -44,6 +44,13 @@ class Candidate:
     on_front: bool = False
     """Whether nothing feasible is at least as good in quality, money, hours and memory, and better in one."""
 
+    @property
+    def label(self) -> str:
+        """The strategy, with the size of a new model, and with its method where that is not the usual one."""
+        size = f" {human_count(self.parameters)}" if self.strategy == "scratch" else ""
+        title = PRICED[self.method].title
+        return f"{self.strategy}{size}" + ("" if title is None else f" ({title})")
+
 
 def candidates(question: Question) -> tuple[Candidate, ...]:
     """One candidate for every strategy, feasible or not; where nothing surely fits, what may fit is feasible."""
@@ -60,7 +67,7 @@ def _candidate(name: Name, question: Question, *, surely: bool) -> Candidate:
     fixed, scalable = _works(name, question)
     priced = price((*fixed, *scalable), question)
     if not priced.fits and name == "peft":
-        smaller = tuple(replace(work, method="qlora") for work in scalable)
+        smaller = tuple(replace(work, method=PRICED[work.method].quantised or work.method) for work in scalable)
         quantised = price(smaller, question)
         if quantised.fits or (quantised.may_fit and not priced.may_fit):
             scalable, priced = smaller, quantised

@@ -17,7 +17,7 @@ from orchestrator.policy.language_quality import SCARCE_EPOCHS
 from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
-from orchestrator.spec_methods import MethodName
+from orchestrator.spec_methods import PROMPTED, MethodName
 from orchestrator.tasks.names import LABELLED_TEXT, raw_text_task
 from orchestrator.tasks.registry import advised_task
 
@@ -198,7 +198,7 @@ def _asked(question: Question, source: Source) -> dict[str, Any]:
         "kind": "finetune",
         "model": {"base": question.base.name},
         "task": LABELLED_TEXT,
-        "method": "few_shot",
+        "method": PROMPTED,
         "data": _rows(question, source) | {"validation_fraction": ASKED_SHARE},
     }
 

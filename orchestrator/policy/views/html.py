@@ -133,14 +133,12 @@ def _cells(one: Candidate) -> tuple[str, ...]:
     assert one.expectation is not None
     quality = one.expectation.score or one.expectation.loss
     assert quality is not None
-    size = f" {human_count(one.parameters)}" if one.strategy == "scratch" else ""
-    method = " (QLoRA)" if one.method == "qlora" else ""
     labelled = one.expectation.kind == "error"
     expected = f"{'accuracy' if labelled else 'loss'} {range_text(quality, digits=2 if labelled else 3)}"
     dot = f'<span class="dot" style="background: {STRATEGY_STYLE[one.strategy][0]}"></span>'
     devices = f" on {one.price.gpus}" if one.price.gpus > 1 else ""
     return (
-        f"{dot}{escape(one.strategy + size + method)}",
+        f"{dot}{escape(one.label)}",
         expected,
         range_text(one.price.gpu_hours),
         "not known" if one.price.usd is None else range_text(one.price.usd),

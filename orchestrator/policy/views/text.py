@@ -94,10 +94,9 @@ def _figures(advice: Recommendation) -> Table:
         assert one.expectation is not None
         expected = one.expectation.score or one.expectation.loss
         assert expected is not None
-        size = f" {human_count(one.parameters)}" if one.strategy == "scratch" else ""
         table.add_row(
             "*" if one.on_front else "",
-            f"{one.strategy}{size}" + ("" if one.method != "qlora" else " (QLoRA)"),
+            one.label,
             range_text(expected, digits=digits),
             range_text(one.price.usd if priced and one.price.usd else one.price.gpu_hours),
             human_duration(3600 * one.price.hours.mid),
