@@ -56,6 +56,8 @@ def test_asking_survives_a_killed_worker_and_is_logged_like_any_other_run(ray_cl
     result = launch(spec, runs.listener(kill_one))
     assert killed
     assert (result.status, result.restarts, result.model_path) == ("finished", 1, None)
+    measured, planned = (result.metrics[f"{side}/peak_gib"] for side in ("measured", "predicted"))
+    assert measured == pytest.approx(planned, rel=0.3)
     scores = np.load(Path(result.run_folder) / "scores.npy")
     assert scores.shape == (800, 2)
     assert np.isfinite(scores).all()
