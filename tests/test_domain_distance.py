@@ -197,6 +197,17 @@ def test_text_beyond_the_context_counts_for_neither_bits_nor_bytes(base: Path) -
 
 
 @pytest.mark.slow
+def test_texts_are_read_together_as_each_alone(base: Path) -> None:
+    tokenizer = find_tokenizer(str(base))
+    assert tokenizer is not None
+    model = transformers.GPT2LMHeadModel.from_pretrained(base).eval()
+    texts = [" ".join(language(KNOWN, 1, seed)[0].split()[: 1 + 7 * seed % 20]) for seed in range(60)]
+    sizes = [len(text) for text in texts]
+    alone = [bits_per_byte([text], model, tokenizer) * size for text, size in zip(texts, sizes, strict=True)]
+    assert bits_per_byte(texts, model, tokenizer) == pytest.approx(sum(alone) / sum(sizes), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_large_model_without_a_gpu_is_judged_by_its_tokenizer(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domain_distance, "LARGEST_ON_CPU_BYTES", 1_000)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
