@@ -161,8 +161,9 @@ def _check_followed(stage: Stage, after: Stage, source: str) -> None:
     where = f"{source}, stage"
     if not method_of(stage.spec.method).saves_merged(stage.spec):
         method = method_of(stage.spec.method)
+        left = "an adapter alone" if method.trains else "no model"
         raise SpecError(
-            f"{where} {stage.name}: it leaves an adapter alone, and stage {after.name} begins with a whole model",
+            f"{where} {stage.name}: it leaves {left}, and stage {after.name} begins with a whole model",
             got=f"method: {stage.spec.method}, export: {stage.spec.export}",
             do="set export=merged or both for it" if method.can_merge else "make it the last stage",
         )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -90,12 +91,21 @@ class FewShotSpec(Block):
     @field_validator("template")
     @classmethod
     def _names_text_and_label(cls, value: str) -> str:
+        other = [name for name in re.findall(r"\{\w+\}", value) if name not in (TEXT, LABEL)]
+        if other:
+            raise ValueError(f"few_shot.template knows {TEXT} and {LABEL} alone; got {other[0]}")
         if value.count(TEXT) != 1 or value.count(LABEL) != 1 or not value.endswith(LABEL) or value.startswith(LABEL):
             raise ValueError(
                 f"few_shot.template holds {TEXT} once and ends with {LABEL}, which the base goes on with; "
                 f"got {value!r:.200}"
             )
         return value
+
+    @field_validator("words", mode="before")
+    @classmethod
+    def _numbers_name_classes(cls, value: Any) -> Any:
+        """YAML reads the name of a class such as 0 as a number."""
+        return {str(name): word for name, word in value.items()} if isinstance(value, dict) else value
 
     @field_validator("words")
     @classmethod

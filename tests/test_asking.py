@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import ModelError, SpecError
+from orchestrator.errors import DataError, ModelError, SpecError
 from orchestrator.load_spec import parse_spec
+from orchestrator.planning.asking import words_of
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.run_plan import DatasetCounts, RunPlan
 from orchestrator.planning.views import plan_table
 from orchestrator.search_space import trials
+from orchestrator.spec_methods import FewShotSpec
 from tests.bases import write_base
 from tests.specs import CLASSIFY, raw, spec
 from tests.test_plan import BERT, cpus
@@ -86,6 +88,41 @@ def test_examples_that_cannot_fit_are_refused_with_how_many_would(base: str) -> 
     assert planned(base, few_shot={"examples": most}).fits
 
 
+def test_more_examples_than_training_rows_are_refused_before_anything_starts(base: str) -> None:
+    few = dataclasses.replace(COUNTS, train_samples=6)
+    with pytest.raises(DataError, match="more examples than there are training rows") as caught:
+        planned(base, few)
+    assert "few_shot.examples=6" in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [{"negative": "no"}, {"negative": "no", "positive": "yes", "other": "well"}])
+def test_words_that_are_not_those_of_the_classes_are_refused_before_anything_starts(
+    base: str, words: dict[str, str]
+) -> None:
+    with pytest.raises(DataError, match="does not name the classes"):
+        planned(base, few_shot={"words": words})
+
+
+def test_classes_that_are_numbers_bring_the_hint_that_words_tell_more(base: str) -> None:
+    numbers = dataclasses.replace(COUNTS, label_names=("0", "1"))
+    hints = [any(reason.startswith("words:") for reason in planned(base, one).reasons) for one in (COUNTS, numbers)]
+    assert hints == [False, True]
+    named = planned(base, numbers, few_shot={"words": {0: "negative", 1: "positive"}})
+    assert not any(reason.startswith("words:") for reason in named.reasons)
+
+
+def test_words_stand_for_all_classes_or_none() -> None:
+    settings = FewShotSpec(words={"0": " negative ", "1": "positive"})
+    assert words_of(settings, ["0", "1"]) == ("negative", "positive")
+    assert words_of(FewShotSpec(), ["0", "1"]) == ("0", "1")
+    with pytest.raises(DataError, match="does not name the classes") as caught:
+        words_of(settings, ["0", "1", "2"])
+    assert "add 2" in str(caught.value)
+    with pytest.raises(DataError, match="does not name the classes") as caught:
+        words_of(settings, ["0"])
+    assert "remove 1" in str(caught.value)
+
+
 def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
     write_base(tmp_path, BERT)
     with pytest.raises(ModelError, match="bert sees the whole text at once"):
@@ -132,11 +169,11 @@ def test_a_slip_of_the_keyboard_in_what_is_left_out_is_refused(base: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"task": "causal-lm", "data__label_column": None}, "no method for task: causal-lm"),
+        ({"task": "causal-lm", "data__label_column": None}, "set task=text-classification"),
         ({"export": "merged"}, "no model to export"),
         ({"retain": {"l2sp": 1.0}}, "remove retain"),
         ({"layerwise": {"decay": 0.5}}, "remove layerwise"),
-        ({"deepspeed__zero_stage": 2}, "remove deepspeed.zero_stage"),
+        ({"deepspeed__zero_stage": 2}, "set deepspeed=auto"),
         ({"checkpoint__storage": "s3://bucket/path"}, "a shared one"),
         ({"search": {"space": {"few_shot.examples": {"grid": [1, 2]}}}}, "remove search"),
         ({"few_shot": {"examples": -1}}, "from 0 on"),

@@ -40,6 +40,12 @@ def asked(folder: Path, kind: str = "gpt2", **changes: Any) -> TrainingJob:
     return training_runs._job(folder, specs.CLASSIFY, **(values | changes))
 
 
+def opening_of(job: TrainingJob) -> str:
+    """What a run's prompts begin with, of the file that shows a whole one."""
+    begins, _, _ = (job.run_folder / "prompt.txt").read_text().rpartition(job.spec.few_shot.template)
+    return begins.strip()
+
+
 def scores(job: TrainingJob) -> np.ndarray:
     found: np.ndarray = np.load(job.run_folder / "scores.npy")
     return found
@@ -58,7 +64,7 @@ def test_scores_are_those_of_whole_prompts_read_one_by_one(kind: str, examples: 
     training_runs.run(job)
     tokenizer = AutoTokenizer.from_pretrained(job.spec.model.base)
     model = AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32).eval()
-    begins, rows = (tmp_path / "prompt.txt").read_text(), open_split(job.data.path, "validation")
+    begins, rows = opening_of(job), open_split(job.data.path, "validation")
     assert begins.count("Label: ") == examples
     expected = np.zeros((len(rows), 2))
     for row in range(len(rows)):
@@ -109,7 +115,7 @@ def free_scores(job: TrainingJob, text: str) -> list[float]:
     training_runs.run(job)
     tokenizer = AutoTokenizer.from_pretrained(job.spec.model.base)
     model = AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32).eval()
-    prompt = (job.run_folder / "prompt.txt").read_text() + f"\n\nText: {text}\nLabel:"
+    prompt = f"{opening_of(job)}\n\nText: {text}\nLabel:"
     shared, found = len(tokenizer(prompt)["input_ids"]), []
     for word in ("bad", "good"):
         ids = torch.tensor([tokenizer(f"{prompt} {word}")["input_ids"]])
@@ -158,7 +164,7 @@ def test_scores_of_another_shape_or_torn_are_not_taken_up(tmp_path: Path) -> Non
 def test_a_budget_ends_it_without_figures_of_a_part_of_the_rows(tmp_path: Path) -> None:
     outcome = training_runs.run(asked(tmp_path, budget="0.001hours", training__micro_batch=1))
     assert outcome.status == "stopped_by_budget"
-    assert "budget 0.001hours" in outcome.notes[0]
+    assert "budget 0.001hours" in outcome.notes[-1]
     assert not [name for name in outcome.metrics if name.startswith("eval/")]
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from orchestrator.errors import DataError
-from orchestrator.samples.prompts import draw_examples, opening, questions, words_of, written
+from orchestrator.samples.prompts import draw_examples, opening, questions, written
 from orchestrator.spec_methods import FewShotSpec
 
 PLAIN = FewShotSpec()
@@ -69,22 +68,15 @@ def test_no_examples_are_drawn_where_none_are_asked_for() -> None:
     assert len(draw_examples(np.array([0, 1]), np.array([1, 1]), count=0, longest=9, seed=0)) == 0
 
 
-def test_words_stand_for_all_classes_or_none() -> None:
-    settings = FewShotSpec(words={"0": " negative ", "1": "positive"})
-    assert words_of(settings, ["0", "1"]) == ("negative", "positive")
-    assert words_of(PLAIN, ["0", "1"]) == ("0", "1")
-    with pytest.raises(DataError, match="does not name the classes") as caught:
-        words_of(settings, ["0", "1", "2"])
-    assert "add 2" in str(caught.value)
-    with pytest.raises(DataError, match="does not name the classes") as caught:
-        words_of(settings, ["0"])
-    assert "remove 1" in str(caught.value)
-
-
 @pytest.mark.parametrize("template", ["{text}", "{label}{text}", "{text} {label}.", "{text} {text} {label}", "{label}"])
 def test_a_template_that_cannot_be_asked_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"ends with \{label\}"):
         FewShotSpec(template=template)
+
+
+def test_a_place_that_nothing_fills_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got \{title\}"):
+        FewShotSpec(template="{title}: {text} {label}")
 
 
 @pytest.mark.parametrize("words", [{"0": "yes", "1": "yes "}, {"0": "", "1": "no"}])

@@ -60,14 +60,17 @@ class FewShot(Method):
         """See `Method`."""
         settings = spec.deepspeed
         for wrong, sentence in (
-            (not task_of(spec.task).is_classification, f"answers with a class: it is no method for task: {spec.task}"),
+            (
+                not task_of(spec.task).is_classification,
+                f"answers with a class: set task=text-classification, or another method for task: {spec.task}",
+            ),
             (spec.export != "auto", f"trains no model to export: remove export: {spec.export}"),
             (spec.retain is not None, "forgets nothing: remove retain"),
             (spec.layerwise.is_on, "trains no layers: remove layerwise"),
             (spec.search is not None, "has no training to search over: remove search, and compare runs instead"),
             (
                 settings.zero_stage not in ("auto", 0) or settings.offload not in ("auto", "none"),
-                "keeps the base whole on each device: remove deepspeed.zero_stage and deepspeed.offload",
+                "keeps the base whole on each device: set deepspeed=auto",
             ),
             (spec.checkpoint.in_a_bucket, "keeps its answers in a folder: set checkpoint.storage to a shared one"),
         ):

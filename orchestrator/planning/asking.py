@@ -6,14 +6,15 @@ prompt adds to the rows is estimated from its bytes; the worker counts it, and r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import ModelError
+from orchestrator.errors import DataError, ModelError
 from orchestrator.planning.length import PAD_MULTIPLE, Length
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.quantities import human_count
-from orchestrator.spec_methods import LABEL, TEXT
+from orchestrator.spec_methods import LABEL, TEXT, FewShotSpec
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -59,7 +60,8 @@ class Asking:
 def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) -> Asking:
     """What a spec with `method: few_shot` reads. `context` is the model's, in tokens; None for one without a limit.
 
-    Raises ModelError where the examples cannot fit into it beside the longest row.
+    Raises ModelError where the examples cannot fit into it beside the longest row, DataError where there are not so
+    many training rows, or where `few_shot.words` are others than the classes.
     """
     settings, cut_off = spec.few_shot, spec.data.sequence_length
     mean, shortest, longest = float(cut_off), cut_off, cut_off
@@ -69,14 +71,21 @@ def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) 
         shortest = counts.columns[0][0] - PAD_MULTIPLE + 1 if counts.columns else 1
         longest = counts.longest or cut_off
     if counts is not None and counts.label_names:
-        names = [settings.words.get(name, name) for name in counts.label_names]
+        names = words_of(settings, counts.label_names)
         classes, word = len(names), 1 + sum(map(_tokens, names)) / len(names)
     around = _tokens(settings.template.replace(TEXT, "").replace(LABEL, "")) + word
     before, beside = _tokens(settings.instruction), longest + around
     opening = before + settings.examples * (mean + around)
+    if counts is not None and settings.examples > counts.train_samples:
+        raise DataError(
+            "a prompt cannot show more examples than there are training rows",
+            got=f"few_shot.examples: {settings.examples}",
+            allowed=f"at most {counts.train_samples}",
+            do=f"set few_shot.examples={counts.train_samples} or less",
+        )
     if context is not None and counts is not None:
         room = context - beside - before
-        if settings.examples * max(1, shortest) > room:
+        if settings.examples * (max(1, shortest) + around) > room:
             most = max(0, int(room // (max(1, shortest) + around)))
             raise ModelError(
                 "the examples do not fit into the model's context beside the longest row",
@@ -89,6 +98,8 @@ def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) 
     much = "the held-out rows" if rows is None else f"{rows:,} held-out rows"
     shown = f"{settings.examples} training rows" if settings.examples else "no training rows"
     each = mean + around + classes * word
+    numbered = counts is not None and all(name.lstrip("-").isdigit() for name in counts.label_names or ("",))
+    plain = ("words: the classes are numbers, which tell a model little; few_shot.words gives them names",)
     return Asking(
         rows=rows,
         opening=opening,
@@ -98,8 +109,25 @@ def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) 
             f"few_shot: nothing is trained; the base is asked for the class of {much}, with {shown} before each: "
             f"about {human_count(round(opening))} tokens that each worker reads once, and {each:.0f} for a row with "
             f"the names of {classes} classes",
+            *(plain if numbered and not settings.words else ()),
         ),
     )
+
+
+def words_of(settings: FewShotSpec, label_names: Sequence[str]) -> tuple[str, ...]:
+    """What stands for each class. Raises DataError where `few_shot.words` does not fit the classes of the data."""
+    if not settings.words:
+        return tuple(label_names)
+    absent = [name for name in label_names if name not in settings.words]
+    other = [name for name in settings.words if name not in label_names]
+    if absent or other:
+        raise DataError(
+            "few_shot.words does not name the classes of the data",
+            got=", ".join(settings.words),
+            allowed=", ".join(label_names),
+            do=f"add {', '.join(absent)}" if absent else f"remove {', '.join(other)}",
+        )
+    return tuple(settings.words[name].strip() for name in label_names)
 
 
 def _tokens(text: str) -> float:

@@ -167,7 +167,7 @@ def _why_micro_batch(spec: RunSpec, layout: Layout, fit: bool) -> str:
         cap = f" and is at most {limit}, since on a CPU more only takes memory" if limit < share else ""
         why = f"the largest divisor of {share} samples per worker that surely fits{cap}"
     if not method_of(spec.method).trains:
-        return f"micro_batch: {layout.micro_batch}, {why}"
+        return f"micro_batch: {layout.micro_batch} rows at a time, {why}"
     passes = share // layout.micro_batch
     return (
         f"micro_batch: {layout.micro_batch}, {why}; accumulation: {passes}, so that "

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.errors import DataError
 from orchestrator.samples.batches import SampleOrder
 from orchestrator.spec_methods import LABEL, TEXT, FewShotSpec
 
@@ -56,22 +55,6 @@ def draw_examples(labels: np.ndarray, lengths: np.ndarray, *, count: int, longes
     turn = np.array([first[label] for label in labels[short].tolist()], dtype=np.int64)
     chosen: np.ndarray = short[np.lexsort((turn, place))][:count]
     return chosen
-
-
-def words_of(settings: FewShotSpec, label_names: Sequence[str]) -> tuple[str, ...]:
-    """What stands for each class. Raises DataError where `few_shot.words` does not fit the classes of the data."""
-    if not settings.words:
-        return tuple(label_names)
-    absent = [name for name in label_names if name not in settings.words]
-    other = [name for name in settings.words if name not in label_names]
-    if absent or other:
-        raise DataError(
-            "few_shot.words does not name the classes of the data",
-            got=", ".join(settings.words),
-            allowed=", ".join(label_names),
-            do=f"add {', '.join(absent)}" if absent else f"remove {', '.join(other)}",
-        )
-    return tuple(settings.words[name].strip() for name in label_names)
 
 
 def written(settings: FewShotSpec, text: str, word: str) -> str:

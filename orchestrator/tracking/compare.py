@@ -162,7 +162,7 @@ def _row(run: Any) -> RunRow:
         gpu_hours=metrics.get("cost/gpu_hours"),
         usd=metrics.get("cost/usd"),
         steps=steps,
-        learning_rate=_number(params.get("training.learning_rate")),
+        learning_rate=_number(params.get("training.learning_rate")) or None,  # 0 where nothing is trained
         parent=tags.get(PARENT_TAG),
         role=tags.get(f"{TAG}role"),
         trials=int(_number(tags.get(f"{TAG}stages")) or 0),

@@ -24,11 +24,12 @@ from orchestrator.atomic_file import draft_of, write_json
 from orchestrator.checkpoints.catalog import storage_errors
 from orchestrator.errors import DataError, ModelError
 from orchestrator.methods.registry import method_of
+from orchestrator.planning.asking import words_of
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
 from orchestrator.samples.forms.labelled_texts import LabelledSamples
 from orchestrator.samples.open_split import open_split
-from orchestrator.samples.prompts import CONTENT_FREE, Question, draw_examples, opening, questions, words_of, written
+from orchestrator.samples.prompts import BETWEEN, CONTENT_FREE, Question, draw_examples, opening, questions, written
 from orchestrator.tasks.registry import task_of
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker.budget import Account
@@ -38,7 +39,7 @@ from orchestrator.worker.models import load_language_model
 from orchestrator.worker.scorer import Scorer
 
 PROMPT, SCORES = "prompt.txt", "scores.npy"
-"""In a run folder: what all prompts begin with, and a row of scores for each held-out row, of each class."""
+"""In a run folder: the prompt with places for a row and its class, and the scores, (held-out rows, classes)."""
 _KEEP_EVERY_S = 30.0
 """Between writings of the scores so far: what a death costs at most, beside the start (a guess)."""
 
@@ -70,7 +71,9 @@ class _Asking:
         self._account.add_saving(0.0)  # no checkpoint is written
         self._attempts = Attempts(job.run_folder, job.exchange())
         self._fence = self._attempts.fence(job.attempt)
-        self._note: str | None = None
+        self._notes: tuple[str, ...] = (
+            f"what was asked is in {PROMPT} of the run folder, what came of each row in {SCORES}",
+        )
         self._device = device_of(job.plan, context)
         forget_peak(self._device)
         train, self._rows = (_labelled(job.data.path, split) for split in ("train", "validation"))
@@ -80,7 +83,7 @@ class _Asking:
         if self._leads:
             self._fence.check()
             with storage_errors(job.run_folder):
-                (job.run_folder / PROMPT).write_text(prompts.opening, encoding="utf-8")
+                (job.run_folder / PROMPT).write_text(prompts.pattern, encoding="utf-8")
             if job.attempt:
                 self._attempts.note_resumed(job.attempt, 0)
         self._scores = _kept(job.run_folder, (len(self._rows), len(job.data.label_names or ())))
@@ -143,7 +146,7 @@ class _Asking:
         budget = self._job.spec.parsed_budget
         if budget is None or (decision := self._account.decide(budget)).go_on:
             return ControlSignal.GO_ON
-        self._note = decision.reason
+        self._notes = (*self._notes, decision.reason)
         return ControlSignal.OVER_BUDGET
 
     def finish(self, status: Status) -> Outcome:
@@ -166,7 +169,7 @@ class _Asking:
             metrics=metrics,
             checkpoint=None,
             model_path=None,
-            notes=() if self._note is None else (self._note,),
+            notes=self._notes,
         )
         if self._log is not None and status != "interrupted":
             self._log.log(0, metrics)
@@ -251,12 +254,20 @@ class _Prompts:
         labels, lengths = (of(np.arange(len(train))) for of in (train.labels, train.lengths))
         chosen = draw_examples(labels, lengths, count=count, longest=longest, seed=job.spec.training.seed)
         if len(chosen) < count and longest < lengths.max():
-            raise self._too_long(f"only {len(chosen)} training rows of at most {longest} tokens")
+            raise self._too_long(
+                f"few_shot.examples: {count}, which leaves {max(0, longest)} tokens for each; {len(chosen)} training "
+                "rows are so short"
+            )
         examples = [
             (text, self._words[label]) for text, label in zip(self._texts(train, chosen), labels[chosen], strict=True)
         ]
         self.opening = opening(self._settings, examples)
         self.opening_ids = (*self._begins_with(), *self._encode([self.opening])[0])
+
+    @property
+    def pattern(self) -> str:
+        """A whole prompt, as it is before a row and a class are put in."""
+        return f"{self.opening}{BETWEEN if self.opening else ''}{self._settings.template}\n"
 
     def about(self, rows: LabelledSamples) -> list[Question]:
         """What is asked about each row."""
