@@ -96,12 +96,17 @@ def _bottom(block: Sequence[float], apart: float) -> float:
 
 
 def format_log_axis(ax: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
-    """Round numbers as ticks: 1, 2, 5 within two decades, else whole decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    """Round numbers as ticks: a few of equal distance within a decade, 1, 2, 5 within two, else whole decades."""
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
     decades = math.log10(max(values) / min(values))
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=12))
+    if decades < 1:  # where LogLocator finds fewer than two ticks, it puts as many as a linear axis has room for
+        few = MaxNLocator(nbins=4, steps=(1, 2, 5, 10)).tick_values(min(values), max(values))
+        ticks = few if min(values) < max(values) else [min(values)]
+        ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick > 0]))
+    else:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=12))
     ax.xaxis.set_major_formatter(lambda value, _: text(value))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

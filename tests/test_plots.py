@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from orchestrator.charts import pareto_front, spread
+from orchestrator.charts import format_log_axis, pareto_front, spread
 from orchestrator.tracking.compare import LossCurve
 from orchestrator.tracking.plots import plot_losses, plot_quality_against_cost, smoothed
 from orchestrator.tracking.rows import RunRow, rank
@@ -116,6 +117,24 @@ def test_runs_measured_on_other_data_get_panels_of_their_own(tmp_path: Path) -> 
 def test_quality_is_drawn_against_cost(rows: list[RunRow], tmp_path: Path) -> None:
     plot_quality_against_cost(rank(rows), tmp_path / "cost.png")
     assert png_size(tmp_path / "cost.png") == (1350, 660)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("highest", [0.00025, 0.0003, 0.00065, 0.002, 0.003, 0.2])
+def test_costs_on_a_log_axis_do_not_run_into_each_other(highest: float) -> None:
+    """matplotlib 3.10's LogLocator alone put nine labels between 0.00025 and 0.00065, one over the other."""
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=(7, 4))
+    ax.plot([0.00025, highest], [0, 1], "o")
+    format_log_axis(ax, [0.00025, highest], lambda cost: f"${cost:g}")
+    figure.canvas.draw()
+    low, high = ax.get_xlim()
+    labels = [tick.label1 for tick in ax.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [label.get_window_extent() for label in labels]
+    pyplot.close(figure)
+    assert 1 <= len(boxes) <= 10
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_without_results_the_pictures_say_so(tmp_path: Path) -> None:
