@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from orchestrator.errors import DataError, ModelError, SpecError
 from orchestrator.load_spec import parse_spec
 from orchestrator.planning.asking import words_of
-from orchestrator.planning.plan import make_plan
+from orchestrator.planning.plan import make_plan, plan_to_run
 from orchestrator.planning.run_plan import DatasetCounts, RunPlan
 from orchestrator.planning.views import plan_table
 from orchestrator.search_space import trials
@@ -131,6 +132,19 @@ def test_an_encoder_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_budget_below_what_asking_takes_is_foretold(base: str) -> None:
     assert any("the run will stop before its end" in reason for reason in planned(base, budget="1e3flops").reasons)
+
+
+@pytest.mark.parametrize("unit", ["usd", "gpu-hours", "hours", "flops"])
+def test_a_budget_that_surely_ends_before_all_rows_is_refused_before_anything_starts(base: str, unit: str) -> None:
+    plan = planned(base, resources__usd_per_device_hour=2.0)
+    assert plan.usd is not None
+    assert plan.gpu_hours is not None
+    assert plan.wall_hours is not None
+    low = {"usd": plan.usd.low, "gpu-hours": plan.gpu_hours.low, "hours": plan.wall_hours.low, "flops": plan.flops_once}
+    for share in (0.9, 1.1):
+        spec = asked(base, budget=f"{share * low[unit]:.9f}{unit}", resources__usd_per_device_hour=2.0)
+        with pytest.raises(SpecError, match="a part of them gives no figures") if share < 1 else nullcontext():
+            plan_to_run(spec, cpus(), counts=COUNTS)
 
 
 def test_the_plan_of_a_person_speaks_of_no_steps_and_no_deepspeed(base: str) -> None:

@@ -237,7 +237,24 @@ def plan_to_run(
             allowed=f"up to {plan.device_memory_gib:.3g} GiB",
             do=plan.reasons[-1],
         )
+    if not method_of(spec.method).trains:
+        _check_pays_for_all(spec, plan)
     return plan
+
+
+def _check_pays_for_all(spec: RunSpec, plan: RunPlan) -> None:
+    """Raises SpecError where a budget surely ends before all rows are asked about: a part of them gives no figures."""
+    budget, usd, device, wall = spec.parsed_budget, plan.usd, plan.gpu_hours, plan.wall_hours
+    if budget is None or device is None or wall is None:
+        return
+    least = {"usd": usd.low if usd else 0.0, "gpu-hours": device.low, "hours": wall.low, "flops": plan.flops_once}
+    if least[budget.unit] > budget.amount:
+        raise SpecError(
+            "the budget ends before all held-out rows have been asked about, and a part of them gives no figures",
+            got=f"budget: {budget}",
+            allowed=f"{least[budget.unit]:.3g}{budget.unit} or more, start included",
+            do="raise the budget, or set data.max_validation_examples lower",
+        )
 
 
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
