@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.architectures.families import FAMILY_DEFAULTS, model_shape
 from orchestrator.methods.registry import PRICED
+from orchestrator.planning.communication import _STATES_BYTES
 from orchestrator.planning.hardware import Device, catalogue, find_device
 from orchestrator.planning.throughput import PricedRun, RunCost, flops_per_token, run_cost, usual_batch_tokens
 from orchestrator.tasks.registry import task_of
@@ -213,8 +214,9 @@ def test_time_grows_with_tokens_and_parameters(
         return cost.wall_hours.mid
 
     assert hours(parameters, tokens) < hours(parameters, factor * tokens)
-    # Equal, but for rounding, where the network is the limit and a device holds only a part of either model.
-    assert hours(parameters, tokens) <= hours(factor * parameters, tokens) * (1 + 1e-9)
+    # Of models that a device holds whole: what it sends of a larger one is capped, and its usual batches are larger.
+    if stage in (None, 3) or factor * parameters * _STATES_BYTES[stage] <= device.memory_gib * 2**30:
+        assert hours(parameters, tokens) <= hours(factor * parameters, tokens) * (1 + 1e-9)
 
 
 @given(
