@@ -30,7 +30,7 @@ demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, n
 	$(BIN)/orchestrator run configs/tune/demo.yaml --fresh
 	$(BIN)/orchestrator compare --experiment demo --report $(REPORT)
 
-check: install ## formatting, lint, types and the fast tests: about a minute
+check: install ## formatting, lint, types and the fast tests: a minute and a half on two cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
