@@ -6,7 +6,7 @@ prompt adds to the rows is estimated from its bytes; the worker counts it, and r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,8 +98,6 @@ def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) 
     much = "the held-out rows" if rows is None else f"{rows:,} held-out rows"
     shown = f"{settings.examples} training rows" if settings.examples else "no training rows"
     each = mean + around + classes * word
-    numbered = counts is not None and all(name.lstrip("-").isdigit() for name in counts.label_names or ("",))
-    plain = ("words: the classes are numbers, which tell a model little; few_shot.words gives them names",)
     return Asking(
         rows=rows,
         opening=opening,
@@ -109,9 +107,15 @@ def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) 
             f"few_shot: nothing is trained; the base is asked for the class of {much}, with {shown} before each: "
             f"about {human_count(round(opening))} tokens that each worker reads once, and {each:.0f} for a row with "
             f"the names of {classes} classes",
-            *(plain if numbered and not settings.words else ()),
+            *_about_names(settings, () if counts is None else counts.label_names or ()),
         ),
     )
+
+
+def _about_names(settings: FewShotSpec, label_names: Sequence[str]) -> Iterator[str]:
+    """A hint where all classes that are known are numbers."""
+    if label_names and not settings.words and all(name.lstrip("-").isdigit() for name in label_names):
+        yield "words: the classes are numbers, which tell a model little; few_shot.words gives them names"
 
 
 def words_of(settings: FewShotSpec, label_names: Sequence[str]) -> tuple[str, ...]:

@@ -167,6 +167,11 @@ class RunPlan:
         )
 
     @property
+    def trains(self) -> bool:
+        """Whether DeepSpeed trains anything; else the base is only asked."""
+        return bool(self.deepspeed)
+
+    @property
     def usable_workers(self) -> tuple[int, ...]:
         """The numbers of workers that the run may take, with or without room now, the smallest first."""
         return tuple(size.workers for size in self.sizes) or (self.workers,)

@@ -71,7 +71,7 @@ def plan_table(
     reasons = Text("\n".join(f"- {reason}" for reason in plan.reasons))
     deepspeed = (Text("\nDeepSpeed", style="bold"), Text(json.dumps(plan.deepspeed, indent=2)))
     sizes = (Text("\nsizes", style="bold"), _sizes_table(plan)) if plan.sizes else ()
-    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, *(deepspeed if plan.deepspeed else ()))
+    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, *(deepspeed if plan.trains else ()))
 
 
 def _search_rows(search: SearchPlan) -> Iterator[tuple[str, str]]:
@@ -186,16 +186,16 @@ def estimate_table(found: Estimate) -> Group:
 
 
 def _batch(plan: RunPlan) -> str:
-    if not plan.deepspeed:
+    if not plan.trains:
         return f"{plan.micro_batch} at a time on each worker"
     workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
     return f"{plan.global_batch} = {workers} x {plan.micro_batch} micro-batch x {plan.accumulation}"
 
 
 def _steps(plan: RunPlan) -> str:
-    if plan.steps is None and plan.deepspeed:
+    if plan.steps is None and plan.trains:
         return "known once the data is read"
-    if not plan.deepspeed:
+    if not plan.trains:
         return "none: nothing is trained"
     padded = plan.padded_tokens_per_step
     of = "" if padded == plan.tokens_per_step else f" ({human_count(padded)} with padding)"

@@ -10,12 +10,14 @@ from orchestrator.methods.registry import method_of
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
 
+_COSTS = ("cost/gpu_hours", "cost/flops", "cost/usd")
+_BESIDE_THE_PLAN = ("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib")
 EVERY_STEP = (
     *("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second", "train/tokens"),
-    *("cost/gpu_hours", "cost/flops", "cost/usd"),
+    *_COSTS,
 )
 AT_THE_END = (
-    *("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib"),
+    *_BESIDE_THE_PLAN,
     *("predicted/tokens_per_second", "measured/tokens_per_second", "measured/step_s", "measured/goodput"),
     *("measured/steps", "data/train_samples", "data/train_tokens"),
 )
@@ -34,10 +36,7 @@ def _at_evaluations(spec: RunSpec) -> tuple[str, ...]:
     return (*task_of(spec.task).metrics, GAP, *general)
 
 
-OF_ASKING = (
-    *("cost/gpu_hours", "cost/flops", "cost/usd"),
-    *("predicted/gpu_hours", "measured/gpu_hours", "predicted/peak_gib", "measured/peak_gib"),
-)
+OF_ASKING = (*_COSTS, *_BESIDE_THE_PLAN)
 """With a method that trains nothing."""
 
 

@@ -93,20 +93,28 @@ class _Asking:
         self._log = (
             MetricLog(job.run_folder, attempt=max(1, job.attempt), holds=self._fence.holds) if self._leads else None
         )
-        self._without_content = prompts.without_content()
+        self._without_content = prompts.without_content() if job.spec.few_shot.calibrate else []
         self._scorer = Scorer(load_language_model(job.spec, job.plan), self._device, prompts.opening_ids)
+
+    @property
+    def _unasked(self) -> np.ndarray:
+        """Of each row, whether it has no scores yet."""
+        found: np.ndarray = np.isnan(self._scores).any(axis=1)
+        return found
 
     def run(self) -> Status:
         """Asks about all rows that have no scores yet."""
         world_size, micro_batch = self._job.plan.workers, self._job.plan.micro_batch
-        batches = list(_batches(self._questions, np.flatnonzero(np.isnan(self._scores).any(axis=1)), micro_batch))
-        kept_s = time.monotonic()
-        self._tell()
+        batches = list(_batches(self._questions, np.flatnonzero(self._unasked), micro_batch))
+        kept_s, done = time.monotonic(), len(self._scores) - sum(map(len, batches))
+        self._tell(done)
         for start in range(0, len(batches), world_size):
             began_s = time.monotonic()
-            wish = self._ask_about(batches[start : start + world_size])
+            chosen = batches[start : start + world_size]
+            wish = self._ask_about(chosen)
             self._account.add_evaluation(time.monotonic() - began_s)
-            self._tell()
+            done += sum(map(len, chosen))
+            self._tell(done)
             if wish != ControlSignal.GO_ON and start + world_size < len(batches):
                 return "interrupted" if wish == ControlSignal.STOP else "stopped_by_budget"
             if time.monotonic() - kept_s > _KEEP_EVERY_S:
@@ -155,7 +163,7 @@ class _Asking:
         peak = peak_gib(self._device)
         self._keep()
         cost = self._account.cost()
-        plan, share = self._job.plan, float(np.mean(~np.isnan(self._scores).any(axis=1)))
+        plan, share = self._job.plan, float(np.mean(~self._unasked))
         metrics = {"cost/gpu_hours": cost.gpu_hours, "cost/flops": share * cost.flops, "cost/usd": cost.usd}
         if status == "finished":
             assert plan.gpu_hours is not None
@@ -190,7 +198,7 @@ class _Asking:
 
     def _preference(self) -> torch.Tensor:
         """Log-probability of each class, on average over texts without content; zeros without calibration."""
-        if not self._job.spec.few_shot.calibrate:
+        if not self._without_content:
             return torch.zeros(self._scores.shape[1], dtype=torch.float64)
         found = [self._scorer.scores([one], at_a_time=self._job.plan.micro_batch) for one in self._without_content]
         return torch.cat(found).double().cpu().softmax(-1).mean(0).log()
@@ -204,13 +212,10 @@ class _Asking:
                 np.save(stream, self._scores)
             draft.replace(self._job.run_folder / SCORES)
 
-    def _tell(self) -> None:
+    def _tell(self, done: int) -> None:
         """Rows stand for steps: so many have been asked about."""
-        if not self._leads:
-            return
-        rows = len(self._scores)
-        done = rows - int(np.isnan(self._scores).any(axis=1).sum())
-        self._context.progress(Progress(step=done, steps=rows, phase="evaluating"))
+        if self._leads:
+            self._context.progress(Progress(step=done, steps=len(self._scores), phase="evaluating"))
 
     def close(self) -> None:
         """Lets go of the metrics' file."""
@@ -297,7 +302,7 @@ class _Prompts:
         cut_off, count = job.spec.data.sequence_length, self._settings.examples
         if self._context is None or not count:
             return cut_off
-        around = len(self._encode([written(self._settings, "", max(self._words, key=len)) + "\n\n"])[0]) + 1
+        around = len(self._encode([written(self._settings, "", max(self._words, key=len)) + BETWEEN])[0]) + 1
         before = len(self._encode([self._settings.instruction])[0]) + len(self._begins_with())
         room = self._context - before - around - (job.data.counts.longest or cut_off)
         return min(cut_off, room // count - around)

@@ -38,24 +38,21 @@ class Scorer:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            first = torch.tensor(
-                [[answer[0] for answer in question.answers] for question in asked], device=self._device
-            )
+            first = self._tensor([[answer[0] for answer in question.answers] for question in asked])
             found = read.logits[:, -1].float().log_softmax(-1).gather(1, first)
             together = max(1, at_a_time // len(asked))
-            if max(len(answer) for question in asked for answer in question.answers) > 1:
-                for start in range(0, classes, together):
-                    chosen = range(start, min(start + together, classes))
-                    found[:, chosen] += self._of_the_rest(read.past_key_values, asked, chosen)
+            for start in range(0, classes, together):
+                chosen = range(start, min(start + together, classes))
+                found[:, chosen] += self._of_the_rest(read.past_key_values, asked, chosen)
         return found
 
     def _of_the_rest(self, cache: Any, asked: Sequence[Question], classes: range) -> Tensor:
         """Log-probability of what follows the first tokens of these classes' names, (questions, classes)."""
         answers = [question.answers[label] for question in asked for label in classes]
         longest = max(map(len, answers))
-        ids = self._tensor([[*answer, *[0] * (longest - len(answer))] for answer in answers])
         if longest == 1:
             return torch.zeros(len(asked), len(classes), device=self._device)
+        ids = self._tensor([[*answer, *[0] * (longest - len(answer))] for answer in answers])
         read = self._model(input_ids=ids[:, :-1], past_key_values=self._repeated(cache, len(classes)), use_cache=True)
         each = read.logits.float().log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
         real = torch.arange(1, longest, device=self._device) < self._tensor([[len(answer)] for answer in answers])
