@@ -12,7 +12,8 @@ import pytest
 from orchestrator.errors import DataError, ModelError, SpecError
 from orchestrator.load_spec import parse_spec
 from orchestrator.planning.asking import words_of
-from orchestrator.planning.plan import make_plan, plan_to_run
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import DatasetCounts, RunPlan
 from orchestrator.planning.views import plan_table
 from orchestrator.search_space import trials

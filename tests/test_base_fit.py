@@ -11,7 +11,8 @@ from orchestrator.architectures.masked_lm_heads import lacks_masked_lm_head
 from orchestrator.architectures.text_part import TAKEN_APART
 from orchestrator.errors import DataError, ModelError
 from orchestrator.planning.base_fit import base_notes, check_tokenizer, keeps_head
-from orchestrator.planning.plan import check_samples, make_plan, plan_to_run
+from orchestrator.planning.plan import check_samples, make_plan
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.supported import supported
 from orchestrator.spec import RunSpec
 from orchestrator.spec_retain import RetainSpec

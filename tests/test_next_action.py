@@ -39,6 +39,7 @@ from orchestrator.scheduling.decisions.next_action import (
     RunState,
     Start,
     Tell,
+    first_action,
     next_action,
 )
 from orchestrator.scheduling.decisions.retry import MAX_HANGS
@@ -147,7 +148,42 @@ def test_without_a_planner_the_next_attempt_begins_at_once_and_says_why() -> Non
 
 
 def seeking(**known: Any) -> RunState:
-    return running(wanted=2, **known)
+    return running(wanted=2, **({"has_begun": True} | known))
+
+
+def test_a_command_begins_with_its_workers_and_on_a_cluster_that_others_use_with_a_look_for_room() -> None:
+    _, alone = first_action(running(), RULES, shares_cluster=False)
+    assert alone == (Tell(text="starting workers"), Start())
+    state, shared = first_action(running(), RULES, shares_cluster=True)
+    assert shared == (AskForRoom(pause_s=0.0),)
+    taken, done = after(state, Room(waited_s=0.0, found=state.plan))
+    assert done == (Tell(text="starting workers"), Start()), "nothing has failed, so there is no cause to tell"
+    assert taken.recovery == Recovery()
+    assert first_action(running(), OF_ONE_SIZE, shares_cluster=True)[1] == (Start(),)
+
+
+def test_a_first_wait_is_told_at_once_and_again_when_its_reason_changes() -> None:
+    state, _ = first_action(running(), RULES, shares_cluster=True)
+    asked = Room(waited_s=0.0, short=NO_ROOM, waits_for="1 l4_spot requested")
+    state, told = after(state, asked)
+    assert told[0] == Tell(text="waiting for room, 60 s at most: 1 l4_spot requested")
+    assert after(state, asked)[1] == (AskForRoom(pause_s=ROOM_EVERY_S),)
+    _, told = after(state, replace(asked, waited_s=9.0, waits_for="1 l4_spot starting"))
+    assert told[0] == Tell(text="waiting for room, 60 s at most: 1 l4_spot starting")
+    (given_up,) = after(state, replace(asked, waited_s=60.1))[1]
+    assert isinstance(given_up, GiveUp)
+    assert given_up.error.got == "1 l4_spot requested"
+
+
+def test_behind_other_trainings_nothing_is_given_up_however_long_they_take() -> None:
+    state, _ = first_action(running(), RULES, shares_cluster=True)
+    queued = Room(waited_s=1e6, short=NO_ROOM, waits_for="place 2 in the queue", others_turn=True)
+    state, told = after(state, queued)
+    assert told == (Tell(text="waiting for room: place 2 in the queue"), AskForRoom(pause_s=ROOM_EVERY_S))
+    assert after(state, queued)[1] == (AskForRoom(pause_s=ROOM_EVERY_S),)
+    (stopped,) = after(state, replace(queued, stop_requested=True))[1]
+    assert isinstance(stopped, GiveUp)
+    assert isinstance(stopped.error, Interrupted)
 
 
 def test_the_wanted_size_is_taken_at_once_and_a_smaller_one_after_what_was_held_had_time_to_be_free() -> None:
@@ -214,9 +250,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.todo: tuple[Instruction, ...] = (Start(),)
         self.batch = self.state.plan.global_batch
 
-    @initialize(failures=st.integers(0, 3), asks=st.booleans())
-    def begins(self, failures: int, asks: bool) -> None:
+    @initialize(failures=st.integers(0, 3), asks=st.booleans(), shares=st.booleans())
+    def begins(self, failures: int, asks: bool, shares: bool) -> None:
         self.rules = Rules(max_failures=failures, capacity_timeout_s=60, asks_for_room=asks)
+        self.state, self.todo = first_action(self.state, self.rules, shares_cluster=shares)
 
     def meets(self, event: Event) -> None:
         before = self.state
@@ -254,11 +291,16 @@ class AnyOrder(RuleBasedStateMachine):
         assert not self.awaits(GiveUp), "a pause costs no patience"
 
     @precondition(lambda self: self.awaits(AskForRoom))
-    @rule(waited=st.floats(0, 100), workers=st.integers(0, 4), stop=st.booleans())
-    def room_is_looked_for(self, waited: float, workers: int, stop: bool) -> None:
+    @rule(waited=st.floats(0, 100), workers=st.integers(0, 4), stop=st.booleans(), others=st.booleans())
+    def room_is_looked_for(self, waited: float, workers: int, stop: bool, others: bool) -> None:
         found = replace(self.state.plan, workers=workers) if workers else None
         short = None if workers else NO_ROOM
-        self.meets(Room(waited_s=waited, found=found, short=short, stop_requested=stop))
+        why = None if workers else "why"
+        others = others and not workers
+        room = Room(waited_s=waited, found=found, short=short, waits_for=why, others_turn=others, stop_requested=stop)
+        self.meets(room)
+        if others:
+            assert self.awaits(GiveUp) == stop, "only a wish to stop ends a place in the queue"
         if self.awaits(Start):
             assert self.state.plan.workers == workers > 0, "nothing begins without room"
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from orchestrator.errors import CapacityError, DataError, ModelError, SpecError
 from orchestrator.planning.hardware import requested_cluster
 from orchestrator.planning.placement import place_workers
-from orchestrator.planning.plan import make_plan, plan_to_run
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, NodeShape, RunPlan
 from orchestrator.spec import RunSpec
 from tests.bases import write_base

@@ -13,7 +13,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from orchestrator.errors import ClusterError, DataError, MemoryExhaustedError, StorageError, TransientError
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
-from orchestrator.scheduling import run_training
+from orchestrator.scheduling import capacity, run_training
 from orchestrator.scheduling.attempt import AttemptEnd, Watcher
 from orchestrator.scheduling.decisions.next_action import AskForRoom, Ended, Start, given_up
 from orchestrator.scheduling.failures import WorkerError, translate
@@ -165,7 +165,7 @@ DIED = TransientError("a worker died", got="SIGKILL")
 def training(folder: Path, watcher: Watcher | None = None, **changes: Any) -> run_training._Run:
     """The attempts of a training, of which none has begun."""
     job = pretrain(folder, resources__max_failures=1, **changes)
-    return run_training._Run(job, watcher or Watcher(), None)
+    return run_training._Run(job, watcher or Watcher(), None, None)
 
 
 def attempt_dies(run: run_training._Run, *, resumed_from: int, saved: int | None, last_step: int | None) -> None:
@@ -213,7 +213,7 @@ class Room:
     def __init__(self, plan: RunPlan, *, free_after_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
         self._plan, self._free_after_s = plan, free_after_s
-        monkeypatch.setattr(run_training, "free_shape", lambda **_: None)
+        monkeypatch.setattr(capacity, "free_shape", lambda **_: None)
         monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(time, "sleep", self._sleep)
 
@@ -232,10 +232,10 @@ def test_a_smaller_size_is_taken_only_once_what_a_lost_group_held_had_time_to_be
     job = pretrain(tmp_path, training__global_batch=8)
     plan = replace(job.plan, workers=2)
     room = Room(plan, free_after_s=free_after_s, monkeypatch=monkeypatch)
-    run = run_training._Run(replace(job, plan=plan), Watcher(), room)
+    run = run_training._Run(replace(job, plan=plan), Watcher(), room, None)
     instructions = run._decide(Ended(attempt=1, error=DIED))
     while isinstance(asked := instructions[-1], AskForRoom):
-        instructions = run._decide(run._ask_for_room(asked.pause_s))
+        instructions = run._decide(run._seeker.look(run._state, pause_s=asked.pause_s))
     assert isinstance(instructions[-1], Start)
     assert run._state.plan.workers == workers
     assert room.now_s == waited_s

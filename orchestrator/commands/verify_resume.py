@@ -132,7 +132,7 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     Raises what `launch` raises before a training starts and what a training raises, Interrupted when asked to stop,
     and ClusterError when the killed training did not go on from its checkpoint.
     """
-    from orchestrator.planning.plan import plan_to_run
+    from orchestrator.planning.plan_to_run import plan_to_run
     from orchestrator.scheduling.launch import connected_session, look_ahead
     from orchestrator.scheduling.rehearsal import Rehearsal
     from orchestrator.scheduling.run_folder import check_storage, make_folder

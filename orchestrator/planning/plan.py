@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, model_config, model_shape
-from orchestrator.errors import CapacityError, ModelError, SpecError
+from orchestrator.errors import ModelError, SpecError
 from orchestrator.methods.base import MethodCost
 from orchestrator.methods.registry import method_of, trainable_parameters
 from orchestrator.planning.asking import Asking, asking
@@ -219,42 +219,6 @@ def _planned(
         sizes=sizes,
         reasons=reasons,
     )
-
-
-def plan_to_run(
-    spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None = None, kept: Kept | None = None
-) -> RunPlan:
-    """`make_plan` for a training that is about to start.
-
-    Raises CapacityError, too, when the states alone need more memory than there is: whatever else the estimate may get
-    wrong, that cannot run.
-    """
-    plan = make_plan(spec, cluster, counts=counts, kept=kept)
-    if plan.states_gib > plan.device_memory_gib:
-        raise CapacityError(
-            "the training cannot fit: weights, gradients and optimizer states alone need more memory than there is",
-            got=f"{plan.states_gib:.3g} GiB on each of {plan.workers} x {plan.device_name}",
-            allowed=f"up to {plan.device_memory_gib:.3g} GiB",
-            do=plan.reasons[-1],
-        )
-    if not method_of(spec.method).trains:
-        _check_pays_for_all(spec, plan)
-    return plan
-
-
-def _check_pays_for_all(spec: RunSpec, plan: RunPlan) -> None:
-    """Raises SpecError where a budget surely ends before all rows are asked about: a part of them gives no figures."""
-    budget, usd, device, wall = spec.parsed_budget, plan.usd, plan.gpu_hours, plan.wall_hours
-    if budget is None or device is None or wall is None:
-        return
-    least = {"usd": usd.low if usd else 0.0, "gpu-hours": device.low, "hours": wall.low, "flops": plan.flops_once}
-    if least[budget.unit] > budget.amount:
-        raise SpecError(
-            "the budget ends before all held-out rows have been asked about, and a part of them gives no figures",
-            got=f"budget: {budget}",
-            allowed=f"{least[budget.unit]:.3g}{budget.unit} or more, start included",
-            do="raise the budget, or set data.max_validation_examples lower",
-        )
 
 
 def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:

@@ -29,6 +29,8 @@ class ClusterShape:
     nodes: tuple[NodeShape, ...]
     device_name: str
     """Key of the device catalogue: a GPU's name, or `cpu`."""
+    may_become: tuple[ClusterShape, ...] = ()
+    """What its autoscaler could make of it when asked, the first choice first; empty without one."""
 
     @property
     def gpus(self) -> int:

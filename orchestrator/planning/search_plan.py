@@ -97,9 +97,10 @@ def _budget_notes(budget: Budget | None, whole: SearchCost | None, halving: Sear
 
 def trials_at_a_time(plans: Sequence[RunPlan], cluster: ClusterShape, *, most: int | None) -> int:
     """Trials that fit beside each other, `most` at most; raises CapacityError when not even one does."""
-    by_cpu = cluster.cpus // max(plan.workers * plan.cpus_per_worker for plan in plans)
+    cpus = max(plan.workers * plan.cpus_per_worker for plan in plans)
     gpus = max(plan.workers * plan.gpus_per_worker for plan in plans)
-    fitting = min(by_cpu, cluster.gpus // gpus) if gpus else by_cpu
+    shapes = (cluster, *cluster.may_become)
+    fitting = max(min(one.cpus // cpus, one.gpus // gpus) if gpus else one.cpus // cpus for one in shapes)
     if fitting < 1:
         raise CapacityError(
             "not even one trial fits this cluster",

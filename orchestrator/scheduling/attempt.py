@@ -29,10 +29,10 @@ from orchestrator.errors import (
     OrchestratorError,
     TransientError,
 )
-from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.job import Outcome, TrainingJob, WorkerContext
+from orchestrator.scheduling.capacity import resources_of_worker
 from orchestrator.scheduling.control_channel import DriverChannel, WorkerChannel
 from orchestrator.scheduling.data_shipping import Parcel, pack, unpack
 from orchestrator.scheduling.decisions.liveness import Hang, Straggler, find_hang, find_straggler
@@ -205,12 +205,6 @@ class _Watch:
 def _none_of(nodes: Sequence[str]) -> dict[str, str] | None:
     """The label selector that keeps workers off some nodes."""
     return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else None
-
-
-def resources_of_worker(plan: RunPlan) -> dict[str, float]:
-    """What Ray sets aside for each worker."""
-    resources = {"CPU": float(plan.cpus_per_worker)}
-    return resources | {"GPU": float(plan.gpus_per_worker)} if plan.gpus_per_worker else resources
 
 
 def _clear(channel: DriverChannel) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from orchestrator import locations
 from orchestrator.errors import Interrupted, StorageError
 from orchestrator.methods.registry import method_of
-from orchestrator.planning.plan import check_samples, plan_to_run
+from orchestrator.planning.plan import check_samples
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER, Ledger, with_ledger
@@ -22,6 +23,7 @@ from orchestrator.runs.job import BEST, Outcome, TrainingJob
 from orchestrator.runs.object_store import PATIENCE_S
 from orchestrator.samples.metric_names import check_goal
 from orchestrator.samples.prepare import PreparedData, find_prepared
+from orchestrator.scheduling.capacity import Capacity, capacity_for
 from orchestrator.scheduling.run_folder import (
     RESULT,
     SHARED,
@@ -162,8 +164,8 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
             run_folder=folder,
             exchanged_at=exchanged_at(prepared.spec, folder),
         )
-        listener.say("starting workers")
-        result = _trained(job, exchange, listener)
+        with capacity_for(prepared.spec.name) as capacity:
+            result = _trained(job, exchange, listener, capacity)
         tracker.tag({f"{TAG}restarts": str(result.restarts)})
         outcome = result.outcome
         if outcome.status == "interrupted":
@@ -183,7 +185,7 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
     return shipped(answer, tracker)
 
 
-def _trained(job: TrainingJob, exchange: Exchange, listener: Listener) -> TrainingResult:
+def _trained(job: TrainingJob, exchange: Exchange, listener: Listener, capacity: Capacity | None) -> TrainingResult:
     """The training's end; whatever it was, all of its time is on the budget, and MLflow knows each attempt."""
     folder, flops = job.run_folder, 0.0
     watcher = replace(
@@ -194,7 +196,10 @@ def _trained(job: TrainingJob, exchange: Exchange, listener: Listener) -> Traini
     try:
         with following(exchange, fetch=(ATTEMPTS, OUTBOX)):
             result = run_training(
-                job, watcher, planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept)
+                job,
+                watcher,
+                planner=lambda room, kept: plan_to_run(job.spec, room, counts=job.data.counts, kept=kept),
+                capacity=capacity,
             )
         flops = result.outcome.metrics.get("cost/flops", 0.0)
         exchange.fetch(*SHARED, patience_s=PATIENCE_S)

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import Interrupted, OrchestratorError, StorageError
-from orchestrator.planning.plan import about_length, plan_to_run
+from orchestrator.planning.plan import about_length
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.quantities import Budget, parse_budget
 from orchestrator.ranking import Goal

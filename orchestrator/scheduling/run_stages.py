@@ -16,7 +16,8 @@ from typing import Any
 
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
-from orchestrator.planning.plan import check_follows, plan_to_run
+from orchestrator.planning.plan import check_follows
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.budget_ledger import Cost, Ledger
 from orchestrator.samples.stand_in import stand_in_for_base, with_stand_in

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 from orchestrator.checkpoints import catalog
 from orchestrator.errors import CapacityError, StorageError
-from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
+from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import Outcome, TrainingJob
-from orchestrator.scheduling.attempt import AttemptEnd, Watcher, resources_of_worker, run_attempt
+from orchestrator.scheduling.attempt import AttemptEnd, Watcher, run_attempt
+from orchestrator.scheduling.capacity import Capacity, Planner, RoomSeeker, resources_of_worker
 from orchestrator.scheduling.decisions.liveness import Straggler
 from orchestrator.scheduling.decisions.next_action import (
     AskForRoom,
@@ -32,26 +33,18 @@ from orchestrator.scheduling.decisions.next_action import (
     LogRecovery,
     Pause,
     Recovery,
-    Room,
     Rules,
     RunState,
     Start,
     Tell,
+    first_action,
     next_action,
 )
 from orchestrator.scheduling.decisions.resize import Timing, decide_leaving, decide_size
-from orchestrator.scheduling.session import draining_nodes, free_shape, nodes_of_workers
+from orchestrator.scheduling.session import draining_nodes, free_shape, live_shape, nodes_of_workers
 
 _LONGEST_CAUSE = 300
 """Characters of what is told about a failure on MLflow's tag of its attempt."""
-
-
-class Planner(Protocol):
-    """Plans a training for the room that there is, keeping what its earlier attempts have settled."""
-
-    def __call__(self, room: ClusterShape, kept: Kept | None) -> RunPlan:
-        """Raises CapacityError when there is not room enough."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +60,18 @@ class TrainingResult:
         return self.recovery.restarts
 
 
-def run_training(job: TrainingJob, watcher: Watcher, *, planner: Planner | None = None) -> TrainingResult:
+def run_training(
+    job: TrainingJob, watcher: Watcher, *, planner: Planner | None = None, capacity: Capacity | None = None
+) -> TrainingResult:
     """Runs a training on the connected cluster until it ends.
 
     With a `planner` an attempt takes the size that there is room for, and waits for room when there is none; without
-    one every attempt is of the size that the job was planned for.
+    one every attempt is of the size that the job was planned for. `capacity` is its claim on a cluster that others use
+    too: the first attempt waits as well, and nodes are asked for.
     Raises what the workers raised when it is one of ours, TransientError when workers kept dying, CapacityError when
     there was no room for too long, ClusterError for any other failure of Ray or of a library.
     """
-    return _Run(job, watcher, planner).to_its_end()
+    return _Run(job, watcher, planner, capacity).to_its_end()
 
 
 def attempt_in_words(plan: RunPlan, cause: str) -> str:
@@ -91,6 +87,17 @@ def _ending(end: AttemptEnd) -> str:
     assert end.outcome is not None, "an attempt ends in an outcome or an error"
     why = end.outcome.status.replace("_", " ") if end.pause is None else end.pause.reason
     return f"ended at step {end.outcome.step}: {why}"
+
+
+def _together(*holdings: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Resources by node id, added up."""
+    total: dict[str, dict[str, float]] = {}
+    for holding in holdings:
+        for node, resources in holding.items():
+            there = total.setdefault(node, {})
+            for kind, amount in resources.items():
+                there[kind] = there.get(kind, 0.0) + amount
+    return total
 
 
 class _Clock:
@@ -121,26 +128,22 @@ class _Clock:
 class _Run:
     """The attempts of one training: what `next_action` decides, done."""
 
-    def __init__(self, job: TrainingJob, watcher: Watcher, planner: Planner | None) -> None:
-        self._job, self._watcher, self._planner = job, watcher, planner
-        self._rules = Rules(
-            max_failures=job.spec.resources.max_failures,
-            capacity_timeout_s=job.spec.resources.capacity_timeout_s,
-            asks_for_room=planner is not None,
-        )
+    def __init__(self, job: TrainingJob, watcher: Watcher, planner: Planner | None, capacity: Capacity | None) -> None:
+        self._job, self._watcher, self._planner, self._capacity = job, watcher, planner, capacity
+        self._rules = Rules.of(job.spec.resources, asks_for_room=planner is not None)
         self._attempts = Attempts(job.run_folder, job.exchange())
         self._state = RunState(plan=job.plan, cause="")
         self._saved: int | None = None
         self._clock = _Clock()
-        self._waits_since_s: float | None = None
-        """For room."""
+        self._seeker = RoomSeeker(planner, capacity, stop=watcher.stop)
 
     def to_its_end(self) -> TrainingResult:
         """Attempt after attempt."""
         cause = self._attempts.cause_of_start()
         self._state = RunState(plan=self._first_plan(), cause=cause)
         number = self._attempts.newest()
-        instructions: tuple[Instruction, ...] = (Start(),)
+        shares = self._capacity is not None
+        self._state, instructions = first_action(self._state, self._rules, shares_cluster=shares)
         while True:
             event: Event | None = None
             for instruction in instructions:
@@ -148,7 +151,7 @@ class _Run:
                     case Start():
                         number, event = self._attempt(after=number)
                     case AskForRoom():
-                        event = self._ask_for_room(instruction.pause_s)
+                        event = self._seeker.look(self._state, pause_s=instruction.pause_s)
                     case Finish():
                         return TrainingResult(outcome=instruction.outcome, recovery=self._state.recovery)
                     case _:
@@ -174,7 +177,9 @@ class _Run:
     def _attempt(self, *, after: int) -> tuple[int, Ended]:
         """One attempt, whose time counts from here: (its number, how it ended)."""
         plan, cause = self._state.plan, self._state.cause
-        self._waits_since_s = None
+        self._seeker.found()
+        if self._capacity is not None:
+            self._capacity.start(plan)
         self._attempts.keep(plan.kept)
         self._clock.attempt_starts()
         number = self._attempts.open(workers=plan.workers, cause=cause, after=after)
@@ -211,26 +216,12 @@ class _Run:
             self._attempts.refresh()
         return replace(ended, saved_step=saved, resumed_step=self._attempts.resumed_step(number))
 
-    def _ask_for_room(self, pause_s: float) -> Room:
-        assert self._planner is not None, "without one every attempt is of the size that was planned"
-        if pause_s:
-            time.sleep(pause_s)
-        if self._waits_since_s is None:
-            self._waits_since_s = time.monotonic()
-        waited_s = time.monotonic() - self._waits_since_s
-        found, short = None, None
-        try:
-            found = self._planner(free_shape(held={}, without=self._state.bad_nodes), self._state.plan.kept)
-        except CapacityError as error:
-            short = error
-        return Room(waited_s=waited_s, found=found, short=short, stop_requested=self._watcher.stop.is_set())
-
     def _first_plan(self) -> RunPlan:
         """The plan of this command's first attempt: one that keeps what an earlier command's attempts have settled."""
         kept = self._attempts.kept()
         if kept is None or kept == self._job.plan.kept or self._planner is None:
             return self._job.plan
-        return self._planner(free_shape(held={}), kept)
+        return self._planner(free_shape(held={}) if self._capacity is None else live_shape(), kept)
 
     # -- during one --------------------------------------------------------------------------------------------
 
@@ -266,11 +257,21 @@ class _Run:
     def _growing(
         self, plan: RunPlan, progress: Mapping[str, Any], held: Mapping[str, Mapping[str, float]]
     ) -> Pause | None:
-        room = self._room(plan, held, without=self._state.bad_nodes)
-        if room <= plan.workers:
+        claim, timing = self._capacity, self._timing(progress)
+        if claim is not None and claim.others_wait(plan):
+            claim.drop()
             return None
-        decision = decide_size(plan.usable_workers, running=plan.workers, room=room, timing=self._timing(progress))
-        return Pause(kind="resize", reason=decision.reason, workers=decision.workers) if decision.act else None
+        asked = {} if claim is None else claim.held()
+        room = self._room(plan, _together(held, asked), without=self._state.bad_nodes)
+        if room > plan.workers:
+            decision = decide_size(plan.usable_workers, running=plan.workers, room=room, timing=timing)
+            return Pause(kind="resize", reason=decision.reason, workers=decision.workers) if decision.act else None
+        if claim is not None and (larger := next((n for n in plan.usable_workers if n > plan.workers), None)):
+            if decide_size(plan.usable_workers, running=plan.workers, room=larger, timing=timing).act:
+                claim.ask(plan, larger - plan.workers, without=self._state.bad_nodes)
+            else:
+                claim.drop()
+        return None
 
     def _room(self, plan: RunPlan, held: Mapping[str, Mapping[str, float]], *, without: tuple[str, ...]) -> int:
         """How many workers the training could have, with what it holds; 0 where that is too little."""
@@ -298,6 +299,8 @@ class _Run:
             if first:
                 first = False
                 self._clock.training_starts()
+                if self._capacity is not None:
+                    self._capacity.started()
                 for instruction in self._decide(Began(step=int(progress["step"]))):
                     assert isinstance(instruction, LogRecovery), "nothing else follows from a beginning"
                     self._tell(instruction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
@@ -9,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import ray
 from ray import JobID, PlacementGroupID
@@ -18,9 +20,12 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from orchestrator.doctor.report import check_ray_address
 from orchestrator.errors import ClusterError, one_line
+from orchestrator.planning.growth import Limits, LiveNode, accelerator_of, grown, node_shape, shape_of
 from orchestrator.planning.hardware import local_cluster
-from orchestrator.planning.run_plan import ClusterShape, NodeShape
+from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.job import WORKER_ENVIRONMENT
+from orchestrator.scheduling.autoscaler import limits as limits_of_autoscaler
+from orchestrator.scheduling.autoscaler import types_of_nodes
 
 _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -126,8 +131,19 @@ def _own_groups() -> set[str]:
 
 
 def live_shape() -> ClusterShape:
-    """The shape of the connected cluster, from what Ray says its nodes have."""
-    return _shape_of({node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]})
+    """The connected cluster, from what Ray says its nodes have, with what its autoscaler could make of it."""
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    limits = _limits_of(ray.get_runtime_context().gcs_address) if os.environ.get("RAY_ADDRESS") else None
+    if limits is None:
+        return shape_of(_live_nodes(alive))
+    nodes = _live_nodes(alive, types_of_nodes())
+    return replace(shape_of(nodes), may_become=grown(nodes, limits))
+
+
+@functools.cache
+def _limits_of(gcs_address: str) -> Limits | None:
+    """What the autoscaler may start does not change while a driver is connected."""
+    return limits_of_autoscaler(gcs_address)
 
 
 def free_shape(*, held: Mapping[str, Mapping[str, float]], without: Collection[str] = ()) -> ClusterShape:
@@ -145,7 +161,7 @@ def free_shape(*, held: Mapping[str, Mapping[str, float]], without: Collection[s
             nodes[name] = total | {
                 kind: free.get(name, {}).get(kind, 0.0) + own.get(kind, 0.0) for kind in ("CPU", "GPU")
             }
-    return _shape_of(nodes)
+    return shape_of(_live_nodes(nodes))
 
 
 def draining_nodes() -> frozenset[str]:
@@ -160,23 +176,15 @@ def nodes_of_workers() -> dict[str, int]:
     return Counter(actor["Address"]["NodeID"] for actor in actors if "RayTrainWorker" in actor["ActorClassName"])
 
 
-def _shape_of(nodes: Mapping[str, Mapping[str, float]]) -> ClusterShape:
-    accelerators = {
-        name.removeprefix("accelerator_type:")
-        for resources in nodes.values()
-        for name in resources
-        if "accelerator_type:" in name
-    }
-    shapes = tuple(
-        NodeShape(
-            cpus=int(resources.get("CPU", 0)),
-            gpus=int(resources.get("GPU", 0)),
-            memory_gib=resources.get("memory", 0.0) / 2**30,
+def _live_nodes(
+    nodes: Mapping[str, Mapping[str, float]], types: Mapping[str, str] | None = None
+) -> tuple[LiveNode, ...]:
+    return tuple(
+        LiveNode(
+            shape=node_shape(resources), accelerator=accelerator_of(resources), type_name=(types or {}).get(node_id)
         )
-        for resources in nodes.values()
+        for node_id, resources in nodes.items()
     )
-    name = min(accelerators) if accelerators and any(node.gpus for node in shapes) else "cpu"
-    return ClusterShape(nodes=shapes, device_name=name)
 
 
 def worker_runtime_environment() -> dict[str, dict[str, str]]:

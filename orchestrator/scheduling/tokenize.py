@@ -14,6 +14,7 @@ import ray
 from orchestrator.errors import CapacityError, TransientError, one_line
 from orchestrator.samples.patience import LOOK_S, go_on
 from orchestrator.samples.tokenization import Chunk
+from orchestrator.scheduling.session import live_shape
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ def encode_on_ray(
     Raises CapacityError when the cluster has no CPU, TransientError when Ray gave up on a task, and whatever
     `function` raises.
     """
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    cpus = _most_cores()
     if cpus < 1:
         raise CapacityError("no node gives Ray a CPU to encode text on", do="start a node with --num-cpus 1 or more")
     encode = ray.remote(num_cpus=1)(_encode)
@@ -50,6 +51,12 @@ def encode_on_ray(
     finally:
         for task in pending:
             ray.cancel(task, force=True)  # else a long one would be computed to its end
+
+
+def _most_cores() -> int:
+    """Cores that there are, or that tasks which wait for some make an autoscaler add."""
+    cluster = live_shape()
+    return max(shape.cpus for shape in (cluster, *cluster.may_become))
 
 
 def _result(pending: deque[ray.ObjectRef], pause: Callable[[], None]) -> Any:

@@ -14,6 +14,7 @@ from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.job import Outcome
 from orchestrator.runs.out_of_memory import smaller_micro_batch
 from orchestrator.scheduling.decisions.retry import Tally, decide_retry, kind_of
+from orchestrator.spec_survival import ResourcesSpec
 
 ROOM_EVERY_S = 1.0
 """How often the cluster is asked for room while a training waits for it."""
@@ -21,6 +22,7 @@ SETTLE_S = 5.0
 """What a lost worker group held is free again within this time (a guess; 1 to 2 s were seen on one machine)."""
 _COUNTED = {"preemption": "preemptions", "resize": "resizes", "straggler": "moves"}
 """Kinds of pauses by the field of `Recovery` that counts them."""
+_FIRST = "starting workers"
 _WITH_LESS_MEMORY = ", and fits sooner with more workers, deepspeed.zero_stage=3 or, on GPUs, deepspeed.offload=all"
 
 
@@ -67,6 +69,15 @@ class Rules:
     asks_for_room: bool
     """Whether an attempt takes the size that there is room for; else all are of the size that was planned."""
 
+    @classmethod
+    def of(cls, resources: ResourcesSpec, *, asks_for_room: bool = True) -> Rules:
+        """The rules that a spec sets."""
+        return cls(
+            max_failures=resources.max_failures,
+            capacity_timeout_s=resources.capacity_timeout_s,
+            asks_for_room=asks_for_room,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
@@ -86,7 +97,10 @@ class RunState:
     """What was changed to go on, for the user."""
     wanted: int = 0
     """Workers that the next attempt should have."""
-    has_said_it_waits: bool = False
+    has_begun: bool = False
+    """Whether there was an attempt since this command began; before the first there is nothing to recover from."""
+    said: str = ""
+    """Why the user was told last that it waits."""
 
 
 # -- what happens ----------------------------------------------------------------------------------------------------
@@ -116,9 +130,13 @@ class Room:
     """The cluster has been asked for room: a plan that fits it, or why none does."""
 
     waited_s: float
-    """Since it was asked first."""
+    """Since it was asked first, or since other trainings were served."""
     found: RunPlan | None = None
     short: CapacityError | None = None
+    waits_for: str | None = None
+    """Why it waits, where others want the cluster too or nodes were asked for."""
+    others_turn: bool = False
+    """Whether other trainings come first, or have what this one needs."""
     stop_requested: bool = False
 
 
@@ -196,6 +214,7 @@ def next_action(state: RunState, event: Event, rules: Rules) -> Next:
 
 
 def _after_end(state: RunState, end: Ended, rules: Rules) -> Next:
+    state = replace(state, has_begun=True)
     if end.outcome is not None and (end.pause is None or end.outcome.status != "interrupted"):
         return state, (Finish(outcome=replace(end.outcome, notes=(*state.notes, *end.outcome.notes))),)
     bad_nodes = tuple(dict.fromkeys((*state.bad_nodes, *end.bad_nodes)))  # several ranks of one node may have hung
@@ -239,7 +258,15 @@ def _another(state: RunState, rules: Rules) -> Next:
     """Another attempt, once there is room for it."""
     if not rules.asks_for_room:
         return state, (Tell(text=state.cause), Start())
-    return replace(state, has_said_it_waits=False), (AskForRoom(pause_s=0.0),)
+    return replace(state, said=""), (AskForRoom(pause_s=0.0),)
+
+
+def first_action(state: RunState, rules: Rules, *, shares_cluster: bool) -> Next:
+    """What a command begins with: on a cluster that others use too, with a question for room."""
+    state = replace(state, wanted=state.plan.workers)
+    if shares_cluster and rules.asks_for_room:
+        return state, (AskForRoom(pause_s=0.0),)
+    return state, (Tell(text=_FIRST), Start()) if rules.asks_for_room else (Start(),)
 
 
 def _after_look(state: RunState, room: Room, rules: Rules) -> Next:
@@ -247,19 +274,26 @@ def _after_look(state: RunState, room: Room, rules: Rules) -> Next:
     has_settled = room.waited_s > SETTLE_S
     told: tuple[Instruction, ...] = ()
     if room.found is not None and (room.found.workers >= state.wanted or has_settled):
-        return replace(state, plan=room.found), (Tell(text=state.cause), Start())
-    if room.short is not None:
+        return replace(state, plan=room.found), (Tell(text=state.cause if state.has_begun else _FIRST), Start())
+    if room.others_turn:
+        state, told = _say(state, f"waiting for room: {room.waits_for}")
+    elif room.short is not None:
         if state.bad_nodes and has_settled:  # better a node that hung once than none
             return replace(state, bad_nodes=state.bad_nodes[1:]), (AskForRoom(pause_s=0.0),)
         if room.waited_s > rules.capacity_timeout_s:
-            return state, (GiveUp(error=_no_room(room.short, rules.capacity_timeout_s), cause=room.short),)
-        if has_settled and not state.has_said_it_waits:
-            state = replace(state, has_said_it_waits=True)
-            told = (Tell(text=f"waiting for room, {rules.capacity_timeout_s:.0f} s at most: {room.short.got}"),)
+            return state, (GiveUp(error=_no_room(room, room.short, rules.capacity_timeout_s), cause=room.short),)
+        if has_settled or not state.has_begun:
+            why = room.waits_for or room.short.got
+            state, told = _say(state, f"waiting for room, {rules.capacity_timeout_s:.0f} s at most: {why}")
     if room.stop_requested:
         stopped = Interrupted("stopped while it waited for room", do="the same command goes on")
         return state, (*told, GiveUp(error=stopped))
     return state, (*told, AskForRoom(pause_s=ROOM_EVERY_S))
+
+
+def _say(state: RunState, text: str) -> Next:
+    """Tells the user, unless that was the last thing said."""
+    return (state, ()) if text == state.said else (replace(state, said=text), (Tell(text=text),))
 
 
 def _after_beginning(state: RunState, began: Began) -> Next:
@@ -270,10 +304,10 @@ def _after_beginning(state: RunState, began: Began) -> Next:
     return state, () if state.recovery == Recovery() else (LogRecovery(step=began.step),)
 
 
-def _no_room(error: CapacityError, timeout_s: float) -> CapacityError:
+def _no_room(room: Room, error: CapacityError, timeout_s: float) -> CapacityError:
     return CapacityError(
         f"there was no room for the workers for {timeout_s:.0f} s",
-        got=error.got,
+        got=room.waits_for or error.got,
         allowed=error.allowed,
         do="join nodes, or raise resources.capacity_timeout_s; the same command then goes on",
     )

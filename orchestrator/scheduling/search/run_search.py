@@ -18,11 +18,14 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError
+from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.planning.search_plan import trials_at_a_time
 from orchestrator.ranking import Goal, Measured, check_alike
 from orchestrator.runs.job import TRIALS
+from orchestrator.scheduling.capacity import Capacity, capacity_for, wait_for_room
 from orchestrator.scheduling.data_shipping import pack
+from orchestrator.scheduling.decisions.next_action import Rules
 from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder, run_folder_of
 from orchestrator.scheduling.run_lifecycle import (
     Listener,
@@ -93,7 +96,10 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
             make_folder(task.folder)
             forget_failure(task.folder)
         desk = _Desk(tasks, tracker, budget, listener.say, spec.goal)
-        _tune(spec, cluster, tasks, desk, listener.watcher.stop)
+        with capacity_for(spec.name) as capacity:
+            if capacity is not None:
+                _wait_for_a_trial(capacity, spec, cluster, tasks, listener)
+            _tune(spec, cluster, tasks, desk, listener.watcher.stop)
         result = _best(spec, base, tasks)
         end_run(tracker, result, trials=[task.folder for task in tasks])
         if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
@@ -154,6 +160,24 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _D
         raise _first_of_ours(failure[0]) or ClusterError(
             "Ray Tune could not run the search", got=str(failure[0])[:400]
         ) from failure[0]
+
+
+def _wait_for_a_trial(
+    capacity: Capacity, spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], listener: Listener
+) -> None:
+    """Returns once there is room for the largest trial; what others need more room than that, Tune asks for."""
+    assert spec.search is not None
+    largest = max((task.prepared for task in tasks), key=lambda prepared: prepared.plan.workers)
+    wait_for_room(
+        largest.plan,
+        lambda room, kept: plan_to_run(largest.spec, room, counts=largest.data.counts, kept=kept),
+        capacity,
+        Rules.of(spec.resources),
+        say=listener.say,
+        stop=listener.watcher.stop,
+    )
+    capacity.start(largest.plan, times=concurrency(spec.search, cluster, tasks))
+    capacity.started()
 
 
 def _fit(tuner: tune.Tuner, failure: list[Exception]) -> None:

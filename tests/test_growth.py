@@ -1,0 +1,102 @@
+"""What an autoscaler could make of a cluster, from the types of its cluster file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import CapacityError
+from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, node_shape, shape_of
+from orchestrator.planning.plan_to_run import plan_to_run
+from orchestrator.planning.run_plan import ClusterShape, NodeShape
+from tests import specs
+
+GIB = 2**30
+L4 = {"CPU": 48, "GPU": 4, "memory": 192 * GIB, "accelerator_type:L4": 1}
+A100 = {"CPU": 96, "GPU": 8, "memory": 1152 * GIB, "accelerator_type:A100": 1}
+CORES = {"CPU": 8, "memory": 32 * GIB}
+HEAD = LiveNode(shape=NodeShape(cpus=0, gpus=0, memory_gib=16), accelerator=None, type_name="head")
+
+
+def file_of(max_workers: int = 4, **types: tuple[dict[str, Any], int]) -> dict[str, Any]:
+    """A cluster file with (resources, max_workers) of each type beside the head's."""
+    return {
+        "max_workers": max_workers,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}, "max_workers": 0},
+            **{name: {"resources": resources, "max_workers": most} for name, (resources, most) in types.items()},
+        },
+    }
+
+
+def test_the_head_and_types_that_are_switched_off_are_not_added() -> None:
+    limits = limits_of(file_of(l4=(L4, 4), off=(A100, 0)))
+    assert [one.name for one in limits.types] == ["l4"]
+    (shape,) = grown([HEAD], limits)
+    assert (shape.gpus, shape.device_name, len(shape.nodes)) == (16, "L4", 5)
+
+
+def test_the_limit_of_the_whole_cluster_holds_and_a_type_without_one_has_the_whole_clusters() -> None:
+    assert grown([HEAD], limits_of(file_of(2, l4=(L4, 10))))[0].gpus == 8
+    whole = file_of(3, l4=(L4, 1))
+    del whole["available_node_types"]["l4"]["max_workers"]
+    assert grown([HEAD], limits_of(whole))[0].gpus == 12
+
+
+def test_each_kind_of_gpu_is_a_cluster_of_its_own_the_cheapest_first() -> None:
+    h100 = {**A100, "accelerator_type:H100": 1}
+    del h100["accelerator_type:A100"]
+    shapes = grown([HEAD], limits_of(file_of(h=(h100, 1), l=(L4, 2), a=(A100, 2))))
+    found = [(shape.device_name, shape.gpus) for shape in shapes]
+    assert found == [("A100", 16), ("H100", 8), ("L4", 8)], "what has no price in the catalogue comes last"
+
+
+def test_nodes_that_are_up_are_not_added_a_second_time_and_those_joined_by_hand_stay() -> None:
+    up = LiveNode(shape=node_shape(L4), accelerator="L4", type_name="l4")
+    joined = LiveNode(shape=node_shape(L4), accelerator="L4", type_name=None)
+    (shape,) = grown([HEAD, up, joined], limits_of(file_of(l4=(L4, 2))))
+    assert shape.gpus == 12, "2 of the type and the one that no autoscaler started"
+
+
+def test_a_cluster_without_types_becomes_nothing_else() -> None:
+    assert grown([HEAD], limits_of(file_of())) == ()
+    assert grown([HEAD], Limits(types=(), at_most=9)) == ()
+
+
+def test_a_type_that_does_not_say_its_memory_has_what_instances_have_per_core() -> None:
+    assert node_shape({"CPU": 4}).memory_gib == 16
+    assert node_shape({"CPU": 4, "memory": 8 * GIB}).memory_gib == 8
+
+
+def scaling(*nodes: LiveNode, **types: tuple[dict[str, Any], int]) -> ClusterShape:
+    live = nodes or (HEAD,)
+    shape = shape_of(live)
+    return ClusterShape(
+        nodes=shape.nodes, device_name=shape.device_name, may_become=grown(live, limits_of(file_of(**types)))
+    )
+
+
+def test_a_training_is_planned_for_nodes_that_may_still_come() -> None:
+    spec = specs.spec(specs.PRETRAIN, resources__workers=8, training__global_batch=32)
+    plan = plan_to_run(spec, scaling(l4=(L4, 2)))
+    assert (plan.workers, plan.gpus_per_worker, plan.device_name) == (8, 1, "L4")
+    with pytest.raises(CapacityError) as refused:
+        plan_to_run(spec, scaling(l4=(L4, 1)))
+    assert refused.value.what == "8 workers do not fit on the cluster, which has room for 4"
+    assert "autoscaler may add no more nodes" in str(refused.value.allowed)
+
+
+def test_a_worker_waits_for_a_gpu_that_can_be_had_and_takes_cores_where_it_was_told_to() -> None:
+    cores = LiveNode(shape=node_shape(CORES), accelerator=None, type_name=None)
+    spec = specs.spec(specs.PRETRAIN, resources__workers=2)
+    assert plan_to_run(spec, scaling(cores, l4=(L4, 1))).gpus_per_worker == 1
+    on_cores = specs.spec(specs.PRETRAIN, resources__workers=2, resources__gpus_per_worker=0)
+    assert plan_to_run(on_cores, scaling(cores, l4=(L4, 1))).gpus_per_worker == 0
+
+
+def test_a_gpu_that_no_type_has_is_refused() -> None:
+    spec = specs.spec(specs.PRETRAIN, resources__gpus_per_worker=1)
+    with pytest.raises(CapacityError, match="asks for a GPU per worker"):
+        plan_to_run(spec, scaling(cores=(CORES, 4)))
