@@ -40,6 +40,7 @@ def test_the_head_and_types_that_are_switched_off_are_not_added() -> None:
 
 def test_the_limit_of_the_whole_cluster_holds_and_a_type_without_one_has_the_whole_clusters() -> None:
     assert grown([HEAD], limits_of(file_of(2, l4=(L4, 10))))[0].gpus == 8
+    assert len(grown([HEAD], limits_of(file_of(3, l4=(L4, 2), cores=(CORES, 2))))[0].nodes) == 1 + 3
     whole = file_of(3, l4=(L4, 1))
     del whole["available_node_types"]["l4"]["max_workers"]
     assert grown([HEAD], limits_of(whole))[0].gpus == 12

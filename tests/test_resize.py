@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.scheduling.decisions.resize import SizeDecision, Timing, decide_leaving, decide_size
+from orchestrator.scheduling.decisions.resize import (
+    GrowthDecision,
+    SizeDecision,
+    Timing,
+    decide_growth,
+    decide_leaving,
+    decide_size,
+)
 
 USABLE = (1, 2, 4, 8)
 RESTART_S = 20.0
@@ -136,3 +143,33 @@ def test_a_decision_is_a_usable_size_with_room(
     assert decision.act or decision.workers == running
     if running is not None and decision.act and decision.workers is not None:
         assert decision.workers != running
+
+
+# -- nodes that could be asked for ---------------------------------------------------------------------------------
+
+
+def grows(*, room: int = 2, can_ask: bool = True, others_wait: bool = False, **changes: Any) -> GrowthDecision:
+    """A run of 2 workers without room for more, on a cluster that could have more nodes."""
+    return decide_growth(
+        USABLE, running=2, room=room, timing=timing(**changes), can_ask=can_ask, others_wait=others_wait
+    )
+
+
+def test_a_run_asks_for_its_next_size_where_growing_would_pay() -> None:
+    assert (grows().size.act, grows().ask_for) == (False, 2)
+    assert grows(steps_left=10).ask_for == 0, "no node is started for nothing"
+    assert grows(since_start_s=1.0).ask_for == 0
+    assert grows(can_ask=False).ask_for == 0
+    assert decide_growth((1, 2), running=2, room=2, timing=timing(), can_ask=True, others_wait=False).ask_for == 0
+
+
+def test_what_has_come_is_taken_and_kept_until_the_run_is_of_that_size() -> None:
+    growth = grows(room=4)
+    assert (growth.size.act, growth.size.workers, growth.ask_for) == (True, 4, 2)
+    late = grows(room=4, steps_left=10)
+    assert (late.size.act, late.ask_for) == (False, 0), "what does not pay any more is let go"
+
+
+def test_a_run_leaves_room_to_others_that_wait() -> None:
+    growth = grows(room=4, others_wait=True)
+    assert (growth.size.act, growth.ask_for) == (False, 0)

@@ -82,16 +82,15 @@ class Capacity:
         return Why(text="; ".join(filter(None, (short.got or short.what, autoscaler.doing()))), others_turn=False)
 
     def ask(self, plan: RunPlan, workers: int, *, without: Collection[str] = ()) -> None:
-        """Asks for nodes for so many workers beside those there are."""
-        self._request.ask([resources_of_worker(plan)] * workers, without=without)
+        """Asks for nodes for so many workers beside those there are; none lets go of what was asked for."""
+        if workers:
+            self._request.ask([resources_of_worker(plan)] * workers, without=without)
+        else:
+            self._request.close()
 
     def held(self) -> dict[str, dict[str, float]]:
         """What was asked for and has come, by Ray's node id."""
         return self._request.held()
-
-    def drop(self) -> None:
-        """Lets go of what was asked for."""
-        self._request.close()
 
     def others_wait(self, plan: RunPlan) -> bool:
         """Whether another training waits for what this one would grow into."""

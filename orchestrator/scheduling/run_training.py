@@ -40,7 +40,7 @@ from orchestrator.scheduling.decisions.next_action import (
     first_action,
     next_action,
 )
-from orchestrator.scheduling.decisions.resize import Timing, decide_leaving, decide_size
+from orchestrator.scheduling.decisions.resize import Timing, decide_growth, decide_leaving
 from orchestrator.scheduling.session import draining_nodes, free_shape, live_shape, nodes_of_workers
 
 _LONGEST_CAUSE = 300
@@ -257,20 +257,20 @@ class _Run:
     def _growing(
         self, plan: RunPlan, progress: Mapping[str, Any], held: Mapping[str, Mapping[str, float]]
     ) -> Pause | None:
-        claim, timing = self._capacity, self._timing(progress)
-        if claim is not None and claim.others_wait(plan):
-            claim.drop()
-            return None
+        claim, without = self._capacity, self._state.bad_nodes
         asked = {} if claim is None else claim.held()
-        room = self._room(plan, _together(held, asked), without=self._state.bad_nodes)
-        if room > plan.workers:
-            decision = decide_size(plan.usable_workers, running=plan.workers, room=room, timing=timing)
-            return Pause(kind="resize", reason=decision.reason, workers=decision.workers) if decision.act else None
-        if claim is not None and (larger := next((n for n in plan.usable_workers if n > plan.workers), None)):
-            if decide_size(plan.usable_workers, running=plan.workers, room=larger, timing=timing).act:
-                claim.ask(plan, larger - plan.workers, without=self._state.bad_nodes)
-            else:
-                claim.drop()
+        growth = decide_growth(
+            plan.usable_workers,
+            running=plan.workers,
+            room=self._room(plan, _together(held, asked), without=without),
+            timing=self._timing(progress),
+            can_ask=claim is not None and bool(live_shape().may_become),
+            others_wait=claim is not None and claim.others_wait(plan),
+        )
+        if growth.size.act:
+            return Pause(kind="resize", reason=growth.size.reason, workers=growth.size.workers)
+        if claim is not None:
+            claim.ask(plan, growth.ask_for, without=without)
         return None
 
     def _room(self, plan: RunPlan, held: Mapping[str, Mapping[str, float]], *, without: tuple[str, ...]) -> int:

@@ -68,6 +68,40 @@ def decide_size(usable: Sequence[int], *, running: int | None, room: int, timing
     return _if_it_pays(f"growing from {running} to {_workers(largest)}", running, largest, saved_share, timing)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GrowthDecision:
+    """Whether to grow now, and what to ask an autoscaler for so as to grow later."""
+
+    size: SizeDecision
+    ask_for: int
+    """Workers beside the running ones; 0 lets go of what was asked for."""
+
+
+def decide_growth(
+    usable: Sequence[int], *, running: int, room: int, timing: Timing, can_ask: bool, others_wait: bool
+) -> GrowthDecision:
+    """What a running elastic training does about the next larger sizes.
+
+    It takes the room that there is where that pays, and asks for the next size where growing to it would pay, so that no
+    node is started for nothing. It leaves room to others that wait for some, and they come before its own wish to grow.
+    `room` is as in `decide_size`, what was asked for and has come included.
+    """
+    if others_wait:
+        size = SizeDecision(workers=running, act=False, reason="another training waits for what it would grow into")
+        return GrowthDecision(size=size, ask_for=0)
+    if room > running:
+        size = decide_size(usable, running=running, room=room, timing=timing)
+        return GrowthDecision(size=size, ask_for=size.workers - running if size.workers and size.act else 0)
+    larger = min((size for size in usable if size > running), default=None)
+    stay = SizeDecision(workers=running, act=False, reason=_why_largest(usable, running, max(room, running)))
+    if larger is None or not can_ask:
+        return GrowthDecision(size=stay, ask_for=0)
+    wish = decide_size(usable, running=running, room=larger, timing=timing)
+    return GrowthDecision(
+        size=SizeDecision(workers=running, act=False, reason=wish.reason), ask_for=larger - running if wish.act else 0
+    )
+
+
 def decide_leaving(ratio: float, *, running: int, elsewhere: int, timing: Timing) -> SizeDecision:
     """Whether to leave the node of a straggler, whose work takes `ratio` times as long as the others'.
 
