@@ -73,9 +73,9 @@ class ResourcesSpec(Block):
     max_failures: Annotated[int, Field(ge=0, le=MOST_SMALL)] = 3
     """How often dead workers are replaced and the run goes on from its newest checkpoint."""
     capacity_timeout_s: Annotated[float, Field(ge=0, le=YEAR_S)] = 1800.0
-    """Seconds that a run waits for nodes, those its autoscaler starts or those it has lost, before it gives up: a guess,
-    since a machine comes or is replaced within minutes, and what takes longer than half an hour is better started again
-    by hand. Time behind other trainings does not count: they may take as long as they do."""
+    """Seconds that a run waits for nodes, those its autoscaler starts or those it has lost, before it gives up: a
+    guess, since a machine comes or is replaced within minutes, and what takes longer than half an hour is better
+    started again by hand. Time behind other trainings does not count: they may take as long as they do."""
     hang_timeout_s: Literal["auto"] | Annotated[float, Field(gt=0, le=YEAR_S)] = "auto"
     """Seconds that a rank may stand still in a step before the workers are taken to hang; `auto` is 60. Ten usual steps
     are waited for in any case; start, first step, evaluation, saving and export are given multiples."""

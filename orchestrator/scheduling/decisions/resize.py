@@ -82,9 +82,9 @@ def decide_growth(
 ) -> GrowthDecision:
     """What a running elastic training does about the next larger sizes.
 
-    It takes the room that there is where that pays, and asks for the next size where growing to it would pay, so that no
-    node is started for nothing. It leaves room to others that wait for some, and they come before its own wish to grow.
-    `room` is as in `decide_size`, what was asked for and has come included.
+    It takes the room that there is where that pays, and asks for the next size where growing to it would pay, so that
+    no node is started for nothing. Others that wait for some come first. `room` is as in `decide_size`, what was asked
+    for and has come included.
     """
     if others_wait:
         size = SizeDecision(workers=running, act=False, reason="another training waits for what it would grow into")
