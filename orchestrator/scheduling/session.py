@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import secrets
 import tempfile
 import warnings
 from collections import Counter
@@ -86,6 +87,9 @@ def _connect(address: str | None) -> None:
         return
     for name, value in {**WORKER_ENVIRONMENT, **_PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
+    # A token of its own for each private Ray: else Ray writes one into the home folder, and every cluster started there
+    # later asks its clients for it (2.60.0).
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     shape = local_cluster()
     ray.init(
         address="local",
