@@ -56,7 +56,8 @@ def test_no_secret_is_in_the_store_the_folders_or_any_answer(
 ) -> None:
     user = tmp_path / "user"
     user.mkdir()
-    place = Place(folder=tmp_path, environment={"HF_TOKEN": TOKEN, "RAY_TMPDIR": str(ray_folder), "HOME": str(user)})
+    ray = {"RAY_TMPDIR": str(ray_folder), "RAY_AUTH_MODE": "token", "HOME": str(user)}
+    place = Place(folder=tmp_path, environment={"HF_TOKEN": TOKEN, **ray})
     spec = place.write(
         training__steps=2,
         model__overrides={"n_layer": 1, "n_embd": 16, "n_head": 1},
