@@ -20,10 +20,8 @@ from typing import Any, TextIO
 from orchestrator import errors
 from orchestrator.credentials import public, without_credentials
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, SpecError, StorageError
-from orchestrator.quantities import human_count, human_duration
+from orchestrator.progress_line import describe
 
-_ON_THE_LINE = ("eval/loss", "eval/accuracy", "eval/macro_f1")
-_ALIKE = 0.02  # of accuracy and macro-F1: classes of one size differ by less. A guess.
 _PLAIN_EVERY_S = 5.0
 """In a log, a progress line at most this often, and one for every evaluation."""
 
@@ -80,29 +78,6 @@ class ProgressLine:
                 self._open = False
 
 
-def describe(progress: Mapping[str, Any]) -> str:
-    """`step 40/200  loss 3.21  12.3k tokens/s  ETA 1m05s  eval/loss 3.30`."""
-    metrics = progress["metrics"]
-    parts = [f"step {progress['step']}/{progress['steps']}"]
-    if "train/loss" in metrics:
-        parts.append(f"loss {metrics['train/loss']:.4f}")
-        parts.append(f"{human_count(progress['tokens_per_second'])} tokens/s")
-    if progress["phase"] == "training" and progress["eta_s"]:
-        parts.append(f"ETA {human_duration(progress['eta_s'])}")
-    parts += [f"{name} {value:.4f}" for name, value in telling(metrics).items() if name in _ON_THE_LINE]
-    if progress["phase"] != "training":
-        parts.append(progress["phase"])
-    return "  ".join(parts)
-
-
-def telling(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of an evaluation; macro-F1 only where it says other than the accuracy, as with unequal classes."""
-    found = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-    if abs(found.get("eval/macro_f1", 0.0) - found.get("eval/accuracy", 1.0)) < _ALIKE:
-        del found["eval/macro_f1"]
-    return found
-
-
 def width() -> int:
     """Columns of the terminal, 100 in a file."""
     return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
@@ -132,6 +107,27 @@ def print_lines(*lines: str) -> None:
     """Lines of an answer, unwrapped, on standard output."""
     sys.stdout.write("".join(shown(line) + "\n" for line in lines))
     sys.stdout.flush()
+
+
+def print_log(text: str, *, to_errors: bool) -> None:
+    """A part of a job's log as it comes, on standard output or beside an answer: a line that rewrote itself is left
+    as it stood last."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    stream = sys.stderr if to_errors else sys.stdout
+    stream.write(shown("\n".join(lines)))
+    stream.flush()
+
+
+def is_answered() -> bool:
+    """Whether someone at a terminal can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def ask(question: str) -> bool:
+    """A question on standard error, whose answer is yes or no; no when there is none."""
+    sys.stderr.write(f"{shown(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def print_messages(*lines: str) -> None:

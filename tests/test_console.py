@@ -31,10 +31,6 @@ class Terminal(io.StringIO):
         return 0
 
 
-def test_a_line_says_step_loss_speed_and_what_is_left() -> None:
-    assert console.describe(progress(7)) == "step 7/100  loss 2.5000  1.23k tokens/s  ETA 1m05s"
-
-
 def test_a_log_gets_plain_lines_now_and_then_and_one_for_every_evaluation() -> None:
     stream = io.StringIO()
     line = console.ProgressLine(stream)
@@ -160,13 +156,6 @@ def test_nothing_but_the_console_writes_to_standard_streams() -> None:
     assert writers == {"console.py", "cli.py"}, "cli.py writes the schema, which holds no data"
 
 
-def test_macro_f1_is_shown_where_it_says_other_than_the_accuracy() -> None:
-    assert console.telling({"eval/accuracy": 0.9, "eval/macro_f1": 0.89, "train/loss": 1.0}) == {"eval/accuracy": 0.9}
-    both = {"eval/accuracy": 0.99, "eval/macro_f1": 0.5}
-    assert console.telling(both) == both
-    assert console.telling({"eval/loss": 1.0}) == {"eval/loss": 1.0}
-
-
 def test_a_name_that_no_file_can_have_is_a_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end, console.reporting_failures(as_json=False):
         Path("x" * 5000).read_text()
@@ -181,3 +170,23 @@ def test_a_name_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> 
     table.add_row("[/] [bold]x[/red]")
     console.print_table(table)
     assert "[/] [bold]x[/red]" in capsys.readouterr().out
+
+
+def test_a_log_is_shown_without_escapes_and_a_rewritten_line_as_it_stood_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.print_log("10%\r50%\r\nwarn\x1b[2J\n", to_errors=False)
+    console.print_log("beside an answer", to_errors=True)
+    assert capsys.readouterr() == ("50%\nwarn\\x1b[2J\n", "beside an answer")
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"), [("y\n", True), ("Yes\n", True), ("n\n", False), ("\n", False), ("", False)]
+)
+def test_only_yes_is_yes(
+    typed: str, answer: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert not console.is_answered()
+    assert console.ask("submit?") is answer
+    assert capsys.readouterr() == ("", "submit? [y/N] ")

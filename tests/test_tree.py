@@ -23,8 +23,8 @@ SPECS = sorted(
 LAYERS = (
     {"credentials"},
     {"errors"},
-    {"quantities", "locations", "atomic_file", "yaml_file", "page", "charts", "intervals"},
-    {"architectures", "spec_numbers", "ratio_estimates"},
+    {"quantities", "locations", "atomic_file", "yaml_file", "page", "charts", "intervals", "provenance"},
+    {"architectures", "spec_numbers", "ratio_estimates", "progress_line"},
     {"tasks"},
     {"ranking"},
     {"spec_survival"},

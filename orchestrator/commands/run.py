@@ -17,6 +17,7 @@ from orchestrator import console
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import check_address_space
+from orchestrator.progress_line import telling
 from orchestrator.spec import RunSpec
 from orchestrator.spec_stages import StagedSpec
 
@@ -112,7 +113,7 @@ def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: d
 
 
 def _figures(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in console.telling(metrics).items())
+    return "  ".join(f"{name} {value:.4g}" for name, value in telling(metrics).items())
 
 
 @contextmanager

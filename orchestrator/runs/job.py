@@ -137,6 +137,12 @@ class Progress:
     """The newest `train/loss` and `eval/...` figures."""
     phase: str = "training"
     """`starting`, `training`, `evaluating`, `saving` or `exporting`."""
+    spent: float = 0.0
+    """What the run has cost up to now, in `unit`."""
+    unit: str = "usd"
+    """That of the budget; without one `usd`, or `gpu-hours` where no price is known."""
+    budget: str | None = None
+    """The whole of it, as a spec writes it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import subprocess
+import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import yaml
 
 from orchestrator import __version__
 from orchestrator.credentials import public
+from orchestrator.provenance import carried, provenance_of
 from orchestrator.ranking import Goal
 from orchestrator.tracking.mlflow_backend import TAG
 from orchestrator.tracking.run_record import Description
@@ -122,25 +121,16 @@ def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
 
 
 def source_tags(folder: Path) -> dict[str, str]:
-    """Who started the run and from which revision; the revision is left out when `folder` is no git checkout."""
-    tags = {"mlflow.source.name": "orchestrator"}
-    with suppress(KeyError, OSError):  # a container may run under a user id without a name
-        tags["mlflow.user"] = getpass.getuser()
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-    changes = _git(folder, "status", "--porcelain")
-    if changes is not None:
-        tags[f"{TAG}git_dirty"] = "true" if changes else "false"
-    return tags
+    """Who started the run and from which revision: as the machine says that submitted the job, else as this one knows.
 
-
-def _git(folder: Path, *command: str) -> str | None:
-    """A git command's output; None without git, outside a checkout, or when it takes over 5 s."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    The revision is left out when neither knows of a git checkout.
+    """
+    source = carried(os.environ) or provenance_of(folder)
+    dirty = None if source.is_dirty is None else str(source.is_dirty).lower()
+    tags = {
+        "mlflow.source.name": "orchestrator",
+        "mlflow.user": source.user,
+        "mlflow.source.git.commit": source.commit,
+        f"{TAG}git_dirty": dirty,
+    }
+    return {key: value for key, value in tags.items() if value is not None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from orchestrator.quantities import Budget
 from orchestrator.runs.heartbeat import Phase
 from orchestrator.runs.job import LoopState, Progress, TrainingJob, WorkerContext
 from orchestrator.tracking.tracker import MetricLog
@@ -21,6 +22,9 @@ class Reporter:
         assert job.plan.steps is not None, "the plan has met its dataset"
         self._job, self._context, self._account, self._steps = job, context, account, job.plan.steps
         self._leads = context.rank == 0
+        priced = Budget(amount=1.0, unit="usd" if job.plan.usd_per_device_hour else "gpu-hours")
+        self._budget = job.spec.parsed_budget
+        self._counted = self._budget or priced
         self._log: MetricLog | None = None
         self.metrics: dict[str, float] = {}
         """The last value of every metric."""
@@ -57,7 +61,7 @@ class Reporter:
         """Progress to the driver, with the newest metrics."""
         if not self._leads:
             return
-        step = self._account.step
+        step, cost = self._account.step, self._account.cost()
         self._context.progress(
             Progress(
                 step=step,
@@ -66,6 +70,9 @@ class Reporter:
                 eta_s=self._account.pace_s * (self._steps - step),
                 tokens_per_second=self.metrics.get("train/tokens_per_second", 0.0),
                 metrics=dict(self.metrics),
+                spent=cost.of(self._counted),
+                unit=self._counted.unit,
+                budget=None if self._budget is None else str(self._budget),
             )
         )
 
