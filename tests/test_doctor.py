@@ -210,24 +210,6 @@ def test_program_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monk
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "http://127.0.0.1:{}"])
-def test_ray_address_is_tried_in_every_form(busy_port: int, form: str) -> None:
-    finding = report.check_ray_address(form.format(busy_port))
-    assert finding is not None
-    assert finding.status == "ok"
-
-
-def test_dead_ray_address_fails(busy_port: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
-    finding = report.check_ray_address(f"127.0.0.1:{free}")
-    assert finding is not None
-    assert finding.status == "fail"
-    assert report.check_ray_address("127.0.0.1:nonsense") is not None
-    assert report.check_ray_address("auto") is None
-
-
 def test_unusable_store_fails_with_the_reason_and_the_password_stays_hidden() -> None:
     def refuse(uri: str) -> None:
         raise ConnectionError("nobody there")

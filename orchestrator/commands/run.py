@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console
+from orchestrator.doctor.ray_address import check_drives
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import check_address_space
@@ -119,7 +120,9 @@ def _figures(metrics: Mapping[str, float]) -> str:
 @contextmanager
 def listening(line: console.ProgressLine) -> Iterator[Listener]:
     """Shows what happens on a line, which is closed at the end; Ctrl-C and SIGTERM are a wish to stop."""
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    check_drives(address)
+    if not address:
         check_address_space()
     stop = threading.Event()
     with signals_stop(stop, line) as signals:

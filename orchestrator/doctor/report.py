@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -17,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from orchestrator import locations
 from orchestrator.credentials import hide
 from orchestrator.doctor import machine_checks
 from orchestrator.doctor.machine_checks import Finding, fail, ok, warn
+from orchestrator.doctor.ray_address import check_ray_address
 from orchestrator.errors import one_line
 
 if TYPE_CHECKING:
@@ -116,20 +115,6 @@ def _outputs(*commands: Sequence[str]) -> list[str]:
                 output = ""
         outputs.append(output.strip() if process.returncode == 0 else "")
     return outputs
-
-
-def check_ray_address(address: str) -> Finding | None:
-    """Does the cluster that RAY_ADDRESS names answer? Nothing is said when it names none."""
-    if address in ("", "local", "auto"):
-        return None
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        where = (parts.hostname or "", parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, 6379))
-        socket.create_connection(where, timeout=PROBE_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        remedy = "start that cluster, or `unset RAY_ADDRESS` to run on this machine"
-        return fail("ray address", f"RAY_ADDRESS={address} does not answer: {error}", remedy)
-    return ok("ray address", f"RAY_ADDRESS={address} answers")
 
 
 def check_mlflow(uri: str, check_store: Callable[[str], None]) -> Finding:

@@ -19,7 +19,7 @@ from ray._private import worker as ray_worker
 from ray._private.state import state as _state
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from orchestrator.doctor.report import check_ray_address
+from orchestrator.doctor.ray_address import SUBMIT, check_drives, check_ray_address
 from orchestrator.errors import ClusterError, one_line
 from orchestrator.planning.growth import Limits, LiveNode, accelerator_of, grown, node_shape, shape_of
 from orchestrator.planning.hardware import local_cluster
@@ -48,7 +48,8 @@ _PRIVATE_ENVIRONMENT: Mapping[str, str] = {
 def ray_session() -> Iterator[ClusterShape]:
     """Connects, or starts Ray here, and gives the cluster's shape; a cluster it started ends with it.
 
-    Raises ClusterError when the cluster named by RAY_ADDRESS does not answer or Ray cannot start here.
+    Raises ClusterError when the cluster named by RAY_ADDRESS does not answer, or not to us, or Ray cannot start here;
+    SpecError when it names a dashboard.
     """
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -58,13 +59,17 @@ def ray_session() -> Iterator[ClusterShape]:
         yield live_shape()
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _probe(address)
     try:
         _connect(address)
     except Exception as error:  # Ray raises just that when a node is slow to start
         raise ClusterError(
             f"the Ray cluster at {address} does not answer" if address else "Ray cannot start on this machine",
             got=one_line(error),
-            do="check RAY_ADDRESS, or unset it to run on this machine" if address else "run `orchestrator doctor`",
+            do=f"check RAY_ADDRESS, or unset it to run on this machine; {SUBMIT}"
+            if address
+            else "run `orchestrator doctor`",
         ) from error
     try:
         yield live_shape()
@@ -82,7 +87,6 @@ def _connect(address: str | None) -> None:
         False  # Ray prints what it knows of a death on standard output; we say it ourselves
     )
     if address:
-        _probe(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
     for name, value in {**WORKER_ENVIRONMENT, **_PRIVATE_ENVIRONMENT}.items():
@@ -102,10 +106,12 @@ def _connect(address: str | None) -> None:
 
 
 def _probe(address: str) -> None:
-    """Raises ConnectionError when nobody listens there, for which Ray itself would take minutes."""
+    """Raises ClusterError when no cluster answers there or lets us in, for which Ray itself would take minutes, and
+    SpecError when it is no address to drive a training at."""
+    check_drives(address)
     finding = check_ray_address(address)
     if finding is not None and finding.status == "fail":
-        raise ConnectionError(finding.detail)
+        raise ClusterError(f"the Ray cluster at {address} cannot be used", got=finding.detail, do=finding.remedy)
 
 
 def _short_temporary_folder() -> str | None:
