@@ -1,4 +1,5 @@
-"""The command line: advise | plan | estimate | run | verify-resume | compare | flush | doctor | schema.
+"""The command line: advise | plan | estimate | run | verify-resume | compare | flush | doctor | schema, and for jobs on
+a cluster submit | jobs | logs | stop.
 
 Every heavy import waits its turn. Exit code 0 for done, 2 for a mistake of the user's, 1 for anything else. Answers go
 to standard output, everything else to standard error.
@@ -30,6 +31,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="key=value", help="Sets a field of the spec (training.steps=30); key=null clears it."),
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the saved state of an earlier run and start over.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Job server; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS if http(s), 127.0.0.1:8265."
+    ),
+]
+JobName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the spec, or the job's own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -58,9 +67,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def run(
     spec: SpecPath,
     overrides: Overrides = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete the saved state of an earlier run and start over.")
-    ] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Do it: one training, or with a search block many. The same command after any stop goes on where it was.
@@ -70,6 +77,80 @@ def run(
     from orchestrator.commands.run import run_command
 
     run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json)
+
+
+@app.command()
+def submit(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    working_dir: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Travels with the job, which starts in it.", show_default=False)
+    ] = Path(),
+    fresh: Fresh = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Leave once it is submitted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do it on a cluster: plans, asks, submits a job and follows it. The same command after any stop goes on.
+
+    Example: orchestrator submit configs/pretrain/demo.yaml --address http://127.0.0.1:8265
+    """
+    from orchestrator.commands.submit import submit_command
+
+    with console.reporting_failures(as_json=as_json):
+        code = submit_command(
+            str(spec),
+            overrides or (),
+            address=address,
+            working_dir=working_dir,
+            fresh=fresh,
+            yes=yes,
+            follow=not no_follow,
+            as_json=as_json,
+        )
+    raise typer.Exit(code)
+
+
+@app.command()
+def jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """Who runs what? The jobs of a cluster: state, place in the queue, step, time and budget left.
+
+    Example: orchestrator jobs --json
+    """
+    from orchestrator.commands.jobs import jobs_command
+
+    with console.reporting_failures(as_json=as_json):
+        jobs_command(address=address, as_json=as_json)
+
+
+@app.command()
+def logs(
+    name: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    address: Address = None,
+) -> None:
+    """What does a job say? With --follow the exit code is 0 where it succeeds.
+
+    Example: orchestrator logs gpt-demo --follow
+    """
+    from orchestrator.commands.jobs import logs_command
+
+    with console.reporting_failures(as_json=False):
+        code = logs_command(name, address=address, follow=follow)
+    raise typer.Exit(code)
+
+
+@app.command()
+def stop(name: JobName, address: Address = None, as_json: AsJson = False) -> None:
+    """Stop a job: it saves a checkpoint first, and this waits until it has ended.
+
+    Example: orchestrator stop gpt-demo
+    """
+    from orchestrator.commands.jobs import stop_command
+
+    with console.reporting_failures(as_json=as_json):
+        stop_command(name, address=address, as_json=as_json)
 
 
 @app.command("verify-resume")

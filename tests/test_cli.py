@@ -18,7 +18,21 @@ from tests import specs
 from tests.mlflow_runs import closed, new_store, opened
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("advise", "estimate", "run", "plan", "compare", "flush", "verify-resume", "doctor", "schema")
+COMMANDS = (
+    "advise",
+    "estimate",
+    "run",
+    "plan",
+    "compare",
+    "flush",
+    "verify-resume",
+    "doctor",
+    "schema",
+    "submit",
+    "jobs",
+    "logs",
+    "stop",
+)
 INTERVALS = {"gpu_hours", "wall_hours", "usd", "peak_gib"}
 PLAN_FIELDS = INTERVALS | {
     *("fits", "workers", "zero_stage", "offload", "micro_batch", "accumulation", "global_batch", "deepspeed"),

@@ -45,6 +45,7 @@ LAYERS = (
     {"worker"},
     {"doctor"},
     {"scheduling"},
+    {"submission"},
     {"commands"},
     {"cli", "jobs"},
     {"__main__"},
@@ -61,7 +62,7 @@ INNER_LAYERS: dict[str, tuple[set[str], ...]] = {
 """Likewise inside a room that has rooms of its own; `...` stands for all its modules that are not named."""
 
 OWNERS = {
-    "ray": {"scheduling"},
+    "ray": {"scheduling", "submission"},
     "mlflow": {"tracking"},
     "torch": {"checkpoints", "worker", "facts", "methods", "tasks"},
     "deepspeed": {"worker"},

@@ -41,10 +41,16 @@ def plan_answer(plan: RunPlan) -> dict[str, Any]:
 
 
 def plan_table(
-    plan: RunPlan, *, data: Sequence[str] = (), metrics: Sequence[str] = (), search: SearchPlan | None = None
+    plan: RunPlan,
+    *,
+    data: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    search: SearchPlan | None = None,
+    whole: bool = True,
 ) -> Group:
     """Figures first, a search's of all trials before those of its base training; then the sizes of an elastic run, why,
-    and the DeepSpeed configuration. `data` says in sentences what the training reads, `metrics` what it logs."""
+    and of the `whole` the DeepSpeed configuration. `data` says in sentences what the training reads, `metrics` what it
+    logs."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -71,7 +77,7 @@ def plan_table(
     reasons = Text("\n".join(f"- {reason}" for reason in plan.reasons))
     deepspeed = (Text("\nDeepSpeed", style="bold"), Text(json.dumps(plan.deepspeed, indent=2)))
     sizes = (Text("\nsizes", style="bold"), _sizes_table(plan)) if plan.sizes else ()
-    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, *(deepspeed if plan.trains else ()))
+    return Group(table, *sizes, Text("\nwhy", style="bold"), reasons, *(deepspeed if plan.trains and whole else ()))
 
 
 def _search_rows(search: SearchPlan) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,8 +26,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-UPLOAD_LIMIT_BYTES = 10_000_000
-"""Far below Ray's own limit of 500 MiB: what travels is source, configs and the sample data."""
+RUNTIME_ENV = "jobs/runtime-env.yaml"
+UPLOAD_LIMIT_BYTES = 4_000_000
+"""What travels is source, configs and the sample data: 3.3 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +38,20 @@ class Head:
     dashboard: str
     gcs: str
     home: Path
+    laptop: Path
+    """State of the commands that reach it from outside."""
     temp: Path
     process: psutil.Process
 
     def submit(self, module: str, spec: Path, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
         """`ray job submit` as the README has it."""
-        environment = {
-            "env_vars": {
-                "ORCHESTRATOR_HOME": str(self.home),
-                "RAY_ADDRESS": self.gcs,
-                "RAY_JOB_STOP_WAIT_TIME_S": "60",
-                "OMP_NUM_THREADS": "1",
-            }
-        }
         return self.ray(
             "job",
             "submit",
             "--working-dir",
             ".",
-            "--runtime-env-json",
-            json.dumps(environment),
+            "--runtime-env",
+            RUNTIME_ENV,
             *([] if wait else ["--no-wait", "--submission-id", spec.stem]),
             "--",
             "python",
@@ -71,6 +67,23 @@ class Head:
         return subprocess.run(
             [*RAY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
+
+    def orchestrator(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        """A command as on a laptop that knows the dashboard alone, without a terminal."""
+        environment = {**os.environ, "RAY_API_SERVER_ADDRESS": self.dashboard, "ORCHESTRATOR_HOME": str(self.laptop)}
+        return subprocess.run(
+            [sys.executable, "-m", "orchestrator", *arguments],
+            **{"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL, "timeout": 300, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def row(self, name: str) -> dict[str, Any]:
+        """What `orchestrator jobs` says of the newest job of a name."""
+        listed = self.orchestrator("jobs", "--json")
+        assert listed.returncode == 0, listed.stderr
+        return next(row for row in json.loads(listed.stdout)["jobs"] if row["name"] == name)
 
     def workers(self) -> list[str]:
         """Titles of the processes of jobs that still run."""
@@ -116,13 +129,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
                 [*RAY, "start", "--head", "--block", *(f"{key}={value}" for key, value in options.items())],
                 stdout=log,
                 stderr=log,
-                # The entrypoint's `python` is the one of the head's PATH.
-                env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+                # The entrypoint's `python` is the one of the head's PATH, and jobs inherit what else the nodes say.
+                env={
+                    **os.environ,
+                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                    "ORCHESTRATOR_HOME": str(home),
+                },
             )
         started = Head(
             dashboard=f"http://127.0.0.1:{dashboard_port}",
             gcs=f"127.0.0.1:{gcs_port}",
             home=home,
+            laptop=tmp_path_factory.mktemp("laptop"),
             temp=Path(temp),
             process=psutil.Process(process.pid),
         )
@@ -206,3 +224,94 @@ def test_a_stopped_job_ends_in_a_checkpoint_and_goes_on_when_submitted_again(hea
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
     assert 20 <= int(checkpoint.name.removeprefix("step-")) < 2000
     runs.wait_until(lambda: head.workers() == [], within_s=30)
+
+
+def test_a_spec_is_submitted_followed_and_told_of_and_mlflow_knows_the_revision(head: Head, folder: Path) -> None:
+    file = write(runs.pretraining(folder / "corpus", "sent", training__steps=4, budget="1hours"), folder)
+    done = head.orchestrator("submit", str(file), "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["submission_id"], answer["kind"]) == ("succeeded", "sent-1", "pretrain")
+    assert answer["plan"]["workers"] == 2
+    assert answer["commands"]["stop"] == "orchestrator stop sent"
+    assert "starting workers\n" in done.stderr
+    assert f"note: {folder / 'corpus'} does not travel" in done.stderr
+    assert "\r" not in done.stderr
+    row = head.row("sent")
+    assert (row["state"], row["step"], row["steps"], row["unit"], row["budget"]) == ("succeeded", 4, 4, "hours", 1.0)
+    assert 0 < row["spent"] < 1
+    assert row["remaining"] == pytest.approx(1 - row["spent"])
+    _, run = head.result("sent")
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.data.tags.get("mlflow.source.git.commit", "") == revision.stdout.strip()
+    assert run.data.tags["mlflow.user"] == row["owner"]
+    logs = head.orchestrator("logs", "sent")
+    assert logs.returncode == 0
+    assert "\nfinished  eval/loss" in logs.stdout
+
+
+def test_a_name_in_use_is_refused_its_job_is_stopped_with_a_checkpoint_and_the_same_command_goes_on(
+    head: Head, folder: Path
+) -> None:
+    spec = runs.pretraining(folder / "corpus", "long", training__steps=2000, checkpoint__every_steps=None)
+    submit = ("submit", str(write(spec, folder)), "--yes")
+    assert head.orchestrator(*submit, "--no-follow").returncode == 0
+    refused = head.orchestrator(*submit)
+    assert refused.returncode == 2
+    assert "a job named long is " in refused.stderr
+    assert "orchestrator stop long" in refused.stderr
+    runs.wait_until(lambda: (head.row("long")["step"] or 0) > 0, within_s=120)
+    stopped = head.orchestrator("stop", "long", "--json")
+    assert stopped.returncode == 0, stopped.stderr
+    answer = json.loads(stopped.stdout)
+    assert (answer["status"], answer["submission_id"]) == ("stopped", "long-1")
+    (checkpoint,) = head.home.glob("runs/long-*/checkpoints/*")
+    assert answer["checkpoint"] == str(checkpoint)
+    assert head.result("long")[1].info.status == "KILLED"
+    reached = int(checkpoint.name.removeprefix("step-"))
+    again = head.orchestrator(*submit, "--no-follow")
+    assert again.returncode == 0, again.stderr
+    runs.wait_until(lambda: (head.row("long")["step"] or 0) > reached, within_s=120)
+    assert len(list(head.home.glob("runs/long-*"))) == 1
+    assert head.orchestrator("stop", "long").returncode == 0
+    runs.wait_until(lambda: head.workers() == [], within_s=30)
+
+
+def test_relative_data_travels_from_any_folder_and_a_follower_that_leaves_leaves_the_job_running(
+    head: Head, tmp_path: Path
+) -> None:
+    specs.write_corpus(tmp_path / "corpus")
+    file = write(runs.pretraining(Path("corpus"), "elsewhere", training__steps=4), tmp_path)
+    (tmp_path / "myenv").mkdir()
+    (tmp_path / "myenv" / "pyvenv.cfg").touch()
+    command = [sys.executable, "-m", "orchestrator", "submit", file.name, "--yes"]
+    environment = {**os.environ, "RAY_API_SERVER_ADDRESS": head.dashboard, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "starting workers\n":
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "elsewhere-1 goes on; only its log is not followed any more" in said
+    done = head.orchestrator("logs", "elsewhere", "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == "elsewhere-1 succeeded\n"
+
+
+def test_a_mistake_that_only_the_cluster_knows_fails_the_command_with_the_jobs_own_words(
+    head: Head, folder: Path
+) -> None:
+    file = write(runs.pretraining(folder / "nowhere", "absent"), folder)
+    done = head.orchestrator("submit", str(file), "--yes")
+    assert done.returncode == 1
+    assert "not looked at" in done.stdout
+    assert "absent-1 failed: " in done.stderr
+    assert "does not exist" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    unknown = head.orchestrator("logs", "nobody")
+    assert unknown.returncode == 2
+    assert "there is no such job" in unknown.stderr
