@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import venv
 import zipfile
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_the_same_files_make_the_same_package(tmp_path: Path) -> None:
     made = []
     for name in ("one.zip", "two.zip"):
         write_package(find_upload(tmp_path / "in"), tmp_path / name)
-        (tmp_path / "in" / "a").touch()
+        os.utime(tmp_path / "in" / "a", (10**9, 10**9))
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
     with zipfile.ZipFile(tmp_path / "one.zip") as package:
@@ -144,8 +144,6 @@ def test_a_script_stays_executable(tmp_path: Path) -> None:
     fill(tmp_path / "in", "run.sh")
     (tmp_path / "in" / "run.sh").chmod(0o755)
     write_package(find_upload(tmp_path / "in"), tmp_path / "p.zip")
-    done = subprocess.run(["python3", "-m", "zipfile", "-l", str(tmp_path / "p.zip")], capture_output=True, check=True)
-    assert b"run.sh" in done.stdout
     with zipfile.ZipFile(tmp_path / "p.zip") as package:
         assert package.getinfo("run.sh").external_attr >> 16 == 0o755
 
