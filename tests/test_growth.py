@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import CapacityError
-from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, node_shape, shape_of
+from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, live_node, node_shape, shape_of
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from tests import specs
@@ -69,6 +69,12 @@ def test_a_cluster_without_types_becomes_nothing_else() -> None:
 def test_a_type_that_does_not_say_its_memory_has_what_instances_have_per_core() -> None:
     assert node_shape({"CPU": 4}).memory_gib == 16
     assert node_shape({"CPU": 4, "memory": 8 * GIB}).memory_gib == 8
+
+
+def test_a_cluster_has_the_shape_that_its_nodes_tell() -> None:
+    shape = shape_of([live_node({"CPU": 8.0, "GPU": 2.0, "memory": 1.0 * GIB, "accelerator_type:H100": 1.0}), HEAD])
+    assert (shape.gpus, shape.cpus, shape.device_name, shape.nodes[0].memory_gib) == (2, 8, "H100", 1.0)
+    assert shape_of([live_node({"CPU": 2.0})]).device_name == "cpu"
 
 
 def scaling(*nodes: LiveNode, **types: tuple[dict[str, Any], int]) -> ClusterShape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -161,13 +160,3 @@ def test_what_was_written_of_a_log_is_not_written_again_when_it_is_read_anew() -
         written.take(part, at)
     written.end_line()
     assert "".join(said) == "abcd\nef\n"
-
-
-def test_a_cluster_has_the_shape_that_its_nodes_tell() -> None:
-    nodes = [
-        json.loads('{"CPU": 8.0, "GPU": 2.0, "memory": 1073741824.0, "accelerator_type:H100": 1.0}'),
-        {"CPU": 4.0},
-    ]
-    shape = job_server._shape_of(nodes)
-    assert (shape.gpus, shape.cpus, shape.device_name, shape.nodes[0].memory_gib) == (2, 12, "H100", 1.0)
-    assert job_server._shape_of([{"CPU": 2.0}]).device_name == "cpu"

@@ -87,6 +87,11 @@ def accelerator_of(resources: Mapping[str, float]) -> str | None:
     return min((name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)), default=None)
 
 
+def live_node(resources: Mapping[str, float], *, type_name: str | None = None) -> LiveNode:
+    """A node from what Ray says it has."""
+    return LiveNode(shape=node_shape(resources), accelerator=accelerator_of(resources), type_name=type_name)
+
+
 def shape_of(nodes: Sequence[LiveNode]) -> ClusterShape:
     """The nodes as a cluster; where their GPUs differ, named after the first in the alphabet."""
     names = sorted(node.accelerator for node in nodes if node.shape.gpus and node.accelerator)

@@ -6,12 +6,12 @@ no queue.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Literal
 
 import ray
@@ -24,11 +24,10 @@ from ray.experimental.internal_kv import (
     internal_kv_get_gcs_client,
 )
 
+from orchestrator.provenance import carried, provenance_of
 from orchestrator.scheduling.decisions.queueing import Entry
 
 _NAMESPACE = b"orchestrator-queue"
-OWNER_VARIABLE = "ORCHESTRATOR_OWNER"
-"""Names who has submitted a job; on a cluster all jobs run as the same user."""
 
 
 class Place:
@@ -37,7 +36,7 @@ class Place:
     def __init__(self, name: str) -> None:
         self._job = ray.get_runtime_context().get_job_id()
         self._name = name
-        self._owner = os.environ.get(OWNER_VARIABLE) or _user()
+        self._owner = (carried(os.environ) or provenance_of(Path.cwd())).user or "unknown"
         self._entry: Entry | None = None
 
     def take(self, cpus: float, gpus: float, *, state: Literal["waiting", "starting"] = "waiting") -> Entry:
@@ -86,10 +85,3 @@ class Place:
             _internal_kv_put(self._job.encode(), json.dumps(asdict(entry)).encode(), namespace=_NAMESPACE)
             self._entry = entry
         return entry
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"

@@ -21,7 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from orchestrator.doctor.ray_address import SUBMIT, check_drives, check_ray_address
 from orchestrator.errors import ClusterError, one_line
-from orchestrator.planning.growth import Limits, LiveNode, accelerator_of, grown, node_shape, shape_of
+from orchestrator.planning.growth import Limits, LiveNode, grown, live_node, shape_of
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.job import WORKER_ENVIRONMENT
@@ -189,12 +189,7 @@ def nodes_of_workers() -> dict[str, int]:
 def _live_nodes(
     nodes: Mapping[str, Mapping[str, float]], types: Mapping[str, str] | None = None
 ) -> tuple[LiveNode, ...]:
-    return tuple(
-        LiveNode(
-            shape=node_shape(resources), accelerator=accelerator_of(resources), type_name=(types or {}).get(node_id)
-        )
-        for node_id, resources in nodes.items()
-    )
+    return tuple(live_node(resources, type_name=(types or {}).get(node_id)) for node_id, resources in nodes.items())
 
 
 def worker_runtime_environment() -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,8 @@ from ray.util.state.exception import RayStateApiException
 
 from orchestrator.doctor.ray_address import GET_TOKEN, token_source
 from orchestrator.errors import ClusterError, SpecError, one_line
-from orchestrator.planning.run_plan import ClusterShape, NodeShape
+from orchestrator.planning.growth import live_node, shape_of
+from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.submission.address import SERVER
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 15.0
@@ -93,7 +94,7 @@ class JobServer:
         """The nodes that are up now."""
         with _translated(self.address):
             nodes = list_nodes(address=self.address, timeout=_STATE_TIMEOUT_S, limit=10_000)
-        return _shape_of([node.resources_total for node in nodes if node.state == "ALIVE"])
+        return shape_of([live_node(node.resources_total) for node in nodes if node.state == "ALIVE"])
 
     def jobs(self) -> list[Job]:
         """Jobs that were submitted to this cluster, the newest first."""
@@ -245,16 +246,3 @@ def _locked(address: str, said: str) -> ClusterError:
     return ClusterError(
         f"the cluster at {address} wants a token", got=f"none was sent: RAY_AUTH_MODE is {mode}", do=GET_TOKEN
     )
-
-
-def _shape_of(resources: Sequence[Mapping[str, float]]) -> ClusterShape:
-    """A cluster from what Ray says that its nodes have."""
-    marks = sorted({name for each in resources for name in each if name.startswith("accelerator_type:")})
-    shapes = tuple(
-        NodeShape(
-            cpus=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0)), memory_gib=each.get("memory", 0.0) / 2**30
-        )
-        for each in resources
-    )
-    has_gpus = marks and any(node.gpus for node in shapes)
-    return ClusterShape(nodes=shapes, device_name=marks[0].partition(":")[2] if has_gpus else "cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.scheduling.queue import OWNER_VARIABLE
+from orchestrator.provenance import USER
 from tests import specs
 from tests.autoscaling import IDLE_S, alive_nodes, scaling_cluster
 from tests.end_to_end.commands import Place
@@ -65,9 +65,9 @@ def test_a_search_says_that_it_waits_for_whom_and_starts_when_the_training_befor
     first = place(tmp_path / "a", address, "first", training__steps=100_000)
     search = {"space": {"training.seed": {"grid": [0, 1]}}, "scheduler": "none"}
     second = place(tmp_path / "b", address, "second", resources__workers=1, search=search)
-    with first.start("run", str(first.spec), **{OWNER_VARIABLE: "ana"}) as running:
+    with first.start("run", str(first.spec), **{USER: "ana"}) as running:
         running.wait_for("starting workers")
-        with second.start("run", str(second.spec), "--json", **{OWNER_VARIABLE: "ben"}) as queued:
+        with second.start("run", str(second.spec), "--json", **{USER: "ben"}) as queued:
             queued.wait_for("waiting for room: place 1 in the queue; first (ana) has the workers")
             running.send(signal.SIGINT)
             assert "with a checkpoint" in running.finish().err
