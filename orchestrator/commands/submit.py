@@ -152,7 +152,7 @@ def plan_on(spec: RunSpec | StagedSpec, shape: ClusterShape) -> Planned:
         base = (spec.first if isinstance(spec, StagedSpec) else spec).model.base
         if base is None or not isinstance(error, ModelError | SpecError) or _lies_here(base):
             raise
-        return Planned(preview=None, why_not=f"the base {base} is not on this machine")
+        return Planned(preview=None, why_not=f"the base {base} is not on this machine ({error.what})")
 
 
 def _lies_here(base: str) -> bool:

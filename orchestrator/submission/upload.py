@@ -20,7 +20,8 @@ from pathspec import GitIgnoreSpec
 from orchestrator.errors import SpecError
 
 LIMIT_BYTES = 100 * 1024**2
-"""Of a package: what the job server of Ray 2.60 takes in one request (its DASHBOARD_CLIENT_MAX_SIZE)."""
+"""Of a package: what the job server of Ray 2.60 takes in one request (its DASHBOARD_CLIENT_MAX_SIZE); more is answered
+by 413 (measured)."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
 _NEVER = GitIgnoreSpec.from_lines(
     [
