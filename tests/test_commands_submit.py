@@ -11,6 +11,7 @@ from orchestrator.errors import SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from orchestrator.provenance import Provenance
+from orchestrator.submission.job import DEFAULT_ENVIRONMENT
 from tests import specs
 
 
@@ -55,7 +56,7 @@ def test_stages_are_planned_as_a_whole() -> None:
 def test_variables_of_the_folder_go_before_ours_and_where_the_job_comes_from_before_both(tmp_path: Path) -> None:
     source = Provenance(user="ada", commit="abc")
     assert job_environment(tmp_path, source)["env_vars"] == {
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        **DEFAULT_ENVIRONMENT,
         "ORCHESTRATOR_SUBMITTED_BY": "ada",
         "ORCHESTRATOR_GIT_COMMIT": "abc",
     }

@@ -18,8 +18,7 @@ from orchestrator.spec_stages import STAGES, StagedSpec
 from orchestrator.submission.upload import files_at
 from orchestrator.yaml_file import read_yaml
 
-STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-DEFAULT_ENVIRONMENT: Mapping[str, str] = {STOP_WAIT: "60"}
+DEFAULT_ENVIRONMENT: Mapping[str, str] = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 """Of a job whose folder has no RUNTIME_ENV: as in the one that is shipped."""
 RUNTIME_ENV = Path("jobs/runtime-env.yaml")
 """In a working directory: the job's environment, as `ray job submit --runtime-env` takes it."""
