@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from orchestrator import console
 from orchestrator.commands.submit import WINDING_UP_S, followed
 from orchestrator.errors import ClusterError
-from orchestrator.progress_line import standing
+from orchestrator.progress_line import Standing, standing
 from orchestrator.submission.address import job_server_address
 from orchestrator.submission.job_server import Job, JobServer
 from orchestrator.submission.job_table import COLUMNS, JobRow, cells, ending_of, find_job, row_of
@@ -20,7 +20,7 @@ _MOST_ENDED = 20
 def jobs_command(*, address: str | None, as_json: bool) -> None:
     """Shows the jobs that are alive and the newest of the others. Raises ClusterError when nobody answers."""
     server = JobServer(job_server_address(address, os.environ))
-    rows = [row_of(job, standing(server.log(job.submission_id).splitlines())) for job in _shown(server.jobs())]
+    rows = [row_of(job, _standing(server, job)) for job in _shown(server.jobs())]
     if as_json:
         console.print_json({"address": server.address, "jobs": [row.to_dict() for row in rows]})
     elif not rows:
@@ -31,6 +31,14 @@ def jobs_command(*, address: str | None, as_json: bool) -> None:
 
 def _shown(jobs: Sequence[Job]) -> list[Job]:
     return [*(job for job in jobs if not job.is_over), *[job for job in jobs if job.is_over][:_MOST_ENDED]]
+
+
+def _standing(server: JobServer, job: Job) -> Standing:
+    """What a job's log says; nothing where it went with its node."""
+    try:
+        return standing(server.log(job.submission_id).splitlines())
+    except ClusterError:
+        return Standing()
 
 
 def _show(rows: list[JobRow]) -> None:

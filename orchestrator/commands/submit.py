@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console, locations
-from orchestrator.errors import CapacityError, ModelError, OrchestratorError, SpecError
+from orchestrator.errors import CapacityError, Interrupted, ModelError, OrchestratorError, SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.planning.views import plan_table
@@ -84,7 +84,8 @@ def submit_command(
     """Checks, plans, asks, sends and follows; gives the exit code: 0 where the job succeeded, or was sent and not
     followed, 1 where it failed or was stopped.
 
-    Raises SpecError for a mistake, before anything is sent, and ClusterError where the job server cannot be used.
+    Raises SpecError for a mistake, before anything is sent, ClusterError where the job server cannot be used, and
+    Interrupted where the answer is no.
     """
     before, file = dict(os.environ), Path(path).absolute()
     url = job_server_address(address, before)
@@ -116,8 +117,7 @@ def submit_command(
         )
     _show_order(order, url, shape, as_json=as_json)
     if not yes and not console.ask(f"submit to {url}?"):
-        console.print_messages("not submitted")
-        return 1
+        raise Interrupted("not submitted", do="--yes submits without a question")
     send(order, server)
     commands["resume"] = resume_command(path, overrides, address=url, environment=before)
     console.print_messages(f"submitted as {order.job_id}")

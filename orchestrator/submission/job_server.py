@@ -133,7 +133,7 @@ class JobServer:
             self._client.stop_job(submission_id)
 
     def log(self, submission_id: str) -> str:
-        """All that a job has written; nothing where its node is gone."""
+        """All that a job has written."""
         try:
             with _translated(self.address):
                 return str(self._client.get_job_logs(submission_id))
