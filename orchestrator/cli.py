@@ -1,5 +1,5 @@
-"""The command line: advise | plan | estimate | run | verify-resume | compare | flush | doctor | schema, and for jobs on
-a cluster submit | jobs | logs | stop.
+"""The command line: advise | plan | estimate | run | verify-resume | compare | flush | doctor | schema, for jobs on a
+cluster submit | jobs | logs | stop, and for the cluster itself cluster check | cluster render.
 
 Every heavy import waits its turn. Exit code 0 for done, 2 for a mistake of the user's, 1 for anything else. Answers go
 to standard output, everything else to standard error.
@@ -26,6 +26,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+cluster = typer.Typer(
+    rich_markup_mode=None,
+    help="Cluster files: what is wrong with one and what it costs, and one that fits a wish.\n\n"
+    "Example: orchestrator cluster check cluster/aws.yaml",
+)
+app.add_typer(cluster, name="cluster", no_args_is_help=True)
+
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file; configs/ holds some that run as they are.")]
 Overrides = Annotated[
     list[str] | None,
@@ -46,8 +53,10 @@ def main() -> None:
     """Entry point of the `orchestrator` command."""
     # Typer builds the options of all commands, 30 ms, before it looks which one was asked for.
     asked = [command for command in app.registered_commands if _name_of(command) in sys.argv[1:2]]
+    groups = [group for group in app.registered_groups if group.name in sys.argv[1:2]]
     own = copy(app)
-    own.registered_commands = asked or app.registered_commands
+    own.registered_commands = asked or ([] if groups else app.registered_commands)
+    own.registered_groups = groups or ([] if asked else app.registered_groups)
     own()
 
 
@@ -362,6 +371,42 @@ def flush(
     with console.reporting_failures(as_json=as_json):
         code = flush_command(folder, everything=everything, as_json=as_json)
     raise typer.Exit(code)
+
+
+@cluster.command("check")
+def check_cluster(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="For `ray up`, KubeRay or SkyPilot; see cluster/.")],
+    as_json: AsJson = False,
+) -> None:
+    """What is wrong with a cluster file, down to the cloud's own settings, and what it costs. No cloud is asked.
+
+    Exit code 0 when nothing is wrong, 2 else. Example: orchestrator cluster check cluster/aws.yaml
+    """
+    from orchestrator.commands.cluster import check_command
+
+    with console.reporting_failures(as_json=as_json):
+        code = check_command(file, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@cluster.command("render")
+def render_cluster(
+    provider: Annotated[
+        str,
+        typer.Option(help="aws, gcp, azure, kubernetes, kubernetes-job, kubernetes-kueue, skypilot or on-premises."),
+    ],
+    gpu: Annotated[str, typer.Option(help="Device of the catalogue, such as H100.")],
+    gpus: Annotated[int, typer.Option(help="How many of them at most.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to a file instead.")] = None,
+) -> None:
+    """A cluster file with so many GPUs, complete but for the names that only you know.
+
+    Example: orchestrator cluster render --provider aws --gpu H100 --gpus 16 --out aws.local.yaml
+    """
+    from orchestrator.commands.cluster import render_command
+
+    with console.reporting_failures(as_json=False):
+        render_command(provider, gpu=gpu, gpus=gpus, out=out)
 
 
 @app.command()

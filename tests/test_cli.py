@@ -32,6 +32,7 @@ COMMANDS = (
     "jobs",
     "logs",
     "stop",
+    "cluster",
 )
 INTERVALS = {"gpu_hours", "wall_hours", "usd", "peak_gib"}
 PLAN_FIELDS = INTERVALS | {

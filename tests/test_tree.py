@@ -43,7 +43,7 @@ LAYERS = (
     {"runs"},
     {"checkpoints"},
     {"worker"},
-    {"doctor"},
+    {"doctor", "cluster_files"},
     {"scheduling"},
     {"submission"},
     {"commands"},
@@ -58,11 +58,13 @@ INNER_LAYERS: dict[str, tuple[set[str], ...]] = {
     "policy": ({"laws"}, {"..."}, {"views"}),
     "samples": ({"..."}, {"forms"}, {"open_split", "prepare"}, {"data_look", "stand_in"}),
     "scheduling": ({"decisions"}, {"..."}, {"search"}, {"launch"}, {"run_stages"}),
+    "cluster_files": ({"..."}, {"check", "render"}),
 }
 """Likewise inside a room that has rooms of its own; `...` stands for all its modules that are not named."""
 
 OWNERS = {
-    "ray": {"scheduling", "submission"},
+    "ray": {"scheduling", "submission", "cluster_files"},
+    "botocore": {"cluster_files"},
     "mlflow": {"tracking"},
     "torch": {"checkpoints", "worker", "facts", "methods", "tasks"},
     "deepspeed": {"worker"},
