@@ -213,6 +213,7 @@ def test_without_botocore_the_rest_is_checked_and_what_was_not_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "botocore.session", None)
+    launcher_checks.run_instances.cache_clear()
     report = check(folder, filled("aws").replace("MarketType: spot", "MarketTyp: spot"))
     assert report.problems == ()
     assert any("botocore" in why for why in report.left_out)

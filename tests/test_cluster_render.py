@@ -123,7 +123,7 @@ e:
 
 
 def test_values_are_replaced_where_they_stand() -> None:
-    assert patch(TEXT, {"b.c.1": "z", "e.0.f": [1, 2]}) == TEXT.replace("y]", "z]").replace("old", "[1, 2]")
+    assert patch(TEXT, {"b.c.1": "longer", "e.0.f": [1, 2]}) == TEXT.replace("y]", "longer]").replace("old", "[1, 2]")
 
 
 def test_text_that_reads_as_something_else_is_quoted() -> None:

@@ -2,7 +2,8 @@
 # Starts Ray on a worker and stays until its head is gone: bash worker.sh OPTIONS OF ray start
 #
 # `ray down` stops the head alone. A worker's raylet then ends by itself, and leaves its agents and its log monitor, so
-# what started them waits for that and stops the rest. Returns once Ray runs; ends with 1, and says why, when it does not.
+# what started them waits for that and stops the rest. Returns once Ray runs; ends with 1, and says why, when it does
+# not.
 set -euo pipefail
 log=~/orchestrator-worker.log
 rm -f "$log"

@@ -18,7 +18,10 @@ from orchestrator.yaml_file import read_yaml
 CLOUDS = {
     "aws": ("boto3", "boto3"),
     "gcp": ("googleapiclient", "google-api-python-client"),
-    "azure": ("azure.mgmt.compute", "azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource"),
+    "azure": (
+        "azure.mgmt.compute",
+        "azure-common azure-identity azure-mgmt-compute azure-mgmt-network azure-mgmt-resource<25",
+    ),
 }
 """Providers of `ray up` with prices: the module that Ray calls each cloud with, and what to install for it."""
 
