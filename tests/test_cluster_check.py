@@ -246,6 +246,11 @@ def test_what_is_no_cluster_file_is_refused(folder: Path, text: str, what: str) 
         check(folder, text)
 
 
+def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(SpecError, match="no such cluster file"):
+        check_file(folder / "nowhere.yaml")
+
+
 def test_the_command_answers_in_json_and_its_code_tells(folder: Path) -> None:
     (folder / "good.yaml").write_text(filled("gcp"))
     (folder / "bad.yaml").write_text(shipped_text("gcp"))

@@ -28,6 +28,8 @@ CLOUDS = {
 
 def check_file(path: Path) -> Report:
     """Everything about one file. Raises SpecError for a file that cannot be read or is no cluster file."""
+    if not path.is_file():
+        raise SpecError("there is no such cluster file", got=path, do="give the path of one; cluster/ holds some")
     content = read_yaml(path)
     kind = content.get("kind")
     if kind in ("RayCluster", "RayJob"):
