@@ -24,3 +24,14 @@ def test_a_wish_to_stop_ends_the_wait_for_work_that_goes_on() -> None:
         patiently(lambda: released.wait(60), stop)
     assert not released.is_set()
     released.set()
+
+
+def test_a_wish_that_is_there_before_lets_no_work_begin() -> None:
+    done = []
+
+    def stop() -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        patiently(lambda: done.append("work that takes no time"), stop)
+    assert done == []

@@ -17,10 +17,12 @@ def go_on() -> None:
 
 
 def patiently(work: Callable[[], T], pause: Callable[[], None]) -> T:
-    """What `work` gives, or raises, from a thread; meanwhile `pause` is called, and what it raises ends the wait.
+    """What `work` gives, or raises, from a thread; before and meanwhile `pause` is called, and what it raises ends the
+    wait.
 
     A signal is handled in the meantime, too, which compiled code would keep waiting. The thread is left behind then.
     """
+    pause()
     answers: list[T] = []
     errors: list[BaseException] = []
 
