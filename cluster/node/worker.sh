@@ -5,7 +5,15 @@
 # what started them waits for that and stops the rest. Returns once Ray runs; ends with 1, and says why, when it does
 # not.
 set -euo pipefail
-log=~/orchestrator-worker.log
+own=~/orchestrator-worker-$(uname -n)   # the home folder may be shared
+log=$own.log pid=$own.pid
+
+# One of an earlier start would take this one for what its own Ray has left.
+old=$(cat "$pid" 2>/dev/null || true)
+if [ -n "$old" ] && grep -qs "orchestrator-worker" "/proc/$old/cmdline"; then
+    kill -- "-$old" 2>/dev/null || true
+fi
+
 rm -f "$log"
 stay() {
     ray start --block "$@" || true
@@ -13,10 +21,11 @@ stay() {
 }
 export -f stay
 # A session of its own, or it would end with the connection that started it.
-setsid nohup bash -c 'stay "$@"' orchestrator "$@" >"$log" 2>&1 </dev/null &
+setsid nohup bash -c 'stay "$@"' orchestrator-worker "$@" >"$log" 2>&1 </dev/null &
+echo $! >"$pid"
 for _ in $(seq 120); do
-    ! grep -q "Ray runtime started" "$log" || exit 0
-    kill -0 $! 2>/dev/null || break
+    ! grep -qs "Ray runtime started" "$log" || exit 0
+    kill -0 "$(cat "$pid")" 2>/dev/null || break
     sleep 1
 done
 cat "$log" >&2
