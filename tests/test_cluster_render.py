@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 
 from orchestrator import cli
 from orchestrator.cluster_files.check import check_file
+from orchestrator.cluster_files.kubernetes_checks import autoscaling_config
 from orchestrator.cluster_files.machine_types import choose_machines
 from orchestrator.cluster_files.patching import patch
 from orchestrator.cluster_files.render import render
 from orchestrator.cluster_files.shipped import SHIPPED
 from orchestrator.errors import SpecError
+from orchestrator.planning.growth import grown, limits_of
+from orchestrator.planning.hardware import find_device
 
 
 def rendered(provider: str, gpu: str = "H100", gpus: int = 16) -> dict[str, Any]:
@@ -50,7 +53,18 @@ def test_sixteen_h100_are_two_machines_of_eight_in_a_cloud(provider: str, field:
     workers = content["available_node_types"]["gpu_workers"]
     assert workers["node_config"][field] in ("p5.48xlarge", "a3-highgpu-8g")
     assert (content["max_workers"], workers["max_workers"], workers["min_workers"]) == (2, 2, 0)
-    assert provider == "aws" or workers["resources"] == {"CPU": 208, "GPU": 8}
+    ours = {"CPU": 208, "GPU": 8, "accelerator_type:H100-80GB": 1}
+    assert provider == "aws" or workers["resources"] == ours, "AWS's provider finds them"
+
+
+@pytest.mark.parametrize("provider", ["gcp", "azure", "kubernetes", "kubernetes-job"])
+def test_a_job_can_be_planned_for_what_a_rendered_file_may_start(provider: str) -> None:
+    content = rendered(provider)
+    if provider.startswith("kubernetes"):
+        spec = content["spec"]
+        content = autoscaling_config(spec if provider == "kubernetes" else spec["rayClusterSpec"])
+    (shape,) = grown([], limits_of(content))
+    assert (shape.gpus, find_device(shape.device_name).name) == (16, "H100-80GB")
 
 
 def test_what_is_rendered_elsewhere_counts_on_machines_of_eight() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import CapacityError
+from orchestrator.errors import CapacityError, SpecError
 from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, live_node, node_shape, shape_of
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
@@ -107,3 +107,14 @@ def test_a_gpu_that_no_type_has_is_refused() -> None:
     spec = specs.spec(specs.PRETRAIN, resources__gpus_per_worker=1)
     with pytest.raises(CapacityError, match="asks for a GPU per worker"):
         plan_to_run(spec, scaling(cores=(CORES, 4)))
+
+
+def test_the_longest_name_of_a_kind_of_gpu_says_most() -> None:
+    assert live_node({"GPU": 8, "accelerator_type:A100": 1, "accelerator_type:A100-40GB": 1}).accelerator == "A100-40GB"
+
+
+def test_gpus_of_a_kind_that_nothing_says_are_refused_with_the_way_to_say_it() -> None:
+    nameless = {"CPU": 8, "GPU": 1, "memory": 32 * GIB}
+    with pytest.raises(SpecError, match="nothing says of which kind") as refused:
+        plan_to_run(specs.spec(specs.PRETRAIN), scaling(gpus=(nameless, 1)))
+    assert "accelerator_type" in str(refused.value.do)

@@ -6,6 +6,7 @@ The shipped files are the one place for everything else, so that a rendered file
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from orchestrator.cluster_files.patching import patch
 from orchestrator.cluster_files.shipped import SHIPPED, shipped_text
 from orchestrator.cluster_files.skypilot_checks import SKYPILOT_NAMES
 from orchestrator.errors import SpecError
+from orchestrator.planning.growth import ACCELERATOR
 from orchestrator.planning.hardware import CPUS_PER_REQUESTED_GPU, Device, find_device
 from orchestrator.quantities import MOST_WORKERS
 
@@ -78,7 +80,7 @@ def _cloud_values(machines: Machines) -> dict[str, Any]:
         _TYPE_PATHS[kind.cloud]: kind.name,
     }
     if kind.cloud != "aws":  # whose provider looks it up
-        values[f"{_WORKERS}.resources"] = {"CPU": kind.cpus, "GPU": kind.gpus}
+        values[f"{_WORKERS}.resources"] = {"CPU": kind.cpus, "GPU": kind.gpus, f"{ACCELERATOR}{kind.device}": 1}
     return values
 
 
@@ -97,6 +99,7 @@ def _own_values(provider: str, device: Device, each: int, count: int) -> dict[st
     container = f"{group}.template.spec.containers.0.resources"
     values: dict[str, Any] = {
         "metadata.annotations.orchestrator/gpu": device.name,
+        f"{group}.rayStartParams.resources": json.dumps(json.dumps({f"{ACCELERATOR}{device.name}": 1})),
         f"{group}.maxReplicas": count,
         f"{container}.limits": amounts,
         f"{container}.requests": amounts,

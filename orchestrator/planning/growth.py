@@ -19,7 +19,8 @@ _GIB_PER_CPU = 4.0
 """Memory of a node whose type does not say: what general-purpose instances have per core (m7i, n2, D-series: 4 GiB)."""
 _MOST_NODES = 1024
 """Nodes of one type that are planned with at most: a type without a limit has no last node."""
-_ACCELERATOR = "accelerator_type:"
+ACCELERATOR = "accelerator_type:"
+"""Begins the resource by which Ray names the kind of a node's GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,12 @@ def node_shape(resources: Mapping[str, float]) -> NodeShape:
 
 
 def accelerator_of(resources: Mapping[str, float]) -> str | None:
-    """The name of a node's GPUs, from the resource that Ray gives it; None without."""
-    return min((name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)), default=None)
+    """The name of a node's GPUs, from the resource that Ray or a cluster file gives it; None without.
+
+    Of several the longest, which says most: Ray finds `A100` where a cluster file has `A100-40GB`.
+    """
+    names = sorted(name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR))
+    return max(names, key=len, default=None)
 
 
 def live_node(resources: Mapping[str, float], *, type_name: str | None = None) -> LiveNode:

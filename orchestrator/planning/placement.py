@@ -83,7 +83,11 @@ def place_workers(spec: RunSpec, cluster: ClusterShape, workers: int) -> Site:
     per_worker = _gpus_per_worker(spec, cluster)
     device = find_device(cluster.device_name if per_worker else "cpu")
     if per_worker and device.kind != "gpu":
-        raise SpecError("the cluster has GPUs, but its device is none", got=cluster.device_name)
+        raise SpecError(
+            "the cluster has GPUs, but nothing says of which kind",
+            got=cluster.device_name,
+            do='give its nodes, or its node types, a resource such as "accelerator_type:L4": 1',
+        )
     slots = [(node, _slots(node, per_worker, resources.cpus_per_worker)) for node in cluster.nodes]
     check_room(spec, cluster, workers, room=sum(count for _, count in slots), gpus_per_worker=per_worker)
     # A node takes as many workers as it has room for before the next one is used, so it is judged full.

@@ -6,6 +6,7 @@ newest, each driver has its own, it ends with its driver, and Ray holds what com
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,12 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster_files.kubernetes_checks import autoscaling_config
 from orchestrator.planning.growth import Limits, limits_of
 
 _HEAD = "node:__internal_head__"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes tells a pod its namespace."""
 _PATIENCE_S = 20.0
 """For a process to start on the head and look (a few seconds where Ray has one waiting)."""
 _ASK_S = 5.0
@@ -32,9 +36,10 @@ def limits(gcs_address: str) -> Limits | None:
     """What the connected cluster's autoscaler may start; None without an autoscaler, or where its file is not found.
 
     No interface of Ray says it (`get_cluster_config` is empty, Ray 2.60.0), but the file that the autoscaler was
-    started with does. It lies on the head, where the driver of a submitted job runs too.
+    started with does, and under KubeRay the cluster's own resource. Both are within reach of the head, where the driver
+    of a submitted job runs too.
     """
-    found = cluster_file(gcs_address)
+    found = cluster_file(gcs_address) or _kuberay_file()
     if found is None and (head := _head_elsewhere()) is not None:
         place = NodeAffinitySchedulingStrategy(head, soft=False)
         task = (
@@ -55,6 +60,19 @@ def cluster_file(gcs_address: str) -> dict[str, Any] | None:
             if argument.startswith("--autoscaling-config="):
                 with suppress(OSError, yaml.YAMLError):
                     return dict(yaml.safe_load(Path(argument.split("=", 1)[1]).expanduser().read_text()))
+    return None
+
+
+def _kuberay_file() -> dict[str, Any] | None:
+    """The same, made from the RayCluster of this pod; None outside of KubeRay, and where it may not be read."""
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if name is None or not _NAMESPACE_FILE.is_file():
+        return None
+    with suppress(Exception):  # a training is then planned for the pods that are up
+        from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+        client = KubernetesHttpApiClient(namespace=_NAMESPACE_FILE.read_text().strip())
+        return autoscaling_config(client.get(f"rayclusters/{name}")["spec"])
     return None
 
 
