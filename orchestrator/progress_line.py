@@ -38,8 +38,8 @@ def describe(progress: Mapping[str, Any]) -> str:
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.4f}")
         parts.append(f"{human_count(progress['tokens_per_second'])} tokens/s")
-    if progress["phase"] == "training" and (eta := human_duration(progress["eta_s"])) != human_duration(0):
-        parts.append(f"ETA {eta}")
+    if progress["phase"] == "training" and round(progress["eta_s"]):
+        parts.append(f"ETA {human_duration(progress['eta_s'])}")
     if progress.get("spent"):
         budget = progress.get("budget")
         parts.append(f"spent {progress['spent']:.3g}{progress['unit']}" + (f" of {budget}" if budget else ""))

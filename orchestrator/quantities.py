@@ -93,7 +93,7 @@ def divisors(number: int, *, least: int = 1, most: int | None = None) -> list[in
 def human_count(number: float) -> str:
     """`1234567` as `1.23M`: three significant digits and a suffix."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
+        if abs(number) >= 0.9995 * size:  # from here on it rounds to 1 of them
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.quantities import divisors, human_duration, parse_budget, parse_count
+from orchestrator.quantities import divisors, human_count, human_duration, parse_budget, parse_count
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,11 @@ def test_divisors_are_those_that_counting_finds(number: int, least: int, width: 
 
 def test_divisors_of_a_large_number_take_no_time() -> None:
     assert len(divisors(963_761_198_400)) == 6720
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(999.4, "999"), (999.5, "1k"), (999_499, "999k"), (999_500, "1M"), (12_345, "12.3k"), (0.5, "0.5")],
+)
+def test_a_count_that_rounds_up_takes_the_next_suffix(number: float, text: str) -> None:
+    assert human_count(number) == text
