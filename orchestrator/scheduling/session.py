@@ -35,6 +35,7 @@ _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less: the driver itself looks for nodes that will go
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers find what a spec names by a relative path where the driver found it
 }
 
 _PRIVATE_ENVIRONMENT: Mapping[str, str] = {
