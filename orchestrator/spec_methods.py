@@ -10,15 +10,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
+from orchestrator.method_names import LAST_LAYERS, PREFIX_TOKENS, PROMPT_TOKENS, MethodName
 from orchestrator.spec_numbers import Rate, ShotCount, SmallCount
 from orchestrator.spec_survival import Block
 
 Export = Literal["auto", "merged", "adapter", "both"]
-MethodName = Literal[
-    "full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch", "few_shot"
-]
-PROMPTED: MethodName = "few_shot"
-"""What tries a prompt."""
 TEXT, LABEL = "{text}", "{label}"
 """What stands for a row's text and for its class in `few_shot.template`."""
 
@@ -54,21 +50,21 @@ class LoraSpec(Block):
 class LastLayersSpec(Block):
     """Used by `method: last_layers`."""
 
-    layers: SmallCount = 2
+    layers: SmallCount = LAST_LAYERS
     """How many layers are trained, from the top, with all that lies behind them."""
 
 
 class PrefixSpec(Block):
     """Used by `method: prefix`."""
 
-    tokens: SmallCount = 50
+    tokens: SmallCount = PREFIX_TOKENS
     """Keys and values that are learnt in every layer: 50 in peft's comparison, 10 to 200 in Li and Liang (2021)."""
 
 
 class PromptTuningSpec(Block):
     """Used by `method: prompt_tuning`."""
 
-    tokens: SmallCount = 100
+    tokens: SmallCount = PROMPT_TOKENS
     """Embeddings that are learnt in front of every sample: 100 in Lester et al. (2021)."""
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from orchestrator.architectures.families import model_shape
 from orchestrator.errors import ModelError, SpecError
+from orchestrator.method_names import MethodName
 from orchestrator.methods import registry
 from orchestrator.methods.lora import Lora
 from orchestrator.methods.qlora import QLora
 from orchestrator.methods.registry import METHODS, PRICED, method_of, trainable_parameters
-from orchestrator.spec_methods import MethodName
 from orchestrator.tasks.registry import task_of
 from tests import specs
 

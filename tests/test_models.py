@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.architectures.weight_names import HEAD_MODULES
 from orchestrator.errors import ModelError
+from orchestrator.method_names import MethodName
 from orchestrator.methods.registry import METHODS, method_of
 from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.open_split import open_split
-from orchestrator.spec_methods import MethodName
 from orchestrator.worker import models
 from orchestrator.worker.export import Sample, adapter_folder, check_batch, export
 from orchestrator.worker.objectives import logits_of

@@ -23,6 +23,7 @@ SPECS = sorted(
 LAYERS = (
     {"credentials"},
     {"errors"},
+    {"method_names"},
     {"quantities", "locations", "atomic_file", "yaml_file", "page", "charts", "intervals", "provenance"},
     {"architectures", "spec_numbers", "ratio_estimates", "progress_line"},
     {"tasks"},

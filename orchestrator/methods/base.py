@@ -13,8 +13,8 @@ from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
+    from orchestrator.method_names import MethodName
     from orchestrator.spec import RunSpec
-    from orchestrator.spec_methods import MethodName
 
 Strategy = Literal["features", "peft", "full", "scratch"]
 """What the advisor calls methods."""

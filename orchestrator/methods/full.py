@@ -8,8 +8,8 @@ from orchestrator.methods.base import ALL_WEIGHTS, Method, Strategy
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
+    from orchestrator.method_names import MethodName
     from orchestrator.spec import RunSpec
-    from orchestrator.spec_methods import MethodName
 
 
 class Full(Method):

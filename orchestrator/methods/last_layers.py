@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.architectures.weight_names import depth_of
 from orchestrator.errors import ModelError
+from orchestrator.method_names import LAST_LAYERS
 from orchestrator.methods.base import ALL_WEIGHTS, Method, MethodCost, Module
-from orchestrator.spec_methods import LastLayersSpec
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
-
-USUAL_LAYERS = LastLayersSpec().layers
 
 
 class LastLayers(Method):
@@ -27,11 +25,11 @@ class LastLayers(Method):
 
     def usual_cost(self, shape: ModelShape) -> MethodCost:
         """See `PricedMethod`."""
-        return _cost(shape, USUAL_LAYERS)
+        return _cost(shape, LAST_LAYERS)
 
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
         """See `PricedMethod`."""
-        return _trained(shape, min(USUAL_LAYERS, shape.layers))
+        return _trained(shape, min(LAST_LAYERS, shape.layers))
 
     def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
         """See `Method`."""

@@ -14,8 +14,8 @@ from orchestrator.methods.peft_method import TRANSPOSED, PeftMethod, adaptable, 
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
+    from orchestrator.method_names import MethodName
     from orchestrator.spec import RunSpec
-    from orchestrator.spec_methods import MethodName
 
 LEARNING_RATE_RATIO = 9.8
 """Best learning rate of LoRA over that of full fine-tuning ("LoRA Without Regret" 2025); Biderman 2024: about 10."""

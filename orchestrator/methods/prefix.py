@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.method_names import PREFIX_TOKENS
 from orchestrator.methods.base import MethodCost, Module
 from orchestrator.methods.virtual_tokens import VirtualTokens
-from orchestrator.spec_methods import PrefixSpec
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
-
-USUAL_TOKENS = PrefixSpec().tokens
 
 
 class Prefix(VirtualTokens):
@@ -26,7 +24,7 @@ class Prefix(VirtualTokens):
 
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
         """See `PricedMethod`."""
-        return _parameters(shape, USUAL_TOKENS)
+        return _parameters(shape, PREFIX_TOKENS)
 
     def learning_rate(self, base_parameters: int | None) -> float:
         """See `Method`: a guess; Li and Liang (2021) learn at 5e-5 behind a projection, and without one a prefix needs

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.method_names import PROMPT_TOKENS
 from orchestrator.methods.base import FROZEN_BACKBONE, MethodCost, Module
 from orchestrator.methods.virtual_tokens import VirtualTokens
-from orchestrator.spec_methods import PromptTuningSpec
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
-
-USUAL_TOKENS = PromptTuningSpec().tokens
 
 
 class PromptTuning(VirtualTokens):
@@ -23,12 +21,12 @@ class PromptTuning(VirtualTokens):
 
     name = "prompt_tuning"
     aliases = ("prompt",)
-    cost = replace(FROZEN_BACKBONE, virtual_tokens=USUAL_TOKENS)
+    cost = replace(FROZEN_BACKBONE, virtual_tokens=PROMPT_TOKENS)
     colour, marker = 7, ">"
 
     def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
         """See `PricedMethod`."""
-        return USUAL_TOKENS * shape.hidden
+        return PROMPT_TOKENS * shape.hidden
 
     def learning_rate(self, base_parameters: int | None) -> float:
         """See `Method`: 0.3 by Adafactor in Lester et al. (2021); with AdamW 3e-2 is usual in peft's examples."""

@@ -20,8 +20,8 @@ from orchestrator.methods.peft_method import TRANSPOSED, adaptable, unwrap_whole
 
 if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
+    from orchestrator.method_names import MethodName
     from orchestrator.spec import RunSpec
-    from orchestrator.spec_methods import MethodName
 
 QUANTIZATION = "quantization_config.json"
 """Beside an adapter: what `BitsAndBytesConfig.from_dict` makes the argument `quantization_config` of. In the base's own

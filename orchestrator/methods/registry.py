@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, assert_never, get_args
 
+from orchestrator.method_names import MethodName
 from orchestrator.methods.adapter import LlamaAdapter
 from orchestrator.methods.base import Method, PricedMethod
 from orchestrator.methods.few_shot import FewShot
@@ -17,7 +18,6 @@ from orchestrator.methods.prefix import Prefix
 from orchestrator.methods.prompt_tuning import PromptTuning
 from orchestrator.methods.qlora import QLora
 from orchestrator.methods.scratch import Scratch
-from orchestrator.spec_methods import MethodName
 
 if TYPE_CHECKING:  # it takes 0.2 s to load, which `advise` need not wait for
     from orchestrator.architectures.families import ModelShape

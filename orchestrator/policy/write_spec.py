@@ -10,6 +10,7 @@ from orchestrator.architectures.standard_shape import standard_shape
 from orchestrator.data.layouts import Layout
 from orchestrator.errors import SpecError
 from orchestrator.facts.row_lengths import LONGEST_CUT_OFF, fine_tuning_batch
+from orchestrator.method_names import PROMPTED, MethodName
 from orchestrator.methods.registry import METHODS, method_of
 from orchestrator.policy.advise import Recommendation
 from orchestrator.policy.candidates import Candidate, fine_tuning_epochs
@@ -17,7 +18,6 @@ from orchestrator.policy.language_quality import SCARCE_EPOCHS
 from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
-from orchestrator.spec_methods import PROMPTED, MethodName
 from orchestrator.tasks.names import LABELLED_TEXT, raw_text_task
 from orchestrator.tasks.registry import advised_task
 

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import yaml
 
 from orchestrator.load_spec import set_path
+from orchestrator.method_names import MethodName
 from orchestrator.spec import RunSpec
-from orchestrator.spec_methods import MethodName
 from tests.fuzz.case import Case
 from tests.fuzz.values import WORDS, any_value, near_number
 from tests.specs import CLASSIFY, PRETRAIN
