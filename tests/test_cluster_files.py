@@ -157,6 +157,12 @@ def test_every_process_of_a_node_has_the_token_time_to_stop_and_the_way_to_the_h
     ]
 
 
+def test_passwords_of_services_come_from_a_file_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.names").write_text("VENV=/nowhere\n")
+    (tmp_path / "orchestrator.secrets").write_text("export MLFLOW_TRACKING_USERNAME=ana\n")
+    assert node(tmp_path, f". {NODE}/env.sh; printenv MLFLOW_TRACKING_USERNAME") == "ana\n"
+
+
 def test_runs_are_kept_in_the_shared_folder_where_there_is_one(tmp_path: Path) -> None:
     script = f"echo SHARED=/mnt/all > ~/orchestrator.names; echo VENV=/v >> ~/orchestrator.names; . {NODE}/env.sh; "
     assert node(tmp_path, f"{script} printenv ORCHESTRATOR_HOME") == "/mnt/all/orchestrator\n"

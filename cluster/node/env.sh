@@ -1,6 +1,8 @@
 # What every process on a node inherits: Ray, the jobs that it starts, and each shell (setup.sh has ~/.bashrc and the
 # login shell's profile read it, because Ray's launcher runs plain `ray stop` in a login shell). POSIX sh.
 . ~/orchestrator.names   # from the cluster file: what only the user knows
+# Your own exports, such as an MLflow server's user and password: a file of yours, mounted, never in the cluster file.
+[ ! -f ~/orchestrator.secrets ] || . ~/orchestrator.secrets
 [ ! -f ~/orchestrator.head ] || . ~/orchestrator.head   # HEAD_IP, from the cluster file's start commands
 
 case ":$PATH:" in

@@ -22,7 +22,7 @@ from orchestrator.credentials import hide
 from orchestrator.doctor import machine_checks
 from orchestrator.doctor.machine_checks import Finding, fail, ok, warn
 from orchestrator.doctor.ray_address import check_ray_address
-from orchestrator.errors import one_line
+from orchestrator.errors import OrchestratorError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,14 +117,19 @@ def _outputs(*commands: Sequence[str]) -> list[str]:
     return outputs
 
 
+_OR_LOCAL = "start that server, or unset MLFLOW_TRACKING_URI to record in a local file"
+
+
 def check_mlflow(uri: str, check_store: Callable[[str], None]) -> Finding:
     """Can the MLflow store be used? `check_store` raises when not."""
     try:
         check_store(uri)
     # Whatever went wrong in there is the finding.
     except Exception as error:
-        text = one_line(error, most=None) or type(error).__name__
-        return fail("mlflow", text, "start that server, or unset MLFLOW_TRACKING_URI to record in a local file")
+        text, remedy = one_line(error, most=None) or type(error).__name__, _OR_LOCAL
+        if isinstance(error, OrchestratorError):
+            text, remedy = f"{error.what} ({error.got})" if error.got else error.what, error.do or _OR_LOCAL
+        return fail("mlflow", text, remedy)
     return ok("mlflow", f"{hide(uri)} can be used")
 
 

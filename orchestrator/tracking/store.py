@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 REACH_TIMEOUT_S = 5.0
 """How long a server may take to answer before a run is refused (a guess: far above any healthy round trip)."""
+_ANY_EXPERIMENT = "/api/2.0/mlflow/experiments/search?max_results=1"
+_USERNAME, _PASSWORD, _TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
+"""MLflow's own variables, which its client logs in by."""
 
 ALLOWED_URIS = "http://HOST:PORT, https://..., sqlite:////abs/path.db, or a postgresql, mysql or mssql URI"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -323,15 +326,18 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _check_http(uri: str) -> None:
+    """Asks for an experiment: MLflow's /health answers whoever asks, whether they may log in or not."""
     try:
-        with urllib.request.urlopen(_health(uri), timeout=REACH_TIMEOUT_S):
+        with urllib.request.urlopen(_request(uri, _ANY_EXPERIMENT), timeout=REACH_TIMEOUT_S):
             return
     except urllib.error.HTTPError as exc:
-        # A refusal is an answer too: a proxy in front may hide /health. Only a server's own failure counts.
+        exc.close()
+        if exc.code in (401, 403):
+            raise _locked_out(uri, exc.code) from exc
+        # Any other refusal is an answer too: of a proxy, say. Only a server's own failure counts.
         if exc.code < 500:
             return
         cause: object = f"HTTP {exc.code}"
-        exc.close()
         origin: Exception = exc
     except (OSError, ValueError) as exc:
         cause, origin = getattr(exc, "reason", exc), exc
@@ -343,17 +349,32 @@ def _check_http(uri: str) -> None:
     ) from origin
 
 
-def _health(uri: str) -> urllib.request.Request:
-    """The question whether a server is there, with the user and password of its address as a header: urllib takes them
-    for a part of the host."""
+def _request(uri: str, path: str) -> urllib.request.Request:
+    """A question to a server, with the user and password of its address, or of MLflow's own variables, as a header:
+    urllib takes them for a part of the host."""
     parts = urlsplit(uri)
     user, found, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(parts._replace(netloc=host).geturl().rstrip("/") + "/health")
-    if found:
-        name, _, password = user.partition(":")
-        basic = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    request = urllib.request.Request(parts._replace(netloc=host).geturl().rstrip("/") + path)
+    name, _, password = (unquote(part) for part in user.partition(":"))
+    if not found:
+        name, password = os.environ.get(_USERNAME, ""), os.environ.get(_PASSWORD, "")
+    if name:
+        basic = base64.b64encode(f"{name}:{password}".encode()).decode()
         request.add_header("Authorization", f"Basic {basic}")
+    elif token := os.environ.get(_TOKEN):
+        request.add_header("Authorization", f"Bearer {token}")
     return request
+
+
+def _locked_out(uri: str, code: int) -> StorageError:
+    in_address = "@" in urlsplit(uri).netloc
+    sent = "its address" if in_address else next((name for name in (_USERNAME, _TOKEN) if os.environ.get(name)), None)
+    said = "wants a user and a password" if sent is None else f"does not take the login of {sent}"
+    return StorageError(
+        f"the MLflow server {said}",
+        got=f"{uri}: HTTP {code}",
+        do=f"export {_USERNAME} and {_PASSWORD} as its administrator gave them, on the nodes too",
+    )
 
 
 def _check_port(uri: str, *, default_port: int) -> None:
