@@ -23,6 +23,7 @@ from orchestrator.samples.forms.base import EncodeMany
 from orchestrator.samples.prepare import PreparedData, prepare
 from orchestrator.samples.tokenization import Chunk
 from orchestrator.scheduling.attempt import Watcher
+from orchestrator.scheduling.installations import ask_nodes_what_they_have
 from orchestrator.scheduling.run_folder import (
     RESULT,
     check_bucket_of,
@@ -125,12 +126,15 @@ def check_stop(listener: Listener) -> None:
 def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Prepared:
     """Data from the cache or tokenised on the cluster, and the plan that has met it."""
     listener.say("preparing data")
+    nodes = ask_nodes_what_they_have()
     cache = locations.data_cache()
     data = prepare(spec, cache=cache, encode=_until_stopped(listener), pause=functools.partial(check_stop, listener))
     say_held_out(data, listener)
     plan = plan_to_run(spec, cluster, counts=data.counts)
     for line in about_length(spec, data.counts):
         listener.say(line)
+    if nodes is not None:
+        nodes.refuse_others()
     return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
 
 
