@@ -139,6 +139,8 @@ class CheckpointSpec(Block):
             )
         if not value.removeprefix(scheme).partition("/")[0].strip():
             raise ValueError(f"checkpoint.storage names no bucket: use {scheme}BUCKET/PATH; got {value}")
+        if {".", ".."} & set(value.removeprefix(scheme).split("/")):
+            raise ValueError(f"checkpoint.storage leads out of its path: a bucket knows no . and no ..; got {value}")
         return value
 
     @property

@@ -80,6 +80,8 @@ def test_every_field_has_a_sentence(block: type[BaseModel]) -> None:
         (PRETRAIN, {"checkpoint__storage": "hdfs://host/x"}, "or begin with s3:// or gs://"),
         (PRETRAIN, {"checkpoint__storage": "file:///mnt/runs"}, "give the path, /mnt/runs"),
         (PRETRAIN, {"checkpoint__storage": "s3:///runs"}, "use s3://BUCKET/PATH"),
+        (PRETRAIN, {"checkpoint__storage": "s3://bucket/team/../other"}, "leads out of its path"),
+        (PRETRAIN, {"checkpoint__storage": "gs://bucket/.."}, "leads out of its path"),
         (PRETRAIN, {"training__bad_steps": {"spikes": "on"}}, "'auto' or 'off'"),
         (PRETRAIN, {"training__bad_steps": {"max_rewinds": -1}}, "training.bad_steps.max_rewinds"),
         (PRETRAIN, {"name": "a b"}, "name"),
