@@ -7,7 +7,6 @@ a file that the wheel lacks, and ends every Ray of the machine (2.60.0).
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
+from tests.mlflow_runs import free_port
+
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 IDLE_S = 6.0
 """After which a node that nobody uses is taken away."""
@@ -32,7 +33,7 @@ IDLE_S = 6.0
 def scaling_cluster(node_types: Mapping[str, Mapping[str, Any]], *, max_workers: int) -> Iterator[str]:
     """The address of a cluster that begins with its head alone; all of its processes end with it."""
     with tempfile.TemporaryDirectory(prefix="scaling-", dir="/tmp") as folder:
-        port = _free_port()
+        port = free_port()
         file = Path(folder) / "cluster.yaml"
         file.write_text(yaml.safe_dump(_cluster_file(node_types, max_workers=max_workers, port=port)))
         options = {
@@ -111,12 +112,6 @@ def _cluster_file(node_types: Mapping[str, Mapping[str, Any]], *, max_workers: i
         "rsync_filter": [],
         "no_restart": False,
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def alive_nodes(address: str) -> int:

@@ -48,6 +48,7 @@ def main() -> None:
             "restarting",
             "guards",
             "methods",
+            "submitting",
         ),
         default=None,
     )
@@ -75,6 +76,8 @@ def main() -> None:
             rows.append(restart_row(rounds=options.rounds))
         if options.only in (None, "methods"):
             rows += method_rows(rounds=options.rounds)
+        if options.only in (None, "submitting"):
+            rows.append(submit_row(rounds=options.rounds))
     print_rows(rows)
 
 
@@ -263,6 +266,18 @@ def advice_row() -> tuple[str, str, str, str]:
         "<= 2.50",
         f"{typical['advise']:.2f} s, {typical['imports']:.2f} s; with pydantic loaded {typical['loaded']:.2f} s, "
         f"`--version` alone {typical['version']:.2f} s",
+    )
+
+
+def submit_row(*, rounds: int) -> tuple[str, str, str, str]:
+    from tests.bench.submitting import run
+
+    taken = run(rounds, loss_times)
+    return (
+        "submit to first step / `run` on the same head",
+        f"{taken['submit'] / taken['run']:.2f}",
+        "<= 1.15",
+        f"{taken['submit']:.1f} s, {taken['run']:.1f} s",
     )
 
 

@@ -1,0 +1,55 @@
+"""From a command to the first step on the same head: `orchestrator submit` from outside, `orchestrator run` within."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.ray_head import ROOT, Head, ray_head
+
+SPEC = "configs/pretrain/demo.yaml"
+SHORT = (
+    "training.tokens=null",
+    "training.steps=3",
+    "training.eval_every_steps=null",
+    "checkpoint.every_steps=null",
+    "data.max_validation_examples=1",
+)
+
+
+def run(rounds: int, loss_times: Callable[[Path], list[float]]) -> dict[str, float]:
+    """Median seconds to the first step of each, taken in turn; `loss_times` reads them from a run's outbox."""
+    taken: dict[str, list[float]] = {"run": [], "submit": []}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        home, laptop = Path(folder) / "home", Path(folder) / "laptop"
+        home.mkdir()
+        laptop.mkdir()
+        with ray_head(home, laptop) as head:
+            _seconds("run", head, loss_times)  # the data is prepared once, by nobody's account
+            for _ in range(rounds):
+                for name, seconds in taken.items():
+                    seconds.append(_seconds(name, head, loss_times))
+                    print(f"{name:10} first step {seconds[-1]:6.2f} s", file=sys.stderr)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _seconds(name: str, head: Head, loss_times: Callable[[Path], list[float]]) -> float:
+    within = {**os.environ, "RAY_ADDRESS": head.gcs, "ORCHESTRATOR_HOME": str(head.home)}
+    command = [sys.executable, "-m", "orchestrator", name, SPEC, "--fresh", f"name={name}", *SHORT]
+    started = time.time()
+    subprocess.run(
+        command if name == "run" else [*command, "--yes"],
+        cwd=ROOT,
+        env=within if name == "run" else head.outside(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    (folder,) = (head.home / "runs").glob(f"{name}-*")
+    return loss_times(folder / "outbox")[0] - started
