@@ -174,7 +174,7 @@ def play(corpus: Path, stage: Play, seen: dict[str, Any]) -> None:
     seen["shells"] = {shell: stage.type_in(f"{_ssh(stage, HEAD)} {shell}") for shell in SHELLS}
     with dashboard(stage, typed["ray dashboard"]):
         seen["nodes"] = wait_for_nodes()
-        spec = runs.pretraining(corpus, "on-premises", training__steps=200, checkpoint__every_steps=None)
+        spec = runs.pretraining(corpus, "on-premises", training__steps=STEPS, checkpoint__every_steps=None)
         submit = typed["ray job submit"].replace("configs/pretrain/demo.yaml", str(write(spec)))
         files = RunFiles(runs=SHARED / "orchestrator" / "runs", name=spec.name)
         stage.type_in(submit.replace("submit", "submit --no-wait --submission-id first", 1))
@@ -196,6 +196,8 @@ def play(corpus: Path, stage: Play, seen: dict[str, Any]) -> None:
     seen["left"] = stage.left()
 
 
+STEPS = 400
+"""Ten seconds and more, so that a stop at step 20 comes in time on a fast machine too."""
 SHELLS = ("command -v ray", "'bash --login -c \"command -v ray\"'", "'bash -i -c \"command -v ray\"'")
 """A plain command over ssh, a login shell, and an interactive one."""
 

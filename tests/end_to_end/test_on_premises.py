@@ -15,7 +15,7 @@ import pytest
 from tests import specs
 from tests.chaos import hosts
 from tests.chaos.processes import ROOT
-from tests.end_to_end.on_premises import FILE, commands
+from tests.end_to_end.on_premises import FILE, STEPS, commands
 
 NEEDED = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "nsenter", "make")
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -77,9 +77,9 @@ def test_a_training_runs_on_both_workers_and_not_on_the_head(seen: dict[str, Any
 
 def test_a_stopped_training_goes_on_at_the_next_step_and_ends(seen: dict[str, Any]) -> None:
     assert seen["stopped"] == "STOPPED"
-    assert seen["steps"]["before"] < 200
+    assert seen["steps"]["before"] < STEPS
     assert seen["steps"]["first_after"] == seen["steps"]["before"] + 1
-    assert seen["taken"] == seen["steps"]["last"] == 200
+    assert seen["taken"] == seen["steps"]["last"] == STEPS
     assert "succeeded" in seen["resumed"]
 
 
