@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +22,16 @@ pytestmark = pytest.mark.slow
 
 UPLOAD_LIMIT_BYTES = 4_000_000
 """What travels is source, configs and the sample data: 3.3 MB."""
+
+
+SLOW: dict[str, Any] = {
+    "training__steps": 2000,
+    "training__global_batch": 128,
+    "training__micro_batch": 1,
+    "checkpoint__every_steps": None,
+}
+"""A training that is there to be stopped: 64 passes a step, so that on fast machines it is not over before, and has not
+logged more by then than a stop's last seconds can tell MLflow."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +88,7 @@ def test_a_mistake_ends_the_job_with_our_message_and_no_traceback(head: Head, fo
 
 
 def test_a_stopped_job_ends_in_a_checkpoint_and_goes_on_when_submitted_again(head: Head, folder: Path) -> None:
-    spec = runs.pretraining(folder / "corpus", "job-stop", training__steps=1_000_000, checkpoint__every_steps=None)
+    spec = runs.pretraining(folder / "corpus", "job-stop", **SLOW)
     file = write(spec, folder)
     assert head.submit("jobs.pretrain", file, wait=False).returncode == 0
     runs_folder = head.home / "runs"
@@ -90,7 +101,7 @@ def test_a_stopped_job_ends_in_a_checkpoint_and_goes_on_when_submitted_again(hea
     run_folder, run = head.result("job-stop")
     assert run.info.status == "KILLED"
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
-    assert 20 <= int(checkpoint.name.removeprefix("step-")) < 1_000_000
+    assert 20 <= int(checkpoint.name.removeprefix("step-")) < SLOW["training__steps"]
     runs.wait_until(lambda: head.workers() == [], within_s=30)
 
 
@@ -125,7 +136,7 @@ def test_a_spec_is_submitted_with_its_files_followed_and_told_of_and_mlflow_know
 def test_a_name_in_use_is_refused_its_job_is_stopped_with_a_checkpoint_and_the_same_command_goes_on(
     head: Head, folder: Path
 ) -> None:
-    spec = runs.pretraining(folder / "corpus", "long", training__steps=1_000_000, checkpoint__every_steps=None)
+    spec = runs.pretraining(folder / "corpus", "long", **SLOW)
     submit = ("submit", str(write(spec, folder)), "--yes")
     said = follow_until(head, submit, "starting workers\n")
     assert f"note: {folder / 'corpus'} does not travel" in said
