@@ -611,6 +611,21 @@ def test_a_wish_to_stop_ends_ray_tasks_in_their_midst(tmp_path: Path, ray_cluste
     assert list(encode_on_ray(lambda chunk: chunk.texts[0], chunks)) == [str(number) for number in range(8)]
 
 
+@pytest.mark.slow
+def test_where_others_hold_all_cores_the_driver_encodes_itself(ray_cluster: None) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from orchestrator.scheduling.tokenize import encode_on_ray
+
+    held = placement_group([{"CPU": 1}] * 4)
+    assert held.wait(30)
+    try:
+        chunks = [Chunk(texts=(str(number),), ends=(True,)) for number in range(3)]
+        assert list(encode_on_ray(lambda chunk: os.getpid(), chunks)) == [os.getpid()] * 3
+    finally:
+        remove_placement_group(held)
+
+
 def test_a_wish_to_stop_ends_the_training_of_a_tokenizer_and_leaves_nothing_behind(tmp_path: Path) -> None:
     def stop() -> None:
         raise Interrupted("stopped")

@@ -14,7 +14,7 @@ import ray
 from orchestrator.errors import CapacityError, TransientError, one_line
 from orchestrator.samples.patience import LOOK_S, go_on
 from orchestrator.samples.tokenization import Chunk
-from orchestrator.scheduling.session import live_shape
+from orchestrator.scheduling.session import free_shape, live_shape
 
 T = TypeVar("T")
 
@@ -31,6 +31,9 @@ def encode_on_ray(
 ) -> Iterator[T]:
     """Results of a pure function on chunks, in their order, from tasks of one CPU each. Ray must be running.
 
+    Where others hold all cores, and no more can come, this process computes them itself: a driver that waited here
+    would not come to the queue, where it can say for whom it waits.
+
     `pause` is called between two and while one is waited for, and what it raises ends the tasks, in their midst too.
     Raises CapacityError when the cluster has no CPU, TransientError when Ray gave up on a task, and whatever
     `function` raises.
@@ -38,6 +41,11 @@ def encode_on_ray(
     cpus = _most_cores()
     if cpus < 1:
         raise CapacityError("no node gives Ray a CPU to encode text on", do="start a node with --num-cpus 1 or more")
+    if cpus <= live_shape().cpus and free_shape(held={}).cpus < 1:
+        for chunk in chunks:
+            pause()
+            yield function(chunk)
+        return
     encode = ray.remote(num_cpus=1)(_encode)
     shared = ray.put(function)
     pending: deque[ray.ObjectRef] = deque()
