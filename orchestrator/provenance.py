@@ -38,7 +38,7 @@ class Provenance:
 def provenance_of(folder: Path) -> Provenance:
     """This process's user, and the revision of the checkout that holds a folder; raises nothing."""
     commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
-    return Provenance(user=_user(), commit=commit or None, is_dirty=None if changes is None else bool(changes))
+    return Provenance(user=own_user(), commit=commit or None, is_dirty=None if changes is None else bool(changes))
 
 
 def carried(environment: Mapping[str, str]) -> Provenance | None:
@@ -53,7 +53,8 @@ def carried(environment: Mapping[str, str]) -> Provenance | None:
     )
 
 
-def _user() -> str | None:
+def own_user() -> str | None:
+    """Who runs this process; None where that user has no name."""
     with suppress(KeyError, OSError):  # a container may run under a user id without a name
         return getpass.getuser()
     return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,15 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
 from tests.mlflow_runs import free_port
+from tests.ray_head import RAY, end_head
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 IDLE_S = 6.0
 """After which a node that nobody uses is taken away."""
 
@@ -59,17 +57,10 @@ def scaling_cluster(node_types: Mapping[str, Mapping[str, Any]], *, max_workers:
                     "RAY_AUTH_MODE": "disabled",
                 },
             )
-        head = psutil.Process(process.pid)
         try:
             yield _address(Path(folder), port)
         finally:
-            family = head.children(recursive=True)
-            process.terminate()
-            psutil.wait_procs(family, timeout=5)
-            for left in [*family, head]:
-                if left.is_running():
-                    left.kill()
-            process.wait()
+            end_head(process)
 
 
 def _address(folder: Path, port: int) -> str:

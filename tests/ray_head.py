@@ -98,6 +98,18 @@ class Head:
         return folder, runs.mlflow_run(run_id, uri=f"sqlite:///{self.home / 'mlflow.db'}")
 
 
+def end_head(process: subprocess.Popen[bytes]) -> None:
+    """Ends `ray start --block` and all that it has started."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    psutil.wait_procs(family, timeout=3)  # most end with it, and some never
+    for left in family:
+        if left.is_running():
+            left.kill()
+    process.kill()
+    process.wait()
+
+
 @contextmanager
 def ray_head(home: Path, laptop: Path) -> Iterator[Head]:
     """Ray of two CPUs with a dashboard, below a process that is ours to end.
@@ -142,11 +154,4 @@ def ray_head(home: Path, laptop: Path) -> Iterator[Head]:
             runs.wait_until(lambda: started.ray("job", "list").returncode == 0, within_s=90)
             yield started
         finally:
-            family = started.process.children(recursive=True)
-            process.terminate()
-            psutil.wait_procs(family, timeout=3)  # most end with it, and some never
-            for left in family:
-                if left.is_running():
-                    left.kill()
-            process.kill()
-            process.wait()
+            end_head(process)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.cluster_files.findings import Problem
@@ -23,6 +24,21 @@ def scalars(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
             yield from scalars(below, f"{at}.{number}")
     elif isinstance(value, str):
         yield at, _COMMENT.sub("", value)
+
+
+def unknown_fields(
+    given: Mapping[str, Any], known: Collection[str], *, what: str, at: Callable[[str], str]
+) -> Iterator[Problem]:
+    """One problem for each key that is none of the known ones; `at` gives its place."""
+    for name in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        yield Problem(
+            at=at(name),
+            what=what,
+            got=name,
+            allowed=", ".join(sorted(known)),
+            do=f"did you mean {near[0]}?" if near else "remove it",
+        )
 
 
 def unfilled(value: Any) -> Iterator[Problem]:

@@ -7,10 +7,10 @@ is Kubernetes' own, and not looked at but for the first container's resources, w
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.cluster_files.common_checks import unknown_fields
 from orchestrator.cluster_files.findings import Price, Problem
 from orchestrator.errors import SpecError, one_line
 from orchestrator.planning.hardware import find_device
@@ -262,12 +262,4 @@ def _gpus(group: Mapping[str, Any]) -> int:
 
 
 def _unknown(given: Mapping[str, Any], known: frozenset[str], *, at: str) -> Iterator[Problem]:
-    for name in sorted(set(given) - known):
-        near = difflib.get_close_matches(name, known, n=1)
-        yield Problem(
-            at=f"{at}.{name}",
-            what="KubeRay has no such field here",
-            got=name,
-            allowed=", ".join(sorted(known)),
-            do=f"did you mean {near[0]}?" if near else "remove it",
-        )
+    return unknown_fields(given, known, what="KubeRay has no such field here", at=lambda name: f"{at}.{name}")

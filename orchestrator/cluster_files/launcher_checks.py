@@ -17,6 +17,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster_files.common_checks import unknown_fields
 from orchestrator.cluster_files.findings import Price, Problem
 from orchestrator.cluster_files.machine_types import MachineType, find_machine_type
 from orchestrator.errors import one_line
@@ -185,15 +186,7 @@ _CHECKS = {"aws": _aws, "azure": _azure, "gcp": _gcp}
 
 
 def _unknown(given: Mapping[str, Any], known: set[str] | frozenset[str], *, at: str, of: str) -> Iterator[Problem]:
-    for name in sorted(set(given) - set(known)):
-        near = difflib.get_close_matches(name, known, n=1)
-        yield Problem(
-            at=at,
-            what=f"{of} has no field of this name",
-            got=name,
-            allowed=", ".join(sorted(known)),
-            do=f"did you mean {near[0]}?" if near else "remove it",
-        )
+    return unknown_fields(given, known, what=f"{of} has no field of this name", at=lambda name: at)
 
 
 def machine_type_of(cloud: str, node_config: Mapping[str, Any]) -> str | None:

@@ -5,10 +5,10 @@ The fields are those of SkyPilot's documentation of its YAML, November 2026.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.cluster_files.common_checks import unknown_fields
 from orchestrator.cluster_files.findings import Price, Problem
 from orchestrator.errors import SpecError
 from orchestrator.planning.hardware import Device, find_device
@@ -78,16 +78,9 @@ def task_problems(task: Mapping[str, Any]) -> Iterator[Problem]:
     if not isinstance(resources, Mapping):
         yield Problem(at="resources", what="this is no mapping", got=str(resources), do="see cluster/skypilot.yaml")
         return
-    for given, known, at in ((task, _TASK, ""), (resources, _RESOURCES, "resources")):
-        for name in sorted(set(given) - known):
-            near = difflib.get_close_matches(name, known, n=1)
-            yield Problem(
-                at=f"{at}.{name}".strip("."),
-                what="SkyPilot has no such field here",
-                got=name,
-                allowed=", ".join(sorted(known)),
-                do=f"did you mean {near[0]}?" if near else "remove it",
-            )
+    what = "SkyPilot has no such field here"
+    yield from unknown_fields(task, _TASK, what=what, at=lambda name: name)
+    yield from unknown_fields(resources, _RESOURCES, what=what, at=lambda name: f"resources.{name}")
     if (name := _accelerator(task)[0]) and isinstance(_device(name), SpecError):
         yield Problem(
             at="resources.accelerators",

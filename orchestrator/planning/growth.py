@@ -2,7 +2,7 @@
 Pure.
 
 Comes in: the nodes that are up, with the types they were started as, and the cluster file's `available_node_types`.
-Goes out: a `ClusterShape` for each kind of device that the cluster could have. Called by `scheduling.autoscaler`.
+Goes out: a `ClusterShape` for each kind of device that the cluster could have. Called by `scheduling`.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def shape_of(nodes: Sequence[LiveNode]) -> ClusterShape:
 
 
 def grown(nodes: Sequence[LiveNode], limits: Limits) -> tuple[ClusterShape, ...]:
-    """What a cluster could become: one shape for each kind of GPU, the cheapest device first, and last one of all its
-    CPU cores. Empty where nothing can be added.
+    """What a cluster could become: a shape for each kind of GPU, the cheapest device first, or where none is named one
+    of all its nodes. Empty where nothing can be added.
 
     Of several types that fit, the one with the most devices is added first. Each shape is a cluster that can be had;
     not all of them can at the same time.
@@ -120,11 +120,11 @@ def grown(nodes: Sequence[LiveNode], limits: Limits) -> tuple[ClusterShape, ...]
         some = [one for one in types if one.accelerator == kind or not one.shape.gpus]
         added = _added(sorted(some, key=lambda one: -one.shape.gpus), at_most)
         shapes.append(ClusterShape(nodes=tuple(node.shape for node in fixed) + added, device_name=kind))
+    if kinds or not types:
+        return tuple(shapes)
     cores = _added(sorted(types, key=lambda one: -one.shape.cpus), at_most)
-    if cores and not kinds:
-        name = shape_of(standing).device_name
-        shapes.append(ClusterShape(nodes=tuple(node.shape for node in standing) + cores, device_name=name))
-    return tuple(shapes)
+    name = shape_of(standing).device_name
+    return (ClusterShape(nodes=tuple(node.shape for node in standing) + cores, device_name=name),)
 
 
 def _added(types: Sequence[NodeType], at_most: int) -> tuple[NodeShape, ...]:

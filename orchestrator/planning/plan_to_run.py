@@ -39,7 +39,7 @@ def _in_order(spec: RunSpec, cluster: ClusterShape) -> tuple[ClusterShape, ...]:
     waits_for_gpus = spec.resources.gpus_per_worker == "auto" and not cluster.gpus
     if waits_for_gpus and any(shape.gpus for shape in cluster.may_become):
         return (*cluster.may_become, cluster)
-    return (cluster, *cluster.may_become)
+    return cluster.reachable
 
 
 def _plan_to_run(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None, kept: Kept | None) -> RunPlan:

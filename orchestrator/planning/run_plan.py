@@ -33,6 +33,11 @@ class ClusterShape:
     """What its autoscaler could make of it when asked, the first choice first; empty without one."""
 
     @property
+    def reachable(self) -> tuple[ClusterShape, ...]:
+        """The cluster as it is, and what it may become."""
+        return (self, *self.may_become)
+
+    @property
     def gpus(self) -> int:
         """GPUs over all nodes."""
         return sum(node.gpus for node in self.nodes)

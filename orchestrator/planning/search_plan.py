@@ -99,7 +99,7 @@ def trials_at_a_time(plans: Sequence[RunPlan], cluster: ClusterShape, *, most: i
     """Trials that fit beside each other, `most` at most; raises CapacityError when not even one does."""
     cpus = max(plan.workers * plan.cpus_per_worker for plan in plans)
     gpus = max(plan.workers * plan.gpus_per_worker for plan in plans)
-    shapes = (cluster, *cluster.may_become)
+    shapes = cluster.reachable
     fitting = max(min(one.cpus // cpus, one.gpus // gpus) if gpus else one.cpus // cpus for one in shapes)
     if fitting < 1:
         raise CapacityError(

@@ -32,6 +32,7 @@ from orchestrator.errors import (
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.runs.job import Outcome, TrainingJob, WorkerContext
+from orchestrator.scheduling.autoscaler import selector_without
 from orchestrator.scheduling.capacity import resources_of_worker
 from orchestrator.scheduling.control_channel import DriverChannel, WorkerChannel
 from orchestrator.scheduling.data_shipping import Parcel, pack, unpack
@@ -202,11 +203,6 @@ class _Watch:
             )
 
 
-def _none_of(nodes: Sequence[str]) -> dict[str, str] | None:
-    """The label selector that keeps workers off some nodes."""
-    return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else None
-
-
 def _clear(channel: DriverChannel) -> None:
     """Where Ray is going down, its store goes with it."""
     if ray.is_initialized():
@@ -243,7 +239,7 @@ def _fit(job: TrainingJob, channel: DriverChannel, future: Future[Any], without_
                     num_workers=plan.workers,
                     use_gpu=plan.gpus_per_worker > 0,
                     resources_per_worker=resources_of_worker(plan),
-                    label_selector=_none_of(without_nodes),
+                    label_selector=selector_without(without_nodes) or None,
                 ),
                 run_config=ray.train.RunConfig(
                     name="attempt",

@@ -6,6 +6,7 @@ newest, each driver has its own, it ends with its driver, and Ray holds what com
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -32,9 +33,11 @@ _ASK_S = 5.0
 """For the autoscaler's state, which comes from the head's memory."""
 
 
+@functools.cache
 def limits(gcs_address: str) -> Limits | None:
     """What the connected cluster's autoscaler may start; None without an autoscaler, or where its file is not found.
 
+    It is looked for once: it does not change while a driver is connected.
     No interface of Ray says it (`get_cluster_config` is empty, Ray 2.60.0), but the file that the autoscaler was
     started with does, and under KubeRay the cluster's own resource. Both are within reach of the head, where the driver
     of a submitted job runs too.
@@ -114,6 +117,22 @@ def _status() -> Any:
     return None
 
 
+def selector_without(nodes: Collection[str]) -> dict[str, str]:
+    """The label selector that keeps workers off some nodes, by Ray's ids."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"} if nodes else {}
+
+
+def added_up(*holdings: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Resources by node id, added up."""
+    total: dict[str, dict[str, float]] = {}
+    for holding in holdings:
+        for node, resources in holding.items():
+            there = total.setdefault(node, {})
+            for kind, amount in resources.items():
+                there[kind] = there.get(kind, 0.0) + amount
+    return total
+
+
 class Request:
     """Resources asked for until they are there or given up."""
 
@@ -127,8 +146,8 @@ class Request:
         if self._group is not None and wanted == self._bundles:
             return
         self.close()
-        away = {"ray.io/node-id": f"!in({','.join(sorted(without))})"} if without else {}
-        self._group = placement_group(list(wanted), strategy="PACK", bundle_label_selector=[away] * len(wanted))
+        away = [selector_without(without)] * len(wanted)
+        self._group = placement_group(list(wanted), strategy="PACK", bundle_label_selector=away)
         self._bundles = wanted
 
     def held(self) -> dict[str, dict[str, float]]:
@@ -138,12 +157,7 @@ class Request:
         row = placement_group_table(self._group)
         if row.get("state") != "CREATED":
             return {}
-        held: dict[str, dict[str, float]] = {}
-        for index, node in row["bundles_to_node_id"].items():
-            there = held.setdefault(node, {})
-            for kind, amount in self._bundles[int(index)].items():
-                there[kind] = there.get(kind, 0.0) + amount
-        return held
+        return added_up(*({node: self._bundles[int(index)]} for index, node in row["bundles_to_node_id"].items()))
 
     def close(self) -> None:
         """Lets go of what was asked for, and of what has come."""

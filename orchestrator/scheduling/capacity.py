@@ -92,11 +92,9 @@ class Capacity:
         """What was asked for and has come, by Ray's node id."""
         return self._request.held()
 
-    def others_wait(self, plan: RunPlan) -> bool:
+    def others_wait(self) -> bool:
         """Whether another training waits for what this one would grow into."""
-        own = resources_of_worker(plan)
-        wants = "GPU" if own.get("GPU") else "CPU"
-        return any(other.wants == wants and other.state == "waiting" for other in self._place.others())
+        return self._place.others_wait()
 
     def start(self, plan: RunPlan, *, times: int = 1) -> None:
         """There is room: what was asked for is let go, for the workers of so many trainings to take."""
@@ -114,8 +112,7 @@ class Capacity:
 
     def _find_turn(self, plan: RunPlan) -> Turn:
         me = self._place.take(*_amounts(plan, min(plan.usable_workers)))
-        cluster = live_shape()
-        shapes = (cluster, *cluster.may_become)
+        shapes = live_shape().reachable
         most = {"CPU": max(one.cpus for one in shapes), "GPU": max(one.gpus for one in shapes)}
         return turn_of(me, self._place.others(), at_most=most)
 

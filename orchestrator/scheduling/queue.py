@@ -11,7 +11,6 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Literal
 
 import ray
@@ -24,7 +23,7 @@ from ray.experimental.internal_kv import (
     internal_kv_get_gcs_client,
 )
 
-from orchestrator.provenance import carried, provenance_of
+from orchestrator.provenance import carried, own_user
 from orchestrator.scheduling.decisions.queueing import Entry
 
 _NAMESPACE = b"orchestrator-queue"
@@ -36,7 +35,8 @@ class Place:
     def __init__(self, name: str) -> None:
         self._job = ray.get_runtime_context().get_job_id()
         self._name = name
-        self._owner = (carried(os.environ) or provenance_of(Path.cwd())).user or "unknown"
+        submitted = carried(os.environ)
+        self._owner = (own_user() if submitted is None else submitted.user) or "unknown"
         self._entry: Entry | None = None
 
     def take(self, cpus: float, gpus: float, *, state: Literal["waiting", "starting"] = "waiting") -> Entry:
@@ -52,6 +52,13 @@ class Place:
                 cpus=cpus,
                 gpus=gpus,
             )
+        )
+
+    def others_wait(self) -> bool:
+        """Whether another driver waits for the resource that this one has."""
+        mine = self._entry
+        return mine is not None and any(
+            other.wants == mine.wants and other.state == "waiting" for other in self.others()
         )
 
     def has_workers(self) -> None:

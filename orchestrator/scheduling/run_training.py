@@ -20,6 +20,7 @@ from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.attempts import Attempts
 from orchestrator.runs.job import Outcome, TrainingJob
 from orchestrator.scheduling.attempt import AttemptEnd, Watcher, run_attempt
+from orchestrator.scheduling.autoscaler import added_up
 from orchestrator.scheduling.capacity import Capacity, Planner, RoomSeeker, resources_of_worker
 from orchestrator.scheduling.decisions.liveness import Straggler
 from orchestrator.scheduling.decisions.next_action import (
@@ -41,7 +42,13 @@ from orchestrator.scheduling.decisions.next_action import (
     next_action,
 )
 from orchestrator.scheduling.decisions.resize import Timing, decide_growth, decide_leaving
-from orchestrator.scheduling.session import draining_nodes, free_shape, live_shape, nodes_of_workers
+from orchestrator.scheduling.session import (
+    can_grow,
+    draining_nodes,
+    free_shape,
+    live_shape,
+    nodes_of_workers,
+)
 
 _LONGEST_CAUSE = 300
 """Characters of what is told about a failure on MLflow's tag of its attempt."""
@@ -87,17 +94,6 @@ def _ending(end: AttemptEnd) -> str:
     assert end.outcome is not None, "an attempt ends in an outcome or an error"
     why = end.outcome.status.replace("_", " ") if end.pause is None else end.pause.reason
     return f"ended at step {end.outcome.step}: {why}"
-
-
-def _together(*holdings: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Resources by node id, added up."""
-    total: dict[str, dict[str, float]] = {}
-    for holding in holdings:
-        for node, resources in holding.items():
-            there = total.setdefault(node, {})
-            for kind, amount in resources.items():
-                there[kind] = there.get(kind, 0.0) + amount
-    return total
 
 
 class _Clock:
@@ -262,10 +258,10 @@ class _Run:
         growth = decide_growth(
             plan.usable_workers,
             running=plan.workers,
-            room=self._room(plan, _together(held, asked), without=without),
+            room=self._room(plan, added_up(held, asked), without=without),
             timing=self._timing(progress),
-            can_ask=claim is not None and bool(live_shape().may_become),
-            others_wait=claim is not None and claim.others_wait(plan),
+            can_ask=claim is not None and can_grow(),
+            others_wait=claim is not None and claim.others_wait(),
         )
         if growth.size.act:
             return Pause(kind="resize", reason=growth.size.reason, workers=growth.size.workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import secrets
@@ -25,8 +24,7 @@ from orchestrator.planning.growth import Limits, LiveNode, grown, live_node, sha
 from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.job import WORKER_ENVIRONMENT
-from orchestrator.scheduling.autoscaler import limits as limits_of_autoscaler
-from orchestrator.scheduling.autoscaler import types_of_nodes
+from orchestrator.scheduling import autoscaler
 
 _DRIVER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -144,17 +142,22 @@ def _own_groups() -> set[str]:
 def live_shape() -> ClusterShape:
     """The connected cluster, from what Ray says its nodes have, with what its autoscaler could make of it."""
     alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    limits = _limits_of(ray.get_runtime_context().gcs_address) if os.environ.get("RAY_ADDRESS") else None
+    limits = _limits()
     if limits is None:
         return shape_of(_live_nodes(alive))
-    nodes = _live_nodes(alive, types_of_nodes())
+    nodes = _live_nodes(alive, autoscaler.types_of_nodes())
     return replace(shape_of(nodes), may_become=grown(nodes, limits))
 
 
-@functools.cache
-def _limits_of(gcs_address: str) -> Limits | None:
-    """What the autoscaler may start does not change while a driver is connected."""
-    return limits_of_autoscaler(gcs_address)
+def can_grow() -> bool:
+    """Whether the cluster has an autoscaler that may start nodes."""
+    limits = _limits()
+    return limits is not None and bool(limits.types)
+
+
+def _limits() -> Limits | None:
+    """What the connected cluster's autoscaler may start; a private Ray has none."""
+    return autoscaler.limits(ray.get_runtime_context().gcs_address) if os.environ.get("RAY_ADDRESS") else None
 
 
 def free_shape(*, held: Mapping[str, Mapping[str, float]], without: Collection[str] = ()) -> ClusterShape:

@@ -38,10 +38,11 @@ def encode_on_ray(
     Raises CapacityError when the cluster has no CPU, TransientError when Ray gave up on a task, and whatever
     `function` raises.
     """
-    cpus = _most_cores()
+    cluster = live_shape()
+    cpus = max(shape.cpus for shape in cluster.reachable)  # tasks that wait for cores make an autoscaler add them
     if cpus < 1:
         raise CapacityError("no node gives Ray a CPU to encode text on", do="start a node with --num-cpus 1 or more")
-    if cpus <= live_shape().cpus and free_shape(held={}).cpus < 1:
+    if cpus <= cluster.cpus and free_shape(held={}).cpus < 1:
         for chunk in chunks:
             pause()
             yield function(chunk)
@@ -59,12 +60,6 @@ def encode_on_ray(
     finally:
         for task in pending:
             ray.cancel(task, force=True)  # else a long one would be computed to its end
-
-
-def _most_cores() -> int:
-    """Cores that there are, or that tasks which wait for some make an autoscaler add."""
-    cluster = live_shape()
-    return max(shape.cpus for shape in (cluster, *cluster.may_become))
 
 
 def _result(pending: deque[ray.ObjectRef], pause: Callable[[], None]) -> Any:
