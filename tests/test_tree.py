@@ -23,8 +23,11 @@ SPECS = sorted(
 LAYERS = (
     {"credentials"},
     {"errors"},
-    {"method_names"},
-    {"quantities", "locations", "atomic_file", "yaml_file", "page", "charts", "intervals", "provenance"},
+    {"method_names", "fsspec_store"},
+    {"object_store"},
+    {"atomic_file"},
+    {"local_copy"},
+    {"quantities", "locations", "yaml_file", "page", "charts", "intervals", "provenance"},
     {"architectures", "spec_numbers", "ratio_estimates", "progress_line"},
     {"tasks"},
     {"ranking"},

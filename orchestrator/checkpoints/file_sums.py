@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.runs.object_store import CHUNK_BYTES
+from orchestrator.object_store import CHUNK_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

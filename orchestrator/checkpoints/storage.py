@@ -25,7 +25,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from orchestrator.checkpoints.file_sums import FileSum, file_problem
 from orchestrator.errors import StorageError
-from orchestrator.runs.object_store import PATIENCE_S, download, open_bucket, patiently, upload
+from orchestrator.object_store import PATIENCE_S, download, open_bucket, patiently, upload
 
 MANIFEST = "manifest.json"
 _COMPLETE = re.compile(r"step-(\d{8})(?:\.a(\d+))?(\.replaced)?")

@@ -1,6 +1,6 @@
 """Checks of KubeRay's manifests, RayCluster and RayJob: names of fields, what the autoscaler reads, sizes and prices.
 
-The fields are those of KubeRay's API v1 (ray-operator/apis/ray/v1, August 2026). What stands inside of a pod's template
+The fields are those of KubeRay's definitions, version 1.7.0 (helm-chart/kuberay-operator/crds). What stands inside of a pod's template
 is Kubernetes' own, and not looked at but for the first container's resources, which Ray reads.
 """
 
@@ -68,7 +68,7 @@ _HEAD = frozenset(
         "resources",
         "labels",
         "serviceType",
-        "scaleStrategy",
+        "ingressOptions",
     ]
 )
 _GROUP = frozenset(
@@ -86,7 +86,6 @@ _GROUP = frozenset(
         "labels",
         "idleTimeoutSeconds",
         "priority",
-        "topology",
     ]
 )
 _QUEUE = "kueue.x-k8s.io/queue-name"

@@ -27,9 +27,9 @@ from typing import Any
 
 from orchestrator.atomic_file import damaged, write_json
 from orchestrator.errors import FencedError, StorageError
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.run_plan import Kept
 from orchestrator.runs.file_exchange import CommonFolder, Exchange
-from orchestrator.runs.object_store import PATIENCE_S
 
 _LOOK_EVERY_S = 0.25
 """How long an answer of `Fence.holds` stays good: a folder is listed in 20 us on a local disk, not on a shared one."""

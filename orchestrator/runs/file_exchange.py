@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from orchestrator.atomic_file import draft_of
 from orchestrator.errors import StorageError, one_line
-from orchestrator.runs.object_store import download, open_bucket, patiently, upload
+from orchestrator.object_store import download, open_bucket, patiently, upload
 
 PERIOD_S = 5.0
 """Pause between looks at the bucket while a run lasts: 720 an hour and machine, where a thousand cost half a cent

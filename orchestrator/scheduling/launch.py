@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator import locations
 from orchestrator.errors import Interrupted, StorageError
 from orchestrator.methods.registry import method_of
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.plan import check_samples
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
@@ -20,7 +21,6 @@ from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER, Ledger, with_ledger
 from orchestrator.runs.file_exchange import Exchange, following
 from orchestrator.runs.job import BEST, Outcome, TrainingJob
-from orchestrator.runs.object_store import PATIENCE_S
 from orchestrator.samples.metric_names import check_goal
 from orchestrator.samples.prepare import PreparedData, find_prepared
 from orchestrator.scheduling.capacity import Capacity, capacity_for

@@ -9,11 +9,11 @@ from pathlib import Path
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.object_store import check_bucket
 from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER
 from orchestrator.runs.file_exchange import Exchange, exchange_at
 from orchestrator.runs.job import MODEL, OUTCOME, bucket_of
-from orchestrator.runs.object_store import check_bucket
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.scheduling.identity import Met, identity_of
 from orchestrator.spec import RunSpec
@@ -84,11 +84,14 @@ def exchanged_at(spec: RunSpec, folder: Path) -> str | None:
 
 def take_up(spec: RunSpec, folder: Path) -> None:
     """Brings what earlier drivers and workers of a run have left on other machines. Raises StorageError."""
-    exchange_at(folder, exchanged_at(spec, folder)).fetch(*SHARED)
+    uri = exchanged_at(spec, folder)
+    exchange_at(folder, uri).fetch(*SHARED)
+    if uri is not None and folder.is_dir():
+        write_json(folder / _BUCKET, {"uri": uri})
 
 
 def shared(spec: RunSpec, folder: Path) -> Exchange:
-    """The exchange of a training that begins; where it is, is kept for `fetch_points`.
+    """The exchange of a training that begins; where it is, is kept for `fetch_points` and `model_for_all`.
 
     Raises StorageError when the bucket cannot be opened.
     """
@@ -96,6 +99,12 @@ def shared(spec: RunSpec, folder: Path) -> Exchange:
     if uri is not None:
         write_json(folder / _BUCKET, {"uri": uri})
     return exchange_at(folder, uri)
+
+
+def model_for_all(model: str, folder: Path) -> str:
+    """Where every machine finds a run's model: in the bucket that the run's machines met in, else at its path."""
+    bucket = read_json(folder / _BUCKET)
+    return model if bucket is None else f"{bucket['uri']}/{MODEL}"
 
 
 def fetch_points(folder: Path) -> None:

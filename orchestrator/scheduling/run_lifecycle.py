@@ -28,6 +28,7 @@ from orchestrator.scheduling.run_folder import (
     RESULT,
     check_bucket_of,
     make_folder,
+    model_for_all,
     run_folder_of,
     take_up,
 )
@@ -298,6 +299,7 @@ def end_run(tracker: Tracker, result: RunResult, *, trials: Sequence[Path] = ())
     tags = {f"{TAG}restarts": str(result.restarts)}
     if result.model_path is not None:
         tags[f"{TAG}model_path"] = result.model_path
+        tags[f"{TAG}model_uri"] = model_for_all(result.model_path, Path(result.model_path).parent)
     if result.status == "stopped_by_budget":
         tags[STOP_REASON_TAG] = "budget"
     if result.best is not None:

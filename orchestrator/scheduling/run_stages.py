@@ -25,7 +25,6 @@ from orchestrator.scheduling.decisions.next_stage import (
     Begin,
     DoneStage,
     Over,
-    check_models_are_seen,
     metrics_of_whole,
     next_stage,
 )
@@ -36,6 +35,7 @@ from orchestrator.scheduling.run_folder import (
     forget,
     ledger_folder,
     make_folder,
+    model_for_all,
     stages_folder_of,
 )
 from orchestrator.scheduling.run_lifecycle import (
@@ -173,7 +173,11 @@ class _Whole:
 
     def _next(self) -> Begin | Over:
         done = [
-            DoneStage(status=result.status, model_path=result.model_path, spent=self._spent(result))
+            DoneStage(
+                status=result.status,
+                model_path=result.model_path and model_for_all(result.model_path, Path(result.run_folder)),
+                spent=self._spent(result),
+            )
             for result in self._results
         ]
         return next_stage(self._staged, done)
@@ -250,9 +254,6 @@ def _check_all(staged: StagedSpec, *, cluster: ClusterShape | None) -> None:
     """Refuses what cannot work of any stage, before the first begins: its data, and its plan on this machine or, once
     it is known, on a cluster. Raises what `look_ahead` and `plan_to_run` raise, with the stage's name."""
     first, *later = staged.stages
-
-    if cluster is not None:
-        check_models_are_seen(staged, nodes=len(cluster.nodes))
 
     def check(spec: RunSpec) -> None:
         if cluster is None:

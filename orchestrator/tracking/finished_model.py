@@ -1,4 +1,4 @@
-"""`model.base: runs:/ID` -> the folder that run's model lies in; in a search's space too."""
+"""`model.base: runs:/ID` -> where that run's model lies, a folder or a bucket's URI; in a search's space too."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import locations
 from orchestrator.errors import ModelError
+from orchestrator.object_store import is_remote
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
 
 _PREFIX = "runs:/"
-_MODEL_PATH_TAG = "orchestrator.model_path"
+_MODEL_PATH_TAG, _MODEL_URI_TAG = "orchestrator.model_path", "orchestrator.model_uri"
 
 
 def with_base_found(spec: RunSpec) -> RunSpec:
-    """The spec with each run that serves as base replaced by its model's folder; any other spec unchanged.
+    """The spec with each run that serves as base replaced by its model's folder or URI; any other spec unchanged.
 
-    Raises ModelError when such a run is not in the store, has left no model, or its folder is not on this machine.
+    Raises ModelError when such a run is not in the store, has left no model, or left it in a folder of another machine.
     """
     uri = spec.tracking.uri
     changes: dict[str, Any] = {}
@@ -58,16 +59,17 @@ def _found_in(space: Mapping[str, Any], uri: str | None) -> dict[str, Any]:
 
 
 def found_base(location: str, *, uri: str | None = None) -> str:
-    """The folder of a run's model for `runs:/ID` in a store (the default one); any other location unchanged.
+    """The folder or URI of a run's model for `runs:/ID` in a store (the default one); any other location unchanged.
 
     Raises what `with_base_found` raises.
     """
     if not location.startswith(_PREFIX):
         return location
-    return str(_model_folder(uri or locations.default_tracking_uri(), location.removeprefix(_PREFIX)))
+    return _model_of_run(uri or locations.default_tracking_uri(), location.removeprefix(_PREFIX))
 
 
-def _model_folder(uri: str, run_id: str) -> Path:
+def _model_of_run(uri: str, run_id: str) -> str:
+    """In a bucket, where every node finds it, before a folder that this machine sees."""
     from mlflow.exceptions import MlflowException
 
     from orchestrator.tracking import store
@@ -82,6 +84,8 @@ def _model_folder(uri: str, run_id: str) -> Path:
             got=f"{_PREFIX}{run_id} in {uri}",
             do="`orchestrator compare --json` lists the ids of runs",
         ) from error
+    if is_remote(everywhere := str(tags.get(_MODEL_URI_TAG))):
+        return everywhere
     path = tags.get(_MODEL_PATH_TAG)
     folder = None if path is None else _where_it_is_now(Path(path))
     if folder is None:
@@ -90,7 +94,7 @@ def _model_folder(uri: str, run_id: str) -> Path:
             got=path or f"run {run_id} has not ended with a model",
             do="give a finished run whose folder this machine sees",
         )
-    return folder
+    return str(folder)
 
 
 def _where_it_is_now(model: Path) -> Path | None:

@@ -22,12 +22,12 @@ from orchestrator.checkpoints.reshard import has_shape
 from orchestrator.checkpoints.save_cost import SaveCost
 from orchestrator.checkpoints.storage import open_storage
 from orchestrator.errors import StorageError, TransientError
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, interval_steps
 from orchestrator.runs.attempts import ATTEMPTS, Attempts
 from orchestrator.runs.budget_ledger import LEDGER
 from orchestrator.runs.file_exchange import following
 from orchestrator.runs.job import BEST, LoopState, TrainingJob, WorkerContext, best_file
-from orchestrator.runs.object_store import PATIENCE_S
 from orchestrator.samples.batches import batch_number
 from orchestrator.tracking.outbox import POINTS_FILES
 from orchestrator.tracking.run_record import OUTBOX

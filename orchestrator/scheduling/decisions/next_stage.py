@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.errors import SpecError
 from orchestrator.quantities import LEAST_BUDGET, Budget
 from orchestrator.spec import ModelSpec, RunSpec
 from orchestrator.spec_stages import StagedSpec
@@ -72,17 +71,6 @@ def next_stage(staged: StagedSpec, done: Sequence[DoneStage]) -> Begin | Over:
         changes["budget"] = f"{left!r}{budget.unit}"
         reason += f"; {Budget(amount=left, unit=budget.unit)} of {budget} are left" if done else f"; budget {budget}"
     return Begin(spec=stage.spec.model_copy(update=changes), reason=reason)
-
-
-def check_models_are_seen(staged: StagedSpec, *, nodes: int) -> None:
-    """Raises SpecError where the nodes of a cluster meet in a bucket only: a stage loads its base from a folder."""
-    storage = staged.first.checkpoint
-    if len(staged.stages) > 1 and nodes > 1 and storage.in_a_bucket:
-        raise SpecError(
-            "a stage loads the folder that the one before has left, and a bucket is no folder that every node sees",
-            got=f"checkpoint.storage: {storage.storage} on {nodes} nodes",
-            do="set checkpoint.storage to a folder that all nodes mount, or run on one node",
-        )
 
 
 def metrics_of_whole(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
