@@ -2,8 +2,8 @@
 
 Pods are checked against Kubernetes' own, strictly (kubernetes-validate carries them). KubeRay publishes its schemas in
 its repository alone: with KUBERAY_CRDS naming a folder that holds its custom resource definitions
-(`helm-chart/kuberay-operator/crds`), whole manifests are checked, and so are our own lists of KubeRay's fields. Last done
-on KubeRay 1.7.0.
+(`helm-chart/kuberay-operator/crds`), whole manifests are checked, and our own lists of KubeRay's fields. Last done on
+KubeRay 1.7.0.
 """
 
 from __future__ import annotations

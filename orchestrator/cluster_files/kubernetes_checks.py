@@ -1,7 +1,7 @@
 """Checks of KubeRay's manifests, RayCluster and RayJob: names of fields, what the autoscaler reads, sizes and prices.
 
-The fields are those of KubeRay's definitions, version 1.7.0 (helm-chart/kuberay-operator/crds). What stands inside of a pod's template
-is Kubernetes' own, and not looked at but for the first container's resources, which Ray reads.
+The fields are those of KubeRay's definitions, version 1.7.0 (helm-chart/kuberay-operator/crds). What stands inside of a
+pod's template is Kubernetes' own, and not looked at but for the first container's resources, which Ray reads.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""What is installed on the nodes of a shared cluster, asked while the data is prepared, and compared before workers
-start. On a private Ray all processes are of one installation, and nothing is asked.
+"""What the nodes of a shared cluster have, asked while the data is prepared, and held against what a training takes
+before workers start. On a private Ray all processes are of one installation, and nothing is asked.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
@@ -15,8 +17,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import ClusterError
-from orchestrator.scheduling.decisions.alike import Installed, differences
+from orchestrator import locations
+from orchestrator.errors import ClusterError, StorageError
+from orchestrator.planning.run_plan import RunPlan
+from orchestrator.samples.prepare import PreparedData
+from orchestrator.scheduling.decisions.alike import Needs, Node, differences, full_disks, without_compiler
+from orchestrator.spec import RunSpec
 
 PACKAGES = ("orchestrator", "torch", "deepspeed", "transformers")
 """What a worker cannot do without, or computes other figures with. Ray itself compares its own version and Python's."""
@@ -31,27 +37,56 @@ class Installations:
         """Asks all nodes that may get workers; answers come while the caller goes on."""
         nodes = [node for node in ray.nodes() if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()]
         self._asked = {_ask(node["NodeID"]): _named(node) for node in nodes}
-        self._is_checked = False
+        self._found: dict[str, Node] | None = None
 
-    def refuse_others(self) -> None:
-        """Raises ClusterError where a node has other packages than this process."""
-        if self._is_checked:
-            return
-        self._is_checked = True
-        found: dict[str, Installed] = {}
-        try:
-            ready, late = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=_PATIENCE_S)
-            for answer in late:
-                ray.cancel(answer, force=True)
-            found = {self._asked[answer]: ray.get(answer) for answer in ready}
-        except RayError:  # a node that goes is no reason to refuse the others
-            return
-        if (odd := differences(_look()(PACKAGES), found)) is not None:
+    def refuse_unfit(self, needs: Needs) -> None:
+        """Raises ClusterError where a node has other packages than this process, or lacks a compiler that is needed,
+        and StorageError where a disk of one has too little room."""
+        if self._found is None:
+            self._found = self._answers()
+        own = Node(**_look()(PACKAGES, str(locations.home())))
+        installed = {name: node.installed for name, node in self._found.items()}
+        if (odd := differences(own.installed, installed)) is not None:
             raise ClusterError(
                 "nodes of the cluster have other packages than the driver",
                 got=odd,
                 do="install the same on all: `make wheel`, then `ray up` again, or one image for all",
             )
+        if (full := full_disks(needs, self._found)) is not None:
+            raise StorageError(
+                "nodes of the cluster have no room for this training on their disks",
+                got=full,
+                do="free some there, or set ORCHESTRATOR_HOME, and --temp-dir of `ray start`, to larger disks",
+            )
+        if (bare := without_compiler(needs, self._found)) is not None:
+            raise ClusterError(
+                "DeepSpeed builds its optimizer for offloaded states on each node, and some cannot",
+                got=bare,
+                do="`apt-get install g++` there or in the image, or set deepspeed.offload=none",
+            )
+
+    def _answers(self) -> dict[str, Node]:
+        try:
+            ready, late = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=_PATIENCE_S)
+            for answer in late:
+                ray.cancel(answer, force=True)
+            return {self._asked[answer]: Node(**ray.get(answer)) for answer in ready}
+        except RayError:  # a node that goes is no reason to refuse the others
+            return {}
+
+
+def needs_of(spec: RunSpec, plan: RunPlan, data: PreparedData) -> Needs:
+    """What a training takes on each node. A checkpoint passes through its disk on the way to a bucket: fp32 weights of
+    all parameters, masters and two moments of those that are trained."""
+    checkpoint = 4 * plan.parameters + 12 * plan.trainable_parameters if spec.checkpoint.in_a_bucket else 0
+    return Needs(
+        data={
+            folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            for folder in data.folders
+        },
+        scratch=checkpoint,
+        compiles=plan.offload != "none",
+    )
 
 
 @functools.cache
@@ -66,23 +101,42 @@ def ask_nodes_what_they_have() -> Installations | None:
 
 def _ask(node_id: str) -> ray.ObjectRef:
     task = ray.remote(num_cpus=0, max_retries=0)(_look())
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(PACKAGES)
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return task.options(scheduling_strategy=where).remote(PACKAGES, str(locations.home()))
 
 
 def _named(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
-def _look() -> Callable[[tuple[str, ...]], dict[str, str | None]]:
-    """A function that is sent whole: a node without this package must be able to say so."""
+def _look() -> Callable[[tuple[str, ...], str], dict[str, Any]]:
+    """A function that is sent whole, for the fields of `Node`: one without this package must be able to say so.
 
-    def look(packages: tuple[str, ...]) -> dict[str, str | None]:
+    Prepared data arrives at the path that it has on the driver's machine (`data_shipping`).
+    """
+
+    def free(folder: str) -> int:
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        return shutil.disk_usage(folder).free
+
+    def look(packages: tuple[str, ...], home: str) -> dict[str, Any]:
         found: dict[str, str | None] = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
         for name in packages:
             try:
                 found[name] = metadata.version(name).partition("+")[0]  # a head without a GPU has torch's CPU build
             except metadata.PackageNotFoundError:
                 found[name] = None
-        return found
+        data, temp = os.path.join(home, "cache", "data"), tempfile.gettempdir()
+        compilers = (name for name in (os.environ.get("CXX"), "c++", "g++") if name)
+        return {
+            "installed": found,
+            "home": home,
+            "home_free": free(home),
+            "temp": temp,
+            "temp_free": free(temp),
+            "prepared": tuple(os.listdir(data)) if os.path.isdir(data) else (),
+            "has_compiler": any(shutil.which(name) for name in compilers),
+        }
 
     return look

@@ -23,7 +23,7 @@ from orchestrator.samples.forms.base import EncodeMany
 from orchestrator.samples.prepare import PreparedData, prepare
 from orchestrator.samples.tokenization import Chunk
 from orchestrator.scheduling.attempt import Watcher
-from orchestrator.scheduling.installations import ask_nodes_what_they_have
+from orchestrator.scheduling.installations import ask_nodes_what_they_have, needs_of
 from orchestrator.scheduling.run_folder import (
     RESULT,
     check_bucket_of,
@@ -135,7 +135,7 @@ def prepare_run(spec: RunSpec, cluster: ClusterShape, listener: Listener) -> Pre
     for line in about_length(spec, data.counts):
         listener.say(line)
     if nodes is not None:
-        nodes.refuse_others()
+        nodes.refuse_unfit(needs_of(spec, plan, data))
     return Prepared(spec=spec, plan=plan, data=data, run_folder=run_folder_of(spec, data))
 
 
