@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 wheel: ## build the project into dist/, as the cluster files install it: one wheel, its pins, the nodes' scripts
 	rm -rf $(DIST)
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
-	cp constraints.txt cluster/node/*.sh $(DIST)
+	cp constraints.txt cluster/node/*.sh cluster/tracking-server.sh $(DIST)
 
 demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, no account, no hub
 	$(BIN)/orchestrator run configs/pretrain/demo.yaml --fresh

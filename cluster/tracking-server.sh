@@ -6,8 +6,9 @@
 #     HOST=0.0.0.0 MLFLOW_SERVER_ALLOWED_HOSTS=ADDRESS:5000 bash tracking-server.sh FOLDER
 #
 # FOLDER (~/.orchestrator/tracking) keeps runs, artifacts and users. MLFLOW_BACKEND_STORE_URI=postgresql://... takes a
-# database that you have; without it one is made in FOLDER and runs as long as the server. People and jobs log in by the
-# same two variables and MLFLOW_TRACKING_URI. Passwords stand in the environment and in files of this user alone.
+# database that you have; without it one is made in FOLDER and runs as long as the server. MLFLOW_ARTIFACTS_DESTINATION
+# takes a bucket in place of FOLDER/artifacts. People and jobs log in by the same two variables and MLFLOW_TRACKING_URI.
+# Passwords stand in the environment and in files of this user alone.
 set -euo pipefail
 umask 077
 folder=${1:-${ORCHESTRATOR_HOME:-$HOME/.orchestrator}/tracking}
@@ -61,6 +62,6 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false   # with it the server takes 25 
 echo "MLflow at http://$host:$port, kept in $folder; Ctrl-C ends it" >&2
 # Not `exec`: what is behind it ends with it.
 python -m mlflow server --app-name basic-auth --workers 1 --host "$host" --port "$port" \
-    --artifacts-destination "$folder/artifacts" &
+    --artifacts-destination "${MLFLOW_ARTIFACTS_DESTINATION:-$folder/artifacts}" &
 trap 'kill $! 2>/dev/null' INT TERM
 wait $! || wait $! || true

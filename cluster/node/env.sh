@@ -26,7 +26,8 @@ export TORCH_EXTENSIONS_DIR="$HOME/.cache/torch_extensions"
 # Runs, prepared data and the default MLflow store, where all nodes see them. Without SHARED they stay on each node's
 # disk, and a run that outlives its node names a bucket: `checkpoint.storage=s3://BUCKET/runs`.
 [ -z "${SHARED:-}" ] || export ORCHESTRATOR_HOME="$SHARED/orchestrator"
-[ -z "${MLFLOW_TRACKING_URI:-}" ] || export MLFLOW_TRACKING_URI
+# A server on the head (tracking.sh), or the one that was named.
+[ "${MLFLOW_TRACKING_URI:-}" != head ] || TRACKING_SERVER=yes MLFLOW_TRACKING_URI=
 
 if [ -n "${HEAD_IP:-}" ]; then
     HEAD_IP=$(getent ahostsv4 "$HEAD_IP" | awk '{print $1; exit}')   # it may be a name
@@ -38,4 +39,6 @@ if [ -n "${HEAD_IP:-}" ]; then
     # Drivers and tools find this cluster, whatever else runs on the node.
     RAY_ADDRESS=$HEAD_IP:6379
     export NODE_IP GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME RAY_ADDRESS
+    [ -z "${TRACKING_SERVER:-}" ] || MLFLOW_TRACKING_URI=http://$HEAD_IP:5000
 fi
+[ -z "${MLFLOW_TRACKING_URI:-}" ] || export MLFLOW_TRACKING_URI

@@ -14,7 +14,14 @@ if [ "$(wc -l <<<"$wheel")" != 1 ]; then
     echo "$HERE holds no wheel, or several: run \`make wheel\`, then \`ray up\` again" >&2
     exit 1
 fi
-sum=$(sha256sum <"$wheel")
+what=$wheel
+if [ "$role" = head ] && [ -n "${TRACKING_SERVER:-}" ]; then
+    what="$wheel[tracking]"
+    # Ubuntu's package; a database elsewhere needs none.
+    [ -n "${MLFLOW_BACKEND_STORE_URI:-}" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
+        { sudo apt-get -o DPkg::Lock::Timeout=300 update -qq && sudo apt-get -o DPkg::Lock::Timeout=300 install -y -qq postgresql; }
+fi
+sum="$(sha256sum <"$wheel") ${what##*.whl}"
 packages=${SHARED:-$HOME}/orchestrator-packages
 mkdir -p "$packages" "$(dirname "$VENV")"
 
@@ -32,7 +39,7 @@ done
 
 run_pip() { "$VENV/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 install_from_packages() {
-    run_pip install --no-index --find-links "$packages" --constraint "$HERE/constraints.txt" "$wheel"
+    run_pip install --no-index --find-links "$packages" --constraint "$HERE/constraints.txt" "$what"
 }
 # To and from the bucket, with what the cloud's images bring; nothing to do where the nodes share a folder.
 copy_packages() {   # copy_packages FROM TO
@@ -51,7 +58,7 @@ if ! install_from_packages 2>/dev/null; then
     copy_packages "$STORAGE/orchestrator-packages" "$packages" || [ "$role" = head ]
     # Where head and workers share nothing, a worker has to collect its packages itself.
     if ! install_from_packages 2>/dev/null; then
-        run_pip wheel --find-links "$packages" --wheel-dir "$packages" --constraint "$HERE/constraints.txt" "$wheel"
+        run_pip wheel --find-links "$packages" --wheel-dir "$packages" --constraint "$HERE/constraints.txt" "$what"
         [ "$role" != head ] || copy_packages "$packages" "$STORAGE/orchestrator-packages"
         install_from_packages
     fi

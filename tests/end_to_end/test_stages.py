@@ -21,7 +21,6 @@ from orchestrator.spec_stages import StagedSpec
 from orchestrator.tracking.compare import collect
 from tests import specs
 from tests.end_to_end import runs
-from tests.s3 import BUCKET
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -114,20 +113,6 @@ def test_a_stopped_run_goes_on_in_the_stage_it_was_in(resumed: tuple[RunResult, 
         assert steps == list(range(1, STEPS[stage["name"]] + 1)), "each step once"
     assert classify["metrics"]["eval/accuracy"] == result.metrics["eval/accuracy"]
     assert result.model_path == classify["model_path"]
-
-
-def test_a_stage_begins_with_the_model_that_the_one_before_left_in_the_bucket(
-    raw: dict[str, Any], s3: Any, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So it does on nodes that share no folder."""
-    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
-    storage = f"s3://{BUCKET}/{tmp_path.name}"
-    result = run_stages(staged({**raw, "checkpoint": {"storage": storage}}, steps=4), runs.listener())
-    assert (result.status, result.stages is not None) == ("finished", True)
-    domain, classify = (of(stage["mlflow_run_id"]).data for stage in result.stages or ())
-    left = f"{storage}/{Path(domain.tags['orchestrator.model_path']).parent.name}/model"
-    assert domain.tags["orchestrator.model_uri"] == left
-    assert classify.params["model.base"] == left
 
 
 def test_each_stage_is_a_run_below_the_whole_and_names_the_run_it_begins_with(
