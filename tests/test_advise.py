@@ -140,8 +140,8 @@ def test_a_budget_too_small_for_anything_says_what_the_smallest_useful_one_is() 
 
 
 def test_money_cannot_be_spent_on_a_device_without_a_price() -> None:
-    with pytest.raises(SpecError, match="no price is known for L4"):
-        advise(labelled(2000, budget="5usd", gpu="L4"))
+    with pytest.raises(SpecError, match="no price is known for RTX4090"):
+        advise(labelled(2000, budget="5usd", gpu="RTX4090"))
 
 
 def test_a_model_from_scratch_has_the_published_size_for_chinchillas_compute() -> None:

@@ -173,7 +173,7 @@ def test_data_smaller_than_a_batch_is_refused_with_the_batch_that_fits() -> None
 
 def test_budget_in_money_needs_a_price() -> None:
     with pytest.raises(SpecError) as error:
-        make_plan(spec(PRETRAIN, budget="50usd"), requested_cluster("T4", 1))
+        make_plan(spec(PRETRAIN, budget="50usd"), requested_cluster("RTX4090", 1))
     assert "resources.usd_per_device_hour" in str(error.value.do)
 
 
@@ -184,7 +184,7 @@ def test_price_of_the_spec_goes_before_the_catalogues() -> None:
 
 
 def test_device_without_a_price_has_no_cost_in_money() -> None:
-    plan = make_plan(spec(PRETRAIN), requested_cluster("T4", 1))
+    plan = make_plan(spec(PRETRAIN), requested_cluster("RTX4090", 1))
     assert plan.usd is None
     assert plan.gpu_hours is not None
 
