@@ -88,11 +88,18 @@ def run(
     run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json)
 
 
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Plan for the nodes that this cluster file may start.", show_default=False),
+]
+
+
 @app.command()
 def submit(
     spec: SpecPath,
     overrides: Overrides = None,
     address: Address = None,
+    cluster: ClusterFile = None,
     working_dir: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Travels with the job, which starts in it.", show_default=False)
     ] = Path(),
@@ -112,6 +119,7 @@ def submit(
             str(spec),
             overrides or (),
             address=address,
+            cluster_file=cluster,
             working_dir=working_dir,
             fresh=fresh,
             yes=yes,
@@ -238,6 +246,7 @@ def plan(
     gpu: Annotated[str | None, typer.Option(help="Plan for this GPU instead of this machine.")] = None,
     gpus: Annotated[int, typer.Option(help="How many of them, over all nodes.")] = 1,
     nodes: Annotated[int, typer.Option(help="On how many machines.")] = 1,
+    cluster: ClusterFile = None,
     as_json: AsJson = False,
 ) -> None:
     """What will it take? Looks at the data; workers, ZeRO stage, batch, memory, hours and money; nothing is started.
@@ -247,7 +256,7 @@ def plan(
     from orchestrator.commands.plan import plan_command
 
     with console.reporting_failures(as_json=as_json):
-        plan_command(str(spec), overrides or (), gpu=gpu, gpus=gpus, nodes=nodes, as_json=as_json)
+        plan_command(str(spec), overrides or (), gpu=gpu, gpus=gpus, nodes=nodes, cluster_file=cluster, as_json=as_json)
 
 
 Size = Annotated[int | None, typer.Option(help="Of the model; that of published models when not given.")]

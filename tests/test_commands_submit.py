@@ -24,32 +24,32 @@ def pretraining(folder: Path, **changes: Any) -> Any:
 
 
 def test_the_plan_is_that_of_the_clusters_nodes(tmp_path: Path) -> None:
-    planned = plan_on(pretraining(tmp_path, resources__workers=4), shape(4)).to_dict()
+    planned = plan_on(pretraining(tmp_path, resources__workers=4), (shape(4),)).to_dict()
     assert (planned["plan"]["workers"], planned["not_planned"]) == (4, None)
     assert "4 CPU cores" in " ".join(planned["plan"]["reasons"])
 
 
 def test_a_cluster_without_room_now_is_no_reason_to_refuse(tmp_path: Path) -> None:
-    planned = plan_on(pretraining(tmp_path, resources__workers=2), shape(0)).to_dict()
+    planned = plan_on(pretraining(tmp_path, resources__workers=2), (shape(0),)).to_dict()
     assert planned["plan"] is None
     assert "no room for it now" in str(planned["not_planned"])
 
 
 @pytest.mark.parametrize("base", ["/nowhere/base", "package://no_such_package/model"])
 def test_a_base_that_lies_on_the_cluster_alone_is_said_to(base: str) -> None:
-    planned = plan_on(specs.spec(specs.CLASSIFY, model__base=base), shape(2))
+    planned = plan_on(specs.spec(specs.CLASSIFY, model__base=base), (shape(2),))
     assert f"the base {base} is not on this machine" in str(planned.why_not)
 
 
 def test_a_mistake_is_none_of_these(tmp_path: Path) -> None:
     search = {"metric": "eval/accuracy", "space": {"training.seed": {"grid": [0, 1]}}, "scheduler": "none"}
     with pytest.raises(SpecError):
-        plan_on(pretraining(tmp_path, search=search | {"metric": "eval/nothing"}), shape(2))
+        plan_on(pretraining(tmp_path, search=search | {"metric": "eval/nothing"}), (shape(2),))
 
 
 def test_stages_are_planned_as_a_whole() -> None:
     file = Path(__file__).parents[1] / "configs" / "stages" / "reviews.yaml"
-    planned = plan_on(load_any(file), shape(2)).to_dict()
+    planned = plan_on(load_any(file), (shape(2),)).to_dict()
     assert len(planned["plan"]["stages"]) > 1
 
 

@@ -92,10 +92,10 @@ def task_problems(task: Mapping[str, Any]) -> Iterator[Problem]:
 
 def task_prices(task: Mapping[str, Any]) -> list[Price]:
     """What all nodes cost on demand, by their GPUs; nothing for a task without."""
-    name, count = _accelerator(task)
-    device = _device(name) if name else None
-    if not isinstance(device, Device):
+    found = gpus_of(task)
+    if found is None:
         return []
+    device, count = found
     number, price = nodes(task), device.usd_per_hour
     return [
         Price(
@@ -111,6 +111,13 @@ def nodes(task: Mapping[str, Any]) -> int:
     """How many nodes a task takes."""
     number = task.get("num_nodes")
     return number if isinstance(number, int) else 1
+
+
+def gpus_of(task: Mapping[str, Any]) -> tuple[Device, int] | None:
+    """(device, how many a node has); None without, or where it is not in the catalogue."""
+    name, count = _accelerator(task)
+    device = _device(name) if name else None
+    return (device, count) if isinstance(device, Device) else None
 
 
 def _accelerator(task: Mapping[str, Any]) -> tuple[str, int]:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console, locations
 from orchestrator.data.sources import find_sources
-from orchestrator.errors import DataError
+from orchestrator.errors import CapacityError, DataError, SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import local_cluster, requested_cluster
 from orchestrator.planning.plan import check_follows, make_plan, plan_stage
@@ -65,22 +66,49 @@ class Preview:
         }
 
 
-def plan_command(path: str, overrides: Sequence[str], *, gpu: str | None, gpus: int, nodes: int, as_json: bool) -> None:
+def plan_command(
+    path: str,
+    overrides: Sequence[str],
+    *,
+    gpu: str | None,
+    gpus: int,
+    nodes: int,
+    cluster_file: Path | None,
+    as_json: bool,
+) -> None:
     """Looks, plans and shows. Raises what `load_any`, `look` and `make_plan` raise."""
     loaded = load_any(path, overrides)
-    cluster = local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes)
-    if isinstance(loaded, StagedSpec):
-        staged = preview_stages(loaded, cluster)
-        if as_json:
-            console.print_json(staged.to_dict())
-        else:
-            console.print_table(staged.table())
-        return
-    found = preview(with_base_found(loaded), cluster)
+    if cluster_file is not None and gpu is not None:
+        raise SpecError("--cluster says which GPUs there are, and --gpu too", do="give one of both")
+    if cluster_file is not None:
+        from orchestrator.cluster_files.largest import largest_clusters
+
+        clusters = largest_clusters(cluster_file)
+    else:
+        clusters = (local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes),)
+    found = preview_on_first(loaded, clusters)
     if as_json:
         console.print_json(found.to_dict())
+    elif isinstance(found, StagesPreview):
+        console.print_table(found.table())
     else:
         console.print_table(plan_table(found.plan, data=found.sentences(), metrics=found.metrics, search=found.search))
+
+
+def preview_on_first(loaded: RunSpec | StagedSpec, clusters: Sequence[ClusterShape]) -> Preview | StagesPreview:
+    """The plan on the first of some clusters that has room for it.
+
+    Raises what `preview` raises, of the first where none has room.
+    """
+    short: CapacityError | None = None
+    for cluster in clusters:
+        try:
+            if isinstance(loaded, StagedSpec):
+                return preview_stages(loaded, cluster)
+            return preview(with_base_found(loaded), cluster)
+        except CapacityError as error:
+            short = short or error
+    raise short or CapacityError("the cluster can have no node but its head", do="raise max_workers in its file")
 
 
 def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:

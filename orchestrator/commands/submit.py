@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console, locations
+from orchestrator.cluster_files.largest import largest_clusters
 from orchestrator.errors import CapacityError, Interrupted, ModelError, OrchestratorError, SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.run_plan import ClusterShape
@@ -75,6 +76,7 @@ def submit_command(
     overrides: Sequence[str],
     *,
     address: str | None,
+    cluster_file: Path | None,
     working_dir: Path,
     fresh: bool,
     yes: bool,
@@ -89,6 +91,7 @@ def submit_command(
     """
     before, file = dict(os.environ), Path(path).absolute()
     url = job_server_address(address, before)
+    largest = None if cluster_file is None else largest_clusters(cluster_file)
     if not working_dir.is_dir():
         raise SpecError("--working-dir is no folder", got=working_dir, do="give the folder that the job starts in")
     with contextlib.chdir(working_dir):  # where relative paths of the spec begin, here as in the job
@@ -111,7 +114,7 @@ def submit_command(
         order = Order(
             request=request,
             upload=upload,
-            planned=plan_on(spec, shape),
+            planned=plan_on(spec, (shape,) if largest is None else largest),
             job_id=submission_id(request.name, [job.submission_id for job in jobs]),
             runtime_env=environment,
         )
@@ -134,20 +137,18 @@ def job_environment(folder: Path, source: Provenance) -> dict[str, Any]:
     return {**own, "env_vars": {**DEFAULT_ENVIRONMENT, **variables, **source.to_environment()}}
 
 
-def plan_on(spec: RunSpec | StagedSpec, shape: ClusterShape) -> Planned:
-    """The plan on a cluster of this shape; none where the cluster has no room now, or the base lies only there.
+def plan_on(spec: RunSpec | StagedSpec, shapes: Sequence[ClusterShape]) -> Planned:
+    """The plan on the first of these clusters with room for it; none where none has, or the base lies only there.
 
     Raises what `preview` raises for mistakes.
     """
-    from orchestrator.commands.plan import preview, preview_stages
-    from orchestrator.tracking.finished_model import with_base_found
+    from orchestrator.commands.plan import preview_on_first
 
     try:
-        if isinstance(spec, StagedSpec):
-            return Planned(preview=preview_stages(spec, shape))
-        return Planned(preview=preview(with_base_found(spec), shape))
+        return Planned(preview=preview_on_first(spec, shapes))
     except CapacityError as error:
-        return Planned(preview=None, why_not=f"the nodes that are up have no room for it now: {error.what}")
+        why_not = f"the nodes that are up have no room for it now: {error.what}"
+        return Planned(preview=None, why_not=f"{why_not}; --cluster FILE plans for those that may come")
     except OrchestratorError as error:
         base = (spec.first if isinstance(spec, StagedSpec) else spec).model.base
         if base is None or not isinstance(error, ModelError | SpecError) or _lies_here(base):
