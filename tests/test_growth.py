@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import CapacityError, SpecError
-from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, live_node, node_shape, shape_of
+from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, live_node, node_shape, pinned, shape_of
+from orchestrator.planning.hardware import find_device
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from tests import specs
@@ -47,11 +48,20 @@ def test_the_limit_of_the_whole_cluster_holds_and_a_type_without_one_has_the_who
 
 
 def test_each_kind_of_gpu_is_a_cluster_of_its_own_the_cheapest_first() -> None:
-    h100 = {**A100, "accelerator_type:H100": 1}
-    del h100["accelerator_type:A100"]
-    shapes = grown([HEAD], limits_of(file_of(h=(h100, 1), l=(L4, 2), a=(A100, 2))))
+    unpriced = {**A100, "accelerator_type:MI300X": 1}
+    del unpriced["accelerator_type:A100"]
+    shapes = grown([HEAD], limits_of(file_of(m=(unpriced, 1), l=(L4, 2), a=(A100, 2))))
     found = [(shape.device_name, shape.gpus) for shape in shapes]
-    assert found == [("A100", 16), ("H100", 8), ("L4", 8)], "what has no price in the catalogue comes last"
+    assert found == [("L4", 8), ("A100", 16), ("MI300X", 8)], "what has no price in the catalogue comes last"
+
+
+def test_a_request_names_the_planned_kind_of_gpu_where_another_could_come() -> None:
+    both = limits_of(file_of(l=(L4, 2), a=(A100, 2), c=(CORES, 1)))
+    assert pinned(both, "L4") == {"accelerator_type:L4": 0.001}
+    assert pinned(both, find_device("A100").name) == {"accelerator_type:A100": 0.001}, "by what the file calls it"
+    assert pinned(both, "H100-80GB") == {}
+    assert pinned(limits_of(file_of(l=(L4, 2), c=(CORES, 1))), "L4") == {}
+    assert pinned(None, "L4") == {}
 
 
 def test_nodes_that_are_up_are_not_added_a_second_time_and_those_joined_by_hand_stay() -> None:

@@ -127,6 +127,24 @@ def grown(nodes: Sequence[LiveNode], limits: Limits) -> tuple[ClusterShape, ...]
     return (ClusterShape(nodes=tuple(node.shape for node in standing) + cores, device_name=name),)
 
 
+def pinned(limits: Limits | None, device_name: str) -> dict[str, float]:
+    """What a worker's request holds besides cores and GPUs, so that nodes of the planned device come: a sliver of the
+    resource that names it. Nothing where only one kind of GPU could come, or none of that device.
+
+    A thousandth is what Ray itself asks for by `accelerator_type` (ray.air.config, 2.60.0).
+    """
+    named = [] if limits is None else [one.accelerator for one in limits.types if one.shape.gpus and one.accelerator]
+    fitting = sorted({name for name in named if _catalogued(name) == device_name})
+    return {f"{ACCELERATOR}{fitting[0]}": 0.001} if fitting and len({*named}) > 1 else {}
+
+
+def _catalogued(accelerator: str) -> str:
+    try:
+        return find_device(accelerator).name
+    except SpecError:
+        return accelerator
+
+
 def _added(types: Sequence[NodeType], at_most: int) -> tuple[NodeShape, ...]:
     """As many of each as may be, in their order, until there are `at_most`."""
     shapes: list[NodeShape] = []

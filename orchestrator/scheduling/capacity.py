@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.errors import CapacityError
+from orchestrator.planning.growth import pinned
 from orchestrator.planning.run_plan import ClusterShape, Kept, RunPlan
 from orchestrator.scheduling import autoscaler
 from orchestrator.scheduling.decisions.next_action import (
@@ -30,7 +31,7 @@ from orchestrator.scheduling.decisions.next_action import (
 )
 from orchestrator.scheduling.decisions.queueing import Turn, turn_of
 from orchestrator.scheduling.queue import Place
-from orchestrator.scheduling.session import free_shape, live_shape
+from orchestrator.scheduling.session import free_shape, limits, live_shape
 
 
 class Planner(Protocol):
@@ -84,7 +85,8 @@ class Capacity:
     def ask(self, plan: RunPlan, workers: int, *, without: Collection[str] = ()) -> None:
         """Asks for nodes for so many workers beside those there are; none lets go of what was asked for."""
         if workers:
-            self._request.ask([resources_of_worker(plan)] * workers, without=without)
+            kind = pinned(limits(), plan.device_name) if plan.gpus_per_worker else {}
+            self._request.ask([resources_of_worker(plan) | kind] * workers, without=without)
         else:
             self._request.close()
 

@@ -142,20 +142,20 @@ def _own_groups() -> set[str]:
 def live_shape() -> ClusterShape:
     """The connected cluster, from what Ray says its nodes have, with what its autoscaler could make of it."""
     alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    limits = _limits()
-    if limits is None:
+    found = limits()
+    if found is None:
         return shape_of(_live_nodes(alive))
     nodes = _live_nodes(alive, autoscaler.types_of_nodes())
-    return replace(shape_of(nodes), may_become=grown(nodes, limits))
+    return replace(shape_of(nodes), may_become=grown(nodes, found))
 
 
 def can_grow() -> bool:
     """Whether the cluster has an autoscaler that may start nodes."""
-    limits = _limits()
-    return limits is not None and bool(limits.types)
+    found = limits()
+    return found is not None and bool(found.types)
 
 
-def _limits() -> Limits | None:
+def limits() -> Limits | None:
     """What the connected cluster's autoscaler may start; a private Ray has none."""
     return autoscaler.limits(ray.get_runtime_context().gcs_address) if os.environ.get("RAY_ADDRESS") else None
 
