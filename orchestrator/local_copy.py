@@ -12,9 +12,9 @@ import fcntl
 import functools
 import glob
 import hashlib
+import logging
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,8 @@ from typing import Any
 from orchestrator.atomic_file import draft_of, read_json, write_json
 from orchestrator.errors import DataError, SpecError, StorageError, one_line
 from orchestrator.object_store import check_keeps_no_secret, download, is_lasting, open_bucket, patiently
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 30.0
 """For a store that is away before anything has begun (a guess)."""
@@ -102,7 +104,7 @@ def _update(files: Any, target: Path, found: dict[str, Any], record: Path, uri: 
             do="free some, or set ORCHESTRATOR_HOME to a larger disk",
         )
     if size > _WORTH_SAYING:
-        print(f"copying {uri} to this machine: {size / 1e9:.1f} GB", file=sys.stderr, flush=True)
+        logger.warning("copying %s to this machine: %.1f GB", uri, size / 1e9)
     if not keep_others:
         for gone in known.keys() - found.keys():
             (target / gone).unlink(missing_ok=True)

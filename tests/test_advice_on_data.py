@@ -137,6 +137,7 @@ def test_a_class_of_one_row_is_refused_as_run_refuses_it(tmp_path: Path) -> None
     assert "--label-column NAME if this is no class column" in refused(file)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_sorted_by_class_has_a_class_column(tmp_path: Path) -> None:
     rows = [(text(True), "good" if number > 2000 else "bad") for number in range(4000)]
     for file in (
@@ -146,6 +147,7 @@ def test_a_file_that_is_sorted_by_class_has_a_class_column(tmp_path: Path) -> No
         assert "column 'Polarity' is taken as the class: 2 values" in said(advised(file))
 
 
+@pytest.mark.slow
 def test_no_accuracy_below_that_of_the_constant_answer_is_advised(tmp_path: Path) -> None:
     rows = [(text(number % 500 == 0), "yes" if number % 500 == 0 else "no") for number in range(3000)]
     file = write_csv(tmp_path / "imbalance.csv", ("text", "label"), rows)

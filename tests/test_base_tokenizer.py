@@ -228,6 +228,7 @@ def written(folder: Path, files: Mapping[str, bytes | dict[str, Any]]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of swig, which sentencepiece is built with
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_of_a_base_are_those_of_auto_tokenizer_in_its_folder_and_in_an_exported_one(
@@ -252,6 +253,7 @@ def test_ids_of_a_base_are_those_of_auto_tokenizer_in_its_folder_and_in_an_expor
     check_sample(tokenizer, str(folder), TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["bert, added tokens", "bert, added in the config", "bert, with a pad token of its own"]
 )

@@ -231,6 +231,7 @@ def test_the_order_of_columns_changes_no_choice(names: list[str]) -> None:
     assert (found.text, found.label) == ("Sentence", "Polarity")
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.fixed_dictionaries(

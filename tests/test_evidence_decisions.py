@@ -10,6 +10,7 @@ from tests.evidence.score_decisions import Case, baseline, cases, judge, resized
 CASES = {case.name: case for case in cases()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "ahead"), [("given", 2.0), ("further", 1.5)])
 def test_the_advice_agrees_with_published_decisions(split: str, ahead: float) -> None:
     right = share_right(judge(case) for case in cases(split))

@@ -10,6 +10,7 @@ from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 GROWTH = st.floats(1.01, 100.0)
 
 
+@pytest.mark.slow
 @given(parameters=st.floats(1e6, 1e12), growth=GROWTH)
 def test_larger_models_learn_at_lower_rates(parameters: float, growth: float) -> None:
     here, larger = suggested_learning_rate(parameters), suggested_learning_rate(parameters * growth)

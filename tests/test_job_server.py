@@ -124,6 +124,7 @@ def test_a_server_that_wants_a_token_says_how_to_get_one(server: Server, status:
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [

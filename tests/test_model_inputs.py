@@ -50,6 +50,7 @@ def built(job: TrainingJob) -> Any:
     return models.build_model(job.spec, job.plan, job.data).eval()
 
 
+@pytest.mark.slow
 def test_a_backbone_reads_the_rows_once_and_the_head_gives_the_same_for_what_it_read(tmp_path: Path) -> None:
     job, told = classify(tmp_path, method="head"), Told()
     inputs, whole = inputs_of(job, told), built(job)

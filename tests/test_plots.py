@@ -137,6 +137,7 @@ def test_costs_on_a_log_axis_do_not_run_into_each_other(highest: float) -> None:
     assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
+@pytest.mark.slow
 def test_without_results_the_pictures_say_so(tmp_path: Path) -> None:
     plot_losses([], tmp_path / "loss.png")
     plot_quality_against_cost([row(1, quality=None)], tmp_path / "cost.png")

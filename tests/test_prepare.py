@@ -96,6 +96,7 @@ def book_and_licence(folder: Path) -> Path:
     return folder / "book"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [title_then_line, book_and_licence])
 @pytest.mark.parametrize("fraction", [0.05, 0.2])
 def test_the_share_asked_for_is_held_out_to_one_block_where_a_document_has_to_be_cut(

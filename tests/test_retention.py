@@ -106,6 +106,7 @@ def test_every_batch_replays_as_many_samples_spread_evenly(order: ReplayOrder, n
     assert np.abs(general.cumsum() - share * np.arange(1, order.batch + 1)).max() < 1
 
 
+@pytest.mark.slow
 @given(orders)
 def test_each_kind_goes_through_passes_of_its_own(order: ReplayOrder) -> None:
     places = np.arange(order.batch * 60)

@@ -84,6 +84,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert reading.blocks[0].labels == ("even", "odd") * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "rows.json"])
 def test_parts_of_a_large_file_stand_for_the_whole(tmp_path: Path, name: str) -> None:
     rows = many(5_000)
