@@ -34,17 +34,20 @@ class Installations:
     """The nodes' answers."""
 
     def __init__(self) -> None:
-        """Asks all nodes that may get workers; answers come while the caller goes on."""
+        """Asks all nodes that may get workers; answers come while the caller goes on. The driver's own, which this
+        process can see itself, is not: a process of a submitted job takes seconds to start there."""
         nodes = [node for node in ray.nodes() if node["Alive"] and {"CPU", "GPU"} & node["Resources"].keys()]
-        self._asked = {_ask(node["NodeID"]): _named(node) for node in nodes}
+        here = ray.get_runtime_context().get_node_id()
+        self._asked = {_ask(node["NodeID"]): _named(node) for node in nodes if node["NodeID"] != here}
+        self._own = next((_named(node) for node in nodes if node["NodeID"] == here), None)
         self._found: dict[str, Node] | None = None
 
     def refuse_unfit(self, needs: Needs) -> None:
         """Raises ClusterError where a node has other packages than this process, or lacks a compiler that is needed,
         and StorageError where a disk of one has too little room."""
-        if self._found is None:
-            self._found = self._answers()
         own = Node(**_look()(PACKAGES, str(locations.home())))
+        if self._found is None:
+            self._found = self._answers() | ({} if self._own is None else {self._own: own})
         installed = {name: node.installed for name, node in self._found.items()}
         if (odd := differences(own.installed, installed)) is not None:
             raise ClusterError(
@@ -66,6 +69,8 @@ class Installations:
             )
 
     def _answers(self) -> dict[str, Node]:
+        if not self._asked:
+            return {}
         try:
             ready, late = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=_PATIENCE_S)
             for answer in late:
