@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 # Okabe and Ito 2008, "Color Universal Design": eight colours that colour-blind readers tell apart; yellow is left
-# out because it is too pale for a line on white. Then three of Tol 2021, "Colour Schemes", muted, and black.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#000000")
+# out because it is too pale for a line on white. Then three of Tol 2021, "Colour Schemes", muted, black and brown.
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#332288", "#882255", "#999933", "#000000", "#7A5230"),
+)
 GREY = "#B8B8B8"
 INK = "#222222"
 FAINT_INK = "#555555"

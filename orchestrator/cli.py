@@ -1,5 +1,5 @@
-"""The command line: advise | plan | estimate | run | verify-resume | compare | flush | doctor | schema, for jobs on a
-cluster submit | jobs | logs | stop, and for the cluster itself cluster check | cluster render.
+"""The command line: advise | plan | estimate | run | evaluate | verify-resume | compare | flush | doctor | schema, for
+jobs on a cluster submit | jobs | logs | stop, and for the cluster itself cluster check | cluster render.
 
 Every heavy import waits its turn. Exit code 0 for done, 2 for a mistake of the user's, 1 for anything else. Answers go
 to standard output, everything else to standard error.
@@ -92,6 +92,41 @@ ClusterFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Plan for the nodes that this cluster file may start.", show_default=False),
 ]
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Folder that transformers loads, run folder, runs:/ID or a hub name."),
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, glob or hub name, as in data.train.")],
+    overrides: Overrides = None,
+    task: Annotated[
+        str | None, typer.Option(help="causal-lm, masked-lm or text-classification; the model's own when not given.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column that holds the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column that holds the class.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="train, validation or test of a folder with splits; held-out: as a training holds out."
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many share the rows; all there is room for.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a worker and forward pass; what fits.")] = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """How good is this model? Measured as trainings measure theirs, on Ray; for classes each by itself as well.
+
+    Example: orchestrator evaluate runs:/demo/reviews-search configs/data/movie-reviews/reviews.csv --split held-out
+    """
+    typed = dict(locals())
+    from orchestrator.commands.evaluate import Options, evaluate_command
+
+    options = Options(**{name: typed[name] for name in Options.__dataclass_fields__})
+    evaluate_command(options, overrides or (), fresh=fresh, as_json=as_json)
 
 
 @app.command()

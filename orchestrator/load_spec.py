@@ -13,8 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.method_names import AS_IS, EVALUATE
 from orchestrator.methods.registry import METHODS, method_of
 from orchestrator.spec import RunSpec, TrainingSpec, UntrainedRunSpec
+from orchestrator.spec_evaluation import EvaluationSpec
 from orchestrator.spec_stages import CYCLES, STAGES, StagesSpec
 from orchestrator.yaml_file import parse_yaml, read_yaml
 
@@ -23,8 +25,8 @@ B = typing.TypeVar("B", bound=BaseModel)
 MOST_PROBLEMS, LONGEST_PROBLEM, LONGEST_VALUE = 12, 500, 120
 """Of a message, in problems and characters: what a screen holds (a guess)."""
 
-_TRAINING = "training"
-_ALSO_ASKING = ("global_batch", "micro_batch", "precision", "seed")
+_TRAINING, _DATA = "training", "data"
+_ALSO_ASKING = ("global_batch", "micro_batch", "precision", "seed", "masking_rate")
 """Fields of `training` that count where nothing is trained."""
 _SAMPLES_ASKED = 64
 """Rows for each worker, shared out together, where no batch is given."""
@@ -73,8 +75,13 @@ def spec_of_file(raw: dict[str, Any], path: str | Path, overrides: typing.Sequen
 
 def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
     """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
-    trains = _trains(raw)
-    spec = parse_as(RunSpec if trains else UntrainedRunSpec, raw if trains else _without_training(raw), source)
+    if raw.get("kind") == EVALUATE:
+        raw = {"method": AS_IS, **raw}
+    if _trains(raw):
+        spec = parse_as(RunSpec, raw, source)
+    else:
+        kind = EvaluationSpec if raw.get("kind") == EVALUATE else UntrainedRunSpec
+        spec = parse_as(kind, _without_training(raw), source)
     if (problem := method_of(spec.method).problem(spec)) is not None:
         raise SpecError(f"{source}: {problem}")
     return spec
@@ -312,11 +319,13 @@ def _with_stages(schema: dict[str, Any]) -> dict[str, Any]:
     schema["properties"] |= {STAGES: fields[STAGES], CYCLES: fields[CYCLES]}
     schema["if"] = {"required": [STAGES]}
     schema["then"] = {"required": ["name"]}
-    # A method that trains nothing needs no `training`.
+    # A method that trains nothing needs no `training`, and what is only measured no data to train on.
     always = [name for name in schema.pop("required") if name != _TRAINING]
     training = {"required": [_TRAINING], "properties": {_TRAINING: needed.pop(_TRAINING)}}
     asks = {"required": ["method"], "properties": {"method": {"enum": [m.name for m in METHODS if not m.trains]}}}
-    schema["else"] = {"required": always, "properties": needed, "if": asks, "else": training}
+    trained = {"properties": {_DATA: needed.pop(_DATA)}, "if": asks, "else": training}
+    measured = {"required": ["kind"], "properties": {"kind": {"const": EVALUATE}}}
+    schema["else"] = {"required": always, "properties": needed, "if": measured, "else": trained}
     return schema
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 from typing import Literal
 
 MethodName = Literal[
-    "full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch", "few_shot"
+    "full", "last_layers", "lora", "qlora", "ia3", "prefix", "prompt_tuning", "head", "scratch", "few_shot", "as_is"
 ]
+AS_IS: MethodName = "as_is"
+"""What measures a model and leaves it as it is: the method of `kind: evaluate`."""
+EVALUATE: Literal["evaluate"] = "evaluate"
+"""The kind of run that trains nothing and measures a model."""
 PROMPTED: MethodName = "few_shot"
 """What tries a prompt."""
 LAST_LAYERS = 2

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from orchestrator.credentials import hide, public
+from orchestrator.method_names import AS_IS, EVALUATE
 from orchestrator.quantities import Budget, divisors, parse_budget
 from orchestrator.ranking import Goal
 from orchestrator.spec_data import DataSpec
@@ -26,7 +27,7 @@ from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, Reso
 from orchestrator.tasks.names import TrainedTask
 from orchestrator.tasks.registry import task_of
 
-Kind = Literal["pretrain", "finetune"]
+Kind = Literal["pretrain", "finetune", "evaluate"]
 Task = TrainedTask
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -258,7 +259,8 @@ class RunSpec(MethodChoice):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Name of the run and its folder: letters, digits, `.`, `_` and `-`."""
     kind: Kind
-    """`pretrain` trains every weight on raw text; `finetune` adapts a base model to a task."""
+    """`pretrain` trains every weight on raw text; `finetune` adapts a base model to a task; `evaluate` trains nothing
+    and measures `model.base` on `data.validation`, or on what a training on `data.train` would hold out."""
     model: ModelSpec
     """Which model."""
     task: Task = "causal-lm"
@@ -298,6 +300,14 @@ class RunSpec(MethodChoice):
             raise ValueError(
                 f"kind: pretrain learns task: causal-lm or masked-lm; for task: {self.task} use kind: finetune"
             )
+        if (self.kind == EVALUATE) != (self.method == AS_IS):
+            raise ValueError(
+                f"kind: {EVALUATE} measures a model as it is: remove method: {self.method}"
+                if self.kind == EVALUATE
+                else f"method: {AS_IS} trains nothing, and is for kind: {EVALUATE} alone"
+            )
+        if self.kind == EVALUATE and self.model.base is None:
+            raise ValueError(f"kind: {EVALUATE} needs model.base, the model that is measured")
         if self.kind == "finetune" and self.model.base is None:
             raise ValueError("kind: finetune needs model.base; to compare with new weights use method: scratch")
         if self.models_language and self.data.label_column is not None:
@@ -455,7 +465,7 @@ class RunSpec(MethodChoice):
         unused = set() if task_of(self.task).hides_tokens else {"masking_rate"}
         unused |= set() if self.training.stop else {"stop"}
         usual = type(self.data).model_fields
-        later = ("split_seed", "delimiter", "incomplete_rows")
+        later = ("split_seed", "delimiter", "incomplete_rows", "validation_split")
         unset = {name for name in later if getattr(self.data, name) == usual[name].default}
         left_out |= {
             "training": {"bad_steps", *unused},
@@ -465,7 +475,7 @@ class RunSpec(MethodChoice):
         if self.retain is None:
             left_out["retain"] = True
         if isinstance(self.training, UntrainedSpec):
-            left_out["training"] = set(TrainingSpec.model_fields) - {"precision", "seed"}
+            left_out["training"] = set(TrainingSpec.model_fields) - ({"precision", "seed", "masking_rate"} - unused)
         kept = self.model_dump(mode="json", exclude=left_out) | self.method_identity()
         kept["data"]["text_column"] = self.data.text_column or "text"  # as when that was the default
         return kept

@@ -11,6 +11,7 @@ from orchestrator.spec_survival import Block
 
 DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
 IncompleteRows = Literal["refuse", "leave-out"]
+SplitName = Literal["train", "validation", "test"]
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 """Names of characters that a shell or YAML would take for something else."""
@@ -35,6 +36,8 @@ class DataSpec(Block):
     """File, folder, glob, `package://` or `sysconfig://` location, or hub name; or a list of them."""
     validation: str | tuple[str, ...] | None = None
     """Held-out data; none given splits off `validation_fraction` of the training data."""
+    validation_split: SplitName = "validation"
+    """Which split of `validation` is read where names of files, or the hub, tell of several."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the training data held out when `validation` is not given: of the bytes for language modelling, where a
     document is cut to meet it; of the rows for classification, stratified by label."""
@@ -62,3 +65,10 @@ class DataSpec(Block):
     """Use at most this many training documents or rows, drawn by `split_seed` (classification: stratified)."""
     max_validation_examples: Count | None = None
     """Use at most this many held-out documents or rows, drawn alike."""
+
+
+class MeasuredDataSpec(DataSpec):
+    """Which examples a model is measured on: all of `validation`, else what a training on `train` holds out."""
+
+    train: str | tuple[str, ...] = ()
+    """None where all of `validation` is measured on."""

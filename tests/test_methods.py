@@ -57,6 +57,7 @@ def test_every_name_of_a_spec_has_one_object_in_a_file_of_its_name() -> None:
         "base",
         "peft_method",
         "registry",
+        "untrained",
         "virtual_tokens",
     }
 

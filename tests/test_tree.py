@@ -36,7 +36,7 @@ LAYERS = (
     {"spec_data", "spec_search", "spec_methods"},
     {"spec_retain"},
     {"spec", "console"},
-    {"methods", "spec_stages"},
+    {"methods", "spec_stages", "spec_evaluation"},
     {"load_spec"},
     {"search_space", "load_stages"},
     {"planning"},

@@ -28,6 +28,7 @@ from orchestrator.ranking import Measured, check_alike
 from orchestrator.scheduling.search.rungs import rung_steps
 from orchestrator.search_space import Trial, trials
 from orchestrator.spec import RunSpec
+from orchestrator.spec_data import DataSpec, SplitName
 from orchestrator.spec_stages import Stage, StagedSpec
 from orchestrator.tracking.finished_model import with_base_found
 
@@ -214,13 +215,18 @@ class _Eyes:
 
 def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
     general = spec.of_general_data
-    for data, location in (
-        (spec.data, spec.data.train),
-        (spec.data, spec.data.validation),
-        *(() if general is None else ((general.data, general.data.train),)),
-    ):
+    read: tuple[tuple[DataSpec, str | tuple[str, ...] | None, SplitName], ...] = (
+        (spec.data, spec.data.train, "train"),
+        (spec.data, spec.data.validation, spec.data.validation_split),
+        *(() if general is None else ((general.data, general.data.train, "train"),)),
+    )
+    for data, location, split in read:
         try:
-            sources = () if location is None else find_sources(location, exclude=data.exclude, data_format=data.format)
+            sources = (
+                ()
+                if location is None
+                else find_sources(location, exclude=data.exclude, data_format=data.format, split=split)
+            )
         except DataError as error:
             if not error.what.endswith(("does not exist", "matches no file")):
                 raise

@@ -14,9 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import console
+from orchestrator.commands.measured import measured_lines
 from orchestrator.doctor.ray_address import check_drives
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
 from orchestrator.load_stages import load_any
+from orchestrator.methods.as_is import EVALUATION
 from orchestrator.planning.hardware import check_address_space
 from orchestrator.progress_line import telling
 from orchestrator.spec import RunSpec
@@ -33,6 +35,7 @@ _NO_ANSWER: Mapping[str, Any] = {
     "restarts": 0,
     "run_folder": None,
     "failure": None,
+    "evaluation": None,
     "stages": None,
 }
 """The fields of `run --json` when it failed before any of them was known."""
@@ -40,12 +43,12 @@ _NO_ANSWER: Mapping[str, Any] = {
 
 def run_command(path: str, overrides: Sequence[str] = (), *, fresh: bool = False, as_json: bool = False) -> None:
     """Loads a spec, runs it, shows the result; a failure ends the process with its exit code."""
-    with _answering_failures(as_json=as_json) as known:
+    with answering_failures(as_json=as_json) as known:
         run_spec(load_any(path, overrides), fresh=fresh, as_json=as_json, known=known)
 
 
 @contextmanager
-def _answering_failures(*, as_json: bool) -> Iterator[dict[str, Any]]:
+def answering_failures(*, as_json: bool) -> Iterator[dict[str, Any]]:
     """Ends the process as `console.reporting_failures`; its answer says all that is known of the failed run by then.
 
     Gives the mapping to put that into; `failure` holds the error's message in its parts.
@@ -104,6 +107,9 @@ def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: d
     line.say(f"{result.status}  {_figures(result.metrics)}")
     if result.best is not None:
         line.say(f"best trial {result.best['trial']}: {result.best['overrides']}")
+    if result.evaluation is not None:
+        for row in measured_lines(result.evaluation, file=str(Path(result.run_folder) / EVALUATION)):
+            line.say(row)
     for label, value in (
         ("model", result.model_path),
         ("run folder", result.run_folder),
@@ -197,7 +203,7 @@ def main_of_job(arguments: Sequence[str], *, kinds: Sequence[str], search: bool,
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the spec")
     options = parser.parse_intermixed_args(list(arguments))
-    with _answering_failures(as_json=options.json) as known:
+    with answering_failures(as_json=options.json) as known:
         spec = load_any(options.config, options.overrides)
         check_kind(spec, kinds=kinds, search=search, prog=prog)
         run_spec(spec, fresh=options.fresh, as_json=options.json, known=known)

@@ -70,6 +70,16 @@ class Texts:
         found = list(self.take(distinct))
         return [found[index] for index in order]
 
+    def place(self, index: int) -> tuple[str, int]:
+        """(location, row from 1) of one of these texts."""
+        number = index if self.chosen is None else int(self.chosen[index])
+        for table, complete in zip(self.rows.tables, self.rows.numbers, strict=True):
+            count = complete if isinstance(complete, int) else len(complete)
+            if number < count:
+                return table.source.location, 1 + (number if isinstance(complete, int) else int(complete[number]))
+            number -= count
+        raise IndexError(index)
+
     def take(self, chosen: np.ndarray) -> Texts:
         """Some of these texts, by their sorted numbers among them."""
         return Texts(rows=self.rows, chosen=chosen if self.chosen is None else self.chosen[chosen])

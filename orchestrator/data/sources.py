@@ -16,7 +16,7 @@ from typing import Literal
 from orchestrator import locations
 from orchestrator.data.split_names import Choice, choose_split, split_named
 from orchestrator.errors import DataError
-from orchestrator.spec_data import DataFormat
+from orchestrator.spec_data import DataFormat, SplitName
 
 Reader = Literal["text", "json", "csv", "tsv", "parquet", "hub"]
 
@@ -24,6 +24,7 @@ READER_OF_ENDING: dict[str, Reader] = {".csv": "csv", ".tsv": "tsv", ".tab": "ts
 READER_OF_ENDING |= dict.fromkeys((".jsonl", ".json", ".ndjson"), "json")
 READERS_OF_FORMAT: dict[DataFormat, tuple[Reader, ...]]
 READERS_OF_FORMAT = {"text": ("text",), "jsonl": ("json",), "csv": ("csv", "tsv"), "parquet": ("parquet",)}
+_TO: dict[SplitName, str] = {"train": "train on", "validation": "validate on", "test": "test on"}
 HUB_NAME = re.compile(r"^(?P<name>[\w-][\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")
 
 
@@ -53,7 +54,7 @@ def find_sources(
     *,
     exclude: tuple[str, ...] = (),
     data_format: DataFormat = "auto",
-    split: Literal["train", "validation"] = "train",
+    split: SplitName = "train",
     with_validation: bool = True,
     delimiter: str | None = None,
 ) -> tuple[Source, ...]:
@@ -77,7 +78,7 @@ def _find(
     location: str,
     exclude: tuple[str, ...],
     data_format: DataFormat,
-    split: Literal["train", "validation"],
+    split: SplitName,
     with_validation: bool,
 ) -> list[Source]:
     if data_format == "hub":
@@ -113,7 +114,7 @@ def _of_split(
     path: Path,
     files: list[Path],
     data_format: DataFormat,
-    split: Literal["train", "validation"],
+    split: SplitName,
     with_validation: bool,
 ) -> Choice:
     """The files of the split that is asked for, else of the one that the location itself names, such as test-*."""
@@ -128,11 +129,13 @@ def _of_split(
     if not choice.files and named is not None:
         choice = choose(asked=named)
     if not choice.files:
+        field = "data.train" if split == "train" else "data.validation"
         pattern = f"{path if path.is_dir() else below}/{'test' if 'test' in str(choice.note) else 'train'}*"
         raise DataError(
-            f"{location} holds no split to {'train on' if split == 'train' else 'validate on'}",
+            f"{location} holds no split to {_TO[split]}",
             got=choice.note,
-            do=f"name the files that are meant in data.{split}, such as {pattern}",
+            do=f"name the files that are meant in {field}, such as {pattern}"
+            + ("" if split == "train" else ", or the split in data.validation_split"),
         )
     return choice
 

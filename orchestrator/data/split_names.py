@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Literal
 
-SplitName = Literal["train", "validation", "test"]
+from orchestrator.spec_data import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 _WORDS: dict[str, SplitName] = {

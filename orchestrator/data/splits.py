@@ -25,6 +25,7 @@ from orchestrator.spec_data import DataSpec
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 _PIECE_ROWS = 1 << 16
+_UNNAMED = re.compile(r"LABEL_(\d+)")
 Sources = Sequence[Source]
 LabelledRows = tuple[Texts, np.ndarray]
 """Texts, read when they are iterated over, and the class number of each."""
@@ -85,10 +86,10 @@ def split_documents(spec: RunSpec, train_sources: Sources, validation_sources: S
     """
     data, seed = spec.data, spec.data.split_seed
     assert data.text_column is not None, "named before"
-    documents = open_documents(train_sources, text_column=data.text_column)
-    train = Chosen(documents=documents, numbers=np.arange(len(documents)))
+    documents = open_documents(train_sources or validation_sources, text_column=data.text_column)
+    train = Chosen(documents=documents, numbers=np.arange(len(documents) if train_sources else 0))
     if validation_sources:
-        held = open_documents(validation_sources, text_column=data.text_column)
+        held = open_documents(validation_sources, text_column=data.text_column) if train_sources else documents
         validation = Chosen(documents=held, numbers=np.arange(len(held)))
     else:
         drawn = drawing.draw_documents(documents.sizes, data.validation_fraction, seed)
@@ -147,6 +148,59 @@ def split_rows(spec: RunSpec, train_sources: Sources, validation_sources: Source
         "validation": _at_most_rows(validation, data.max_validation_examples, seed, "data.max_validation_examples"),
     }
     return SplitRows(names=names, splits=splits, notes=notes)
+
+
+def measured_rows(spec: RunSpec, sources: Sources, classes: Sequence[str]) -> SplitRows:
+    """All rows, to measure a model of these classes on, and none to train on.
+
+    Raises DataError when a column is not there, there are no rows, or one is of another class.
+    """
+    data = spec.data
+    assert data.text_column is not None, "named before"
+    assert data.label_column is not None, "named before"
+    rows = read_rows(
+        sources, text_column=data.text_column, label_column=data.label_column, incomplete=data.incomplete_rows
+    )
+    if not len(rows.labels):
+        location = ", ".join(source.location for source in sources)
+        raise DataError(f"{location} holds no row to measure on", do="check data.validation")
+    every = _numbered(rows, rows.names)
+    none = every[0].take(np.arange(0)), every[1][:0]
+    held = _at_most_rows(every, data.max_validation_examples, data.split_seed, "data.max_validation_examples")
+    found = SplitRows(names=rows.names, splits={"train": none, "validation": held}, notes=rows.notes)
+    return as_classes(found, classes, column=data.label_column)
+
+
+def as_classes(found: SplitRows, classes: Sequence[str], *, column: str) -> SplitRows:
+    """The same rows with the numbers that a model has for their classes.
+
+    Raises DataError for a row of another class, with its place.
+    """
+    names = model_classes(found.names, classes)
+    number = {name: index for index, name in enumerate(names)}
+    wanted = np.array([number.get(name, -1) for name in found.names], dtype=np.int32)
+    splits: dict[Split, LabelledRows] = {}
+    for split, (texts, labels) in found.splits.items():
+        splits[split] = texts, wanted[labels]
+        unknown = np.flatnonzero(splits[split][1] < 0)
+        if len(unknown):
+            location, row = texts.place(int(unknown[0]))
+            raise DataError(
+                "the data has a label that the model never had",
+                got=f"{found.names[labels[unknown[0]]]!r} in column {column!r} of {location}, row {row:,}"
+                + (f"; {len(unknown):,} rows of such labels in all" if len(unknown) > 1 else ""),
+                allowed=", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else ""),
+                do="write the labels as the model has them, remove such rows, or give the column in data.label_column",
+            )
+    return replace(found, names=names, splits=splits)
+
+
+def model_classes(found: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
+    """A model's classes as the data writes them: transformers calls classes without names LABEL_0, LABEL_1 and so on,
+    which are their numbers unless the data says so too."""
+    if set(found) <= set(classes):
+        return tuple(classes)
+    return tuple(match[1] if (match := _UNNAMED.fullmatch(name)) else name for name in classes)
 
 
 def _class_names(rows: Rows, column: str) -> tuple[str, ...]:

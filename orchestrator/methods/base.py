@@ -103,6 +103,8 @@ class Method(PricedMethod):
     """Whether the advisor writes it into a spec for its strategy; one method for each strategy is."""
     trains: ClassVar[bool] = True
     """Whether weights change; else the base answers as it is."""
+    asks_in_prompts: ClassVar[bool] = False
+    """Whether the base is asked about rows in prompts."""
     is_from_scratch: ClassVar[bool] = False
     """Whether the weights of a base are left unread."""
     epochs_factor: ClassVar[float] = 1.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.architectures.families import ENCODERS
 from orchestrator.errors import ModelError
-from orchestrator.methods.base import Method, MethodCost
+from orchestrator.methods.base import MethodCost
+from orchestrator.methods.untrained import Untrained
 from orchestrator.tasks.base import LearntTask
 from orchestrator.tasks.names import CONTINUED_TEXT
 from orchestrator.tasks.registry import task_of
@@ -16,32 +18,18 @@ if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
 
 
-class FewShot(Method):
+class FewShot(Untrained):
     """See the module."""
 
     name = "few_shot"
     cost = MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, backward_share=0.0)
-    trains = False
-    recomputes = False
-    can_merge = False
+    asks_in_prompts = True
     colour, marker = 9, "*"
-
-    def usual_parameters(self, shape: ModelShape, *, rank: int) -> int:
-        """See `PricedMethod`."""
-        return 0
-
-    def trainable_parameters(self, spec: RunSpec, shape: ModelShape) -> int:
-        """See `Method`."""
-        return 0
 
     def cost_of(self, spec: RunSpec, shape: ModelShape) -> MethodCost:
         """See `Method`: keys and values of all layers are kept, though nothing is for a backward pass."""
         kept = 2 * shape.kv_heads * shape.head_dim * shape.layers
         return MethodCost(flops_per_weight=2.0, bytes_per_weight=2.0, backward_share=0.0, kept_per_token=kept)
-
-    def largest_zero_stage(self, spec: RunSpec) -> int:
-        """See `Method`."""
-        return 0
 
     def model_task(self, spec: RunSpec) -> LearntTask:
         """See `Method`: the classes are read off a language model."""
@@ -56,24 +44,8 @@ class FewShot(Method):
                 do="use a base such as gpt2 or llama, or method: head, lora or full for this one",
             )
 
-    def problem(self, spec: RunSpec) -> str | None:
-        """See `Method`."""
-        settings = spec.deepspeed
-        for wrong, sentence in (
-            (
-                not task_of(spec.task).is_classification,
-                f"answers with a class: set task=text-classification, or another method for task: {spec.task}",
-            ),
-            (spec.export != "auto", f"trains no model to export: remove export: {spec.export}"),
-            (spec.retain is not None, "forgets nothing: remove retain"),
-            (spec.layerwise.is_on, "trains no layers: remove layerwise"),
-            (spec.search is not None, "has no training to search over: remove search, and compare runs instead"),
-            (
-                settings.zero_stage not in ("auto", 0) or settings.offload not in ("auto", "none"),
-                "keeps the base whole on each device: set deepspeed=auto",
-            ),
-            (spec.checkpoint.in_a_bucket, "keeps its answers in a folder: set checkpoint.storage to a shared one"),
-        ):
-            if wrong:
-                return f"method: few_shot {sentence}"
-        return None
+    def problems(self, spec: RunSpec) -> Iterator[str]:
+        """See `Untrained`."""
+        if not task_of(spec.task).is_classification:
+            yield f"answers with a class: set task=text-classification, or another method for task: {spec.task}"
+        yield from super().problems(spec)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, assert_never, get_args
 
 from orchestrator.method_names import MethodName
 from orchestrator.methods.adapter import LlamaAdapter
+from orchestrator.methods.as_is import AsIs
 from orchestrator.methods.base import Method, PricedMethod
 from orchestrator.methods.few_shot import FewShot
 from orchestrator.methods.full import Full
@@ -47,6 +48,8 @@ def method_of(name: MethodName) -> Method:
             return Scratch()
         case "few_shot":
             return FewShot()
+        case "as_is":
+            return AsIs()
         case _:
             assert_never(name)
 

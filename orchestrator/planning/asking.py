@@ -1,4 +1,4 @@
-"""How much a base reads that is asked with examples and trains nothing.
+"""How much a base reads that trains nothing: it is asked with examples, or measured as it is.
 
 Comes in: a spec and, once the data has been looked at, its counts. Goes out: an `Asking`. Called by `plan`. What a
 prompt adds to the rows is estimated from its bytes; the worker counts it, and refuses what does not fit.
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import DataError, ModelError
-from orchestrator.planning.length import PAD_MULTIPLE, Length
+from orchestrator.planning.length import PAD_MULTIPLE, Length, left_over
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.quantities import human_count
 from orchestrator.spec_methods import LABEL, TEXT, FewShotSpec
+from orchestrator.tasks.names import PACKED
+from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -37,6 +39,8 @@ class Asking:
     """Instruction and examples, which each worker reads once."""
     each: float
     """A row with the names of all classes, on average."""
+    all_logits: bool = False
+    """Whether what the model gives is needed at every position, not at a few alone."""
     longest: int
     """The longest row with all that stands before it and a class's name: what memory must hold."""
     reasons: tuple[str, ...]
@@ -55,6 +59,24 @@ class Asking:
             longest=self.longest,
             reasons=self.reasons,
         )
+
+
+def measuring(spec: RunSpec, counts: DatasetCounts | None) -> Asking:
+    """What a spec of `kind: evaluate` reads."""
+    cut_off, is_packed = spec.data.sequence_length, task_of(spec.task).form in PACKED
+    each, longest, rows = float(cut_off), cut_off, None if counts is None else counts.validation_samples
+    if counts is not None and counts.validation_samples:
+        if counts.validation_tokens is not None:
+            each = counts.validation_tokens / counts.validation_samples
+        elif counts.train_samples:
+            each = counts.train_tokens / counts.train_samples
+        longest = counts.longest or cut_off
+    what = "blocks" if is_packed else "rows"
+    much = f"the {what}" if rows is None else f"{rows:,} {what}"
+    why = f"evaluate: nothing is trained; {much} of {each:.3g} tokens on average are read once, by all workers together"
+    if is_packed and counts is not None and not counts.train_samples:
+        why += left_over(counts.left_over_tokens)
+    return Asking(rows=rows, opening=0.0, each=max(1.0, each), longest=longest, reasons=(why,), all_logits=is_packed)
 
 
 def asking(spec: RunSpec, counts: DatasetCounts | None, *, context: int | None) -> Asking:

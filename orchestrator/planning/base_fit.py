@@ -15,6 +15,7 @@ from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import StoredWeights, read_weights
 from orchestrator.architectures.weight_names import HEAD_MODULES, is_in_head
 from orchestrator.errors import DataError, ModelError
+from orchestrator.method_names import EVALUATE
 from orchestrator.methods.registry import method_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ def base_notes(
         return (f"base: {base} is not on this machine yet, so its files were not looked at",)
     _check_against_config(base, stored, config)
     task = method_of(spec.method).model_task(spec)
+    if spec.kind == EVALUATE:
+        _check_can_be_measured(spec, stored, config, task)
     _check_names(spec, stored, shape, task)
+    if spec.kind == EVALUATE:
+        return ()
     if not task.models_language:
         _check_head_is_kept(spec, stored, config, label_names)
         return tuple(_about_classifier(base, stored, config, label_names))
@@ -57,6 +62,35 @@ def base_notes(
         note = f"head: {base} comes without a masked-LM head; a new one is trained, so the loss begins near guessing"
         return (note,)
     return ()
+
+
+def _check_can_be_measured(spec: RunSpec, stored: StoredWeights, config: Mapping[str, Any], task: LearntTask) -> None:
+    """Raises ModelError where a model lacks the head of the task, so that it would answer at random."""
+    base, saved_as = str(spec.model.base), str((config.get("architectures") or [""])[0])
+    rows = next((shape[0] for name, shape in stored.shapes.items() if OUTPUT_OF_HEAD.fullmatch(name) and shape), None)
+    got = None
+    if task.is_classification:
+        missing = [name for name in HEAD_MODULES.get(str(config.get("model_type")), ()) if not _has(stored, name)]
+        if rows is None or not _is_classifier(config):
+            got = "no head for classes of texts"
+        elif missing:
+            got = f"no {' and no '.join(missing)} in its head"
+        elif rows != len(classes_of(config)):
+            got = f"a head for {rows} classes, of which its config.json names {len(classes_of(config))}"
+    elif saved_as_classifier(config):
+        got = "a head for classes of texts"
+    elif task.hides_tokens and lacks_masked_lm_head(stored.shapes):
+        got = "no masked-LM head"
+    if got is not None:
+        raise ModelError(
+            f"the model was not trained for task: {task.name}, and would answer at random",
+            got=f"{base} with {got}" + (f", saved as {saved_as}" if saved_as else ""),
+            do="give a model that was, or the task of this one; `orchestrator run` trains one",
+        )
+
+
+def _has(stored: StoredWeights, module: str) -> bool:
+    return any(module in name.split(".") for name in stored.shapes)
 
 
 def _check_head_is_kept(
@@ -97,12 +131,21 @@ def keeps_head(config: Mapping[str, Any], label_names: Sequence[str]) -> bool:
     return _is_classifier(config) and _labels(config) == list(label_names)
 
 
-def _labels(config: Mapping[str, Any]) -> list[str]:
-    """A base's classes by number; those that transformers numbered itself are their numbers."""
+def classes_of(config: Mapping[str, Any]) -> list[str]:
+    """A base's classes by number, as its config.json names them."""
     # transformers writes neither for two classes without names.
     names = config.get("id2label") or {str(n): f"LABEL_{n}" for n in range(config.get("num_labels") or 2)}
-    ordered = [str(names[key]) for key in sorted(names, key=lambda key: int(key))]
-    return [match[1] if (match := _UNNAMED.fullmatch(name)) else name for name in ordered]
+    return [str(names[key]) for key in sorted(names, key=lambda key: int(key))]
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    """A base's classes by number; those that transformers numbered itself are their numbers."""
+    return [match[1] if (match := _UNNAMED.fullmatch(name)) else name for name in classes_of(config)]
+
+
+def saved_as_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a model says of itself that it has a head for classes of texts."""
+    return bool(config.get("architectures")) and _is_classifier(config)
 
 
 def _is_classifier(config: Mapping[str, Any]) -> bool:

@@ -155,7 +155,7 @@ def _about_samples(
     if spec.replayed:
         yield f"replay: {spec.replayed} of the {spec.training.global_batch} samples of each batch are general data"
     if task_of(spec.task).form in PACKED:
-        left = "" if counts is None else _left_over(counts.left_over_tokens)
+        left = "" if counts is None else left_over(counts.left_over_tokens)
         yield (
             f"packing: documents stand one after the other with a separator between them, cut into blocks of {length} "
             f"tokens that go on over the end of a document{left}"
@@ -170,7 +170,8 @@ def _about_samples(
         )
 
 
-def _left_over(tokens: int) -> str:
+def left_over(tokens: int) -> str:
+    """What ends a sentence about a stream of which so many tokens fill no block."""
     if not tokens:
         return ""
     return f"; the last {'token' if tokens == 1 else f'{tokens:,} tokens'} of the stream fill no block"

@@ -14,7 +14,7 @@ from orchestrator.architectures.families import DECODERS, ENCODERS, ModelShape, 
 from orchestrator.errors import ModelError, SpecError
 from orchestrator.methods.base import MethodCost
 from orchestrator.methods.registry import method_of, trainable_parameters
-from orchestrator.planning.asking import Asking, asking
+from orchestrator.planning.asking import Asking, asking, measuring
 from orchestrator.planning.base_fit import base_notes, check_same_classes, refuse_frozen_head
 from orchestrator.planning.deepspeed_config import deepspeed_config
 from orchestrator.planning.elastic import choose_common_layout, settle
@@ -107,7 +107,7 @@ class _Job:
                 anchors=self.spec.retain is not None and self.spec.retain.l2sp > 0,
                 accumulates=layout.workers * layout.micro_batch < self.spec.training.global_batch,
                 # Where nothing is trained, logits of the few last positions are all that is computed of them.
-                loss_chunks=layout.sequence_length if self.asking is not None else 1,
+                loss_chunks=layout.sequence_length if self.asking is not None and not self.asking.all_logits else 1,
             ),
         )
 
@@ -226,7 +226,8 @@ def _job(spec: RunSpec, counts: DatasetCounts | None) -> _Job:
     shape, trainable, about_base = _shape(spec, counts)
     method, asked = method_of(spec.method).cost_of(spec, shape), None
     if not method_of(spec.method).trains:
-        asked = asking(spec, counts, context=shape.context)
+        asks = method_of(spec.method).asks_in_prompts
+        asked = asking(spec, counts, context=shape.context) if asks else measuring(spec, counts)
         shape = replace(shape, dropout=False)
     length = training_length(spec, counts) if asked is None else asked.length(spec)
     computed = [(columns + method.virtual_tokens, share) for columns, share in length.columns]
@@ -455,7 +456,7 @@ def _cost_notes(job: _Job, layout: Layout, cost: RunCost | None) -> Iterator[str
         "flops": once + each * steps,
     }[budget.unit]
     if needs > budget.amount:
-        much = "asking about all rows takes" if job.asking is not None else f"{steps:,} steps take"
+        much = "reading all rows takes" if job.asking is not None else f"{steps:,} steps take"
         end = "before its end" if job.asking is not None else f"near step {int(steps * budget.amount / needs):,}"
         yield (
             f"budget: {budget} is less than the {needs:.3g}{budget.unit} that {much} in the middle "

@@ -64,7 +64,7 @@ def _check_pays_for_all(spec: RunSpec, plan: RunPlan) -> None:
     least = {"usd": usd.low if usd else 0.0, "gpu-hours": device.low, "hours": wall.low, "flops": plan.flops_once}
     if least[budget.unit] > budget.amount:
         raise SpecError(
-            "the budget ends before all held-out rows have been asked about, and a part of them gives no figures",
+            "the budget ends before all held-out rows have been read, and a part of them gives no figures",
             got=f"budget: {budget}",
             allowed=f"{least[budget.unit]:.3g}{budget.unit} or more, start included",
             do="raise the budget, or set data.max_validation_examples lower",

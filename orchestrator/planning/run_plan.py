@@ -57,6 +57,8 @@ class DatasetCounts:
     train_tokens: int
     """Tokens of one epoch: special ones included, padding not."""
     validation_samples: int
+    validation_tokens: int | None = None
+    """Of the held-out samples; None where they were not counted."""
     vocab_size: int
     """Entries of the tokenizer that encoded the data."""
     num_labels: int | None = None
@@ -69,7 +71,7 @@ class DatasetCounts:
     longest: int | None = None
     """Columns of the longest sample of either split; None for packed blocks."""
     left_over_tokens: int = 0
-    """Tokens at the end of the training stream that fill no block."""
+    """Tokens at the end of the training stream, or without one of the held-out stream, that fill no block."""
     retained: DatasetCounts | None = None
     """The same of the general data of `retain`."""
 

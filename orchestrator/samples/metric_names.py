@@ -43,7 +43,8 @@ OF_ASKING = (*_COSTS, *_BESIDE_THE_PLAN)
 def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
     """What a run of this spec logs."""
     if not method_of(spec.method).trains:
-        return (*task_of(spec.task).metrics, *OF_ASKING)
+        further = () if method_of(spec.method).asks_in_prompts else task_of(spec.task).further_metrics
+        return (*task_of(spec.task).metrics, *further, *OF_ASKING)
     saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
     return (*EVERY_STEP, *_at_evaluations(spec), *AT_THE_END, *saving)
 

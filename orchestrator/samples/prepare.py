@@ -18,12 +18,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from orchestrator.architectures.families import model_config
 from orchestrator.data.contents import contents_of
 from orchestrator.data.first_look import preview
 from orchestrator.data.held_out import HeldOut
 from orchestrator.data.sources import find_sources
 from orchestrator.data.spec_columns import with_columns
 from orchestrator.errors import DataError
+from orchestrator.method_names import EVALUATE
+from orchestrator.planning.base_fit import classes_of
 from orchestrator.planning.run_plan import DatasetCounts
 from orchestrator.samples import base_tokenizer, kept_tokenizers, tokenization
 from orchestrator.samples.forms.base import EncodeMany, Inputs
@@ -207,10 +210,13 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> In
     if tokenizer is not None:
         form_of(task_of(spec.task)).check_tokenizer(spec, tokenizer)  # refused before anything starts
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format, delimiter=data.delimiter)
-    train = find(data.train, with_validation=data.validation is None)
+    measured_alone = spec.kind == EVALUATE and data.validation is not None
+    train = () if measured_alone else find(data.train, with_validation=data.validation is None)
     beside = tuple(held for source in train for held in source.validation)
-    validation = beside if data.validation is None else find(data.validation, split="validation")
-    named, notes = with_columns(spec, train, look=preview)
+    validation = beside if data.validation is None else find(data.validation, split=data.validation_split)
+    if spec.kind == EVALUATE and beside:
+        train = ()  # what a training on them is measured on lies beside them
+    named, notes = with_columns(spec, train or validation, look=preview)
     said = tuple(source.note for source in (*train, *validation) if source.note is not None)
     return Inputs(
         spec=named,
@@ -220,13 +226,21 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> In
         location=location,
         tokenizer=tokenizer,
         is_exact=is_exact,
+        classes=_classes(spec),
     )
+
+
+def _classes(spec: RunSpec) -> tuple[str, ...] | None:
+    """See `Inputs`."""
+    if spec.kind != EVALUATE or not task_of(spec.task).is_classification:
+        return None
+    return tuple(classes_of(model_config(spec.model)))
 
 
 def _fingerprint(inputs: Inputs) -> str:
     spec, data = inputs.spec, inputs.spec.data
     drawn = not (inputs.validation and inputs.tokenizer) or data.max_train_examples or data.max_validation_examples
-    parts = {
+    parts: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "task": spec.task,
         "train": contents_of(inputs.train),
@@ -238,6 +252,8 @@ def _fingerprint(inputs: Inputs) -> str:
         "sequence_length": data.sequence_length,
         "tokenizer": spec.model.vocab_size if inputs.tokenizer is None else inputs.tokenizer.fingerprint(),
     }
+    if inputs.classes is not None:
+        parts["classes"] = list(inputs.classes)
     if any(source.reader != "text" for source in (*inputs.train, *inputs.validation)):
         parts["tables"] = [TABLES_VERSION, data.delimiter, data.incomplete_rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -270,6 +286,7 @@ def _load(folder: Path, inputs: Inputs, *, cached: bool) -> PreparedData:
         fingerprint=folder.name,
         counts=DatasetCounts(
             **counted,
+            validation_tokens=None if meta["train_samples"] else meta["validation_tokens"],
             **form_of(task_of(inputs.spec.task)).shapes(folder, meta),
             num_labels=None if names is None else len(names),
             label_names=names,

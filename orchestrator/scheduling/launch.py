@@ -5,13 +5,16 @@ What can be refused is refused before Ray starts: `look_ahead` and the checks be
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator import locations
+from orchestrator.atomic_file import read_json
 from orchestrator.errors import Interrupted, StorageError
+from orchestrator.methods.as_is import EVALUATION
 from orchestrator.methods.registry import method_of
 from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.plan import check_samples
@@ -169,13 +172,16 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
         tracker.tag({f"{TAG}restarts": str(result.restarts)})
         outcome = result.outcome
         if outcome.status == "interrupted":
+            trains = outcome.steps or method_of(prepared.spec.method).asks_in_prompts
             reached = f"at step {outcome.step} of {outcome.steps}, with a checkpoint" if outcome.steps else "on the way"
             raise Interrupted(
                 f"stopped {reached}",
                 got=outcome.checkpoint,
-                do="the same command goes on from there",
+                do="the same command goes on from there" if trains else "the same command begins anew",
             )
         answer = _result(folder, outcome, restarts=result.restarts)
+        if answer.evaluation is not None:
+            tracker.attach(EVALUATION, json.dumps(answer.evaluation, indent=2))
         tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step)
         end_run(tracker, answer)
         keep_result(answer, prepared.spec)
@@ -224,4 +230,5 @@ def _result(folder: Path, outcome: Outcome, *, restarts: int) -> RunResult:
         restarts=restarts,
         run_folder=str(folder),
         notes=outcome.notes,
+        evaluation=read_json(folder / EVALUATION) if outcome.status == "finished" else None,
     )

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import Interrupted, OrchestratorError, StorageError
+from orchestrator.method_names import EVALUATE
+from orchestrator.methods.registry import method_of
 from orchestrator.planning.plan import about_length
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, RunPlan
@@ -64,6 +66,8 @@ class RunResult:
     notes: tuple[str, ...] = ()
     best: dict[str, Any] | None = field(default=None)
     """The best trial of a search: its overrides, MLflow run and folder."""
+    evaluation: dict[str, Any] | None = field(default=None)
+    """Of a model that was measured, what was found beyond the metrics: rows, and for classes each by itself."""
     stages: tuple[dict[str, Any], ...] | None = field(default=None)
     """Of a run of stages, what each that was begun has answered, with its name and cycle."""
 
@@ -234,7 +238,10 @@ def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> Description
         run_folder=prepared.run_folder,
         goal=goal,
     )
-    return what if prepared.part_of is None else replace(what, tags={**what.tags, **prepared.part_of.tags})
+    tags = {} if prepared.part_of is None else prepared.part_of.tags
+    if prepared.spec.kind == EVALUATE and (run_id := remembered_run_id(Path(str(prepared.spec.model.base)).parent)):
+        tags = {**tags, f"{TAG}base_run_id": run_id}
+    return replace(what, tags={**what.tags, **tags})
 
 
 def _ship_left_behind(run_folder: Path, say: Callable[[str], None]) -> None:
@@ -264,7 +271,8 @@ def finished_earlier(folder: Path, spec: RunSpec, listener: Listener) -> RunResu
             return None
         listener.say(f"this run has spent its budget of {value['budget']}; with a larger one it goes on")
     else:
-        listener.say("this run is already finished; --fresh starts over, training.seed=N makes another")
+        another = ", training.seed=N makes another" if method_of(spec.method).trains else ""
+        listener.say(f"this run is already finished; --fresh starts over{another}")
     for note in filter(None, (shipment.note() for shipment in flush(find_runs(folder)))):
         listener.say(note)
     return with_run_ids(result)

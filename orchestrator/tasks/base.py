@@ -6,13 +6,14 @@ Torch is loaded inside functions alone, so that a plan knows tasks without it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.tasks.names import FormName
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
     from torch.nn import Module
 
@@ -20,6 +21,33 @@ if TYPE_CHECKING:
 
 BITS_PER_BYTE = "eval/bits_per_byte"
 """All nats over the held-out tokens that are predicted, over ln 2 and over the UTF-8 bytes that these stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByClass:
+    """How a model answers for one class."""
+
+    name: str
+    precision: float
+    """Share of what it took for this class that is of it; 0 where it took nothing for it."""
+    recall: float
+    """Share of the rows of this class that it took for it; 0 where there are none."""
+    f1: float
+    """Harmonic mean of the two."""
+    rows: int
+    """How many are of this class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """What an evaluation says beyond the metrics that a training logs."""
+
+    metrics: dict[str, float]
+    """Further ones, by name."""
+    classes: tuple[ByClass, ...]
+    """In the model's order."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows of each class (outer) that were taken for each class (inner)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +61,9 @@ class Objective:
     its `summarize` takes."""
     summarize: Callable[..., dict[str, float]]
     """The sums over all held-out samples as named metrics."""
+    answers: Callable[[Tensor], Tensor] | None = None
+    """Of what `evaluate` gives per sample, the true class of each and the one that was predicted, shape (n, 2); None
+    without classes."""
     predictions: Callable[[Batch], Tensor] | None = None
     """How many a micro-batch's loss is the mean of, a scalar; None where equal micro-batches hold equally many."""
 
@@ -62,6 +93,8 @@ class LearntTask(AdvisedTask):
     """What its samples are."""
     metrics: ClassVar[tuple[str, ...]]
     """Logged at each evaluation."""
+    further_metrics: ClassVar[tuple[str, ...]] = ()
+    """Those of `breakdown`, which an evaluation alone logs."""
     ranked_by: ClassVar[str]
     """The metric that says how good a result is."""
     auto_class: ClassVar[str]
@@ -74,6 +107,11 @@ class LearntTask(AdvisedTask):
     @abstractmethod
     def trained_beside_adapters(self, model_type: str) -> tuple[str, ...] | None:
         """Modules that an adapted model trains whole, by their names; None for none."""
+
+    def breakdown(self, true: ndarray, answers: ndarray, names: Sequence[str]) -> Breakdown | None:
+        """What comes of each class, from the class of each row and the one that was predicted, both (rows,); None
+        for a task without classes."""
+        return None
 
     def group(self, kind: str) -> str:
         """The heading under which results are compared, for a run of a `kind`."""

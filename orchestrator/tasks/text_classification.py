@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.architectures.weight_names import head_modules
-from orchestrator.tasks.base import LearntTask, Objective
+from orchestrator.tasks.base import Breakdown, ByClass, LearntTask, Objective
 from orchestrator.tasks.masked_lm import ROBERTA_BASE
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
     from torch.nn import Module
 
     from orchestrator.tasks.base import Batch
+
+
+_TOTALS = 3
+"""Sums of an evaluation that are not by class."""
 
 
 class TextClassification(LearntTask):
@@ -24,6 +30,7 @@ class TextClassification(LearntTask):
     assumed_base = ROBERTA_BASE
     form = "labelled-texts"
     metrics = ("eval/loss", "eval/accuracy", "eval/macro_f1")
+    further_metrics = ("eval/weighted_f1",)
     ranked_by = "eval/accuracy"
     auto_class = "AutoModelForSequenceClassification"
     model_table = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
@@ -33,10 +40,26 @@ class TextClassification(LearntTask):
         """See `LearntTask`: the head is new."""
         return head_modules(model_type)
 
+    def breakdown(self, true: ndarray, answers: ndarray, names: Sequence[str]) -> Breakdown:
+        """See `LearntTask`: scikit-learn's figures, over all classes of the model; weighted F1 weights by rows."""
+        from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+        numbers = list(range(len(names)))
+        by_class = precision_recall_fscore_support(true, answers, labels=numbers, zero_division=0)
+        weighted = f1_score(true, answers, labels=numbers, average="weighted", zero_division=0)
+        return Breakdown(
+            metrics={"eval/weighted_f1": float(weighted)},
+            classes=tuple(
+                ByClass(name=name, precision=float(precision), recall=float(recall), f1=float(f1), rows=int(rows))
+                for name, precision, recall, f1, rows in zip(names, *by_class, strict=True)
+            ),
+            confusion=tuple(map(tuple, confusion_matrix(true, answers, labels=numbers).tolist())),
+        )
+
     @property
     def objective(self) -> Objective:
         """See `LearntTask`."""
-        return Objective(loss=_loss, evaluate=_evaluate, summarize=_summary)
+        return Objective(loss=_loss, evaluate=_evaluate, summarize=_summary, answers=_answers)
 
 
 def _logits(model: Module, batch: Batch) -> Tensor:
@@ -60,14 +83,24 @@ def _evaluate(model: Module, batch: Batch) -> Tensor:
     predicted, true = (F.one_hot(of, logits.shape[-1]).double() for of in (logits.argmax(-1), batch["labels"]))
     hits = predicted * true
     sums = torch.stack([losses, hits.sum(-1), torch.ones_like(losses)], dim=1)
-    return torch.cat([sums, hits, predicted + true], dim=1)
+    return torch.cat([sums, hits, predicted, true], dim=1)
+
+
+def _answers(sums: Tensor) -> Tensor:
+    """See `Objective`: the last two of the three blocks of classes."""
+    import torch
+
+    _, predicted, true = sums[:, _TOTALS:].chunk(3, dim=1)
+    return torch.stack([true.argmax(-1), predicted.argmax(-1)], dim=1)
 
 
 def _summary(loss: float, correct: float, count: float, *by_class: float) -> dict[str, float]:
-    """`by_class`: for each class how often it was predicted rightly, then how often it was predicted or true, together.
+    """`by_class`: for each class how often it was predicted rightly, then how often it was predicted, then how often
+    it was true.
 
     Macro-F1 is the mean of the classes' F1 = 2 hits / (predicted + true), over those that were predicted or true.
     """
-    half = len(by_class) // 2
-    scores = [2 * hits / either for hits, either in zip(by_class[:half], by_class[half:], strict=True) if either]
+    classes = len(by_class) // 3
+    blocks = (by_class[start : start + classes] for start in range(0, len(by_class), classes))
+    scores = [2 * hits / (predicted + true) for hits, predicted, true in zip(*blocks, strict=True) if predicted + true]
     return {"eval/loss": loss / count, "eval/accuracy": correct / count, "eval/macro_f1": sum(scores) / len(scores)}

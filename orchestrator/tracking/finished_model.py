@@ -1,14 +1,19 @@
-"""`model.base: runs:/ID` -> where that run's model lies, a folder or a bucket's URI; in a search's space too."""
+"""`model.base: runs:/ID`, or `runs:/EXPERIMENT/NAME` -> where that run's model lies, a folder or a bucket's URI; in a
+search's space too."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from orchestrator import locations
 from orchestrator.errors import ModelError
 from orchestrator.object_store import is_remote
+from orchestrator.tracking import run_record
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -59,7 +64,8 @@ def _found_in(space: Mapping[str, Any], uri: str | None) -> dict[str, Any]:
 
 
 def found_base(location: str, *, uri: str | None = None) -> str:
-    """The folder or URI of a run's model for `runs:/ID` in a store (the default one); any other location unchanged.
+    """Folder or URI of a run's model in a store (the default one) for `runs:/ID`, or for `runs:/EXPERIMENT/NAME`, which is
+    the newest of that name that has left one; any other location unchanged.
 
     Raises what `with_base_found` raises.
     """
@@ -77,7 +83,7 @@ def _model_of_run(uri: str, run_id: str) -> str:
     store.check_store(uri)
     client = store.client(uri, create=False)
     try:
-        tags = client.get_run(run_id).data.tags
+        tags = _newest_named(client, run_id, uri) if "/" in run_id else client.get_run(run_id).data.tags
     except MlflowException as error:
         raise ModelError(
             "the run that model.base names is not in the MLflow store",
@@ -95,6 +101,37 @@ def _model_of_run(uri: str, run_id: str) -> str:
             do="give a finished run whose folder this machine sees",
         )
     return str(folder)
+
+
+def _newest_named(client: Any, name: str, uri: str) -> Mapping[str, str]:
+    """The tags of the newest run EXPERIMENT/NAME that has left a model. Raises ModelError without one."""
+    from orchestrator.tracking.mlflow_backend import TAG, search_runs
+
+    experiment, _, run_name = name.rpartition("/")
+    found = client.get_experiment_by_name(experiment)
+    is_name = re.fullmatch(r"[\w.-]+", run_name) is not None  # else no run is called so
+    runs = (
+        []
+        if found is None or not is_name
+        else search_runs(client, found.experiment_id, f"tags.`{TAG}name` = '{run_name}'")
+    )
+    left = [run for run in runs if _MODEL_PATH_TAG in run.data.tags]
+    if not left:
+        raise ModelError(
+            "no run of that name has left a model",
+            got=f"{_PREFIX}{name} in {uri}",
+            do=f"`orchestrator compare --experiment {experiment}` shows its runs",
+        )
+    tags: Mapping[str, str] = max(left, key=lambda run: run.info.start_time).data.tags
+    return tags
+
+
+def spec_behind(model: Path) -> dict[str, Any] | None:
+    """The spec of the run that left a model in its folder, as a plain mapping; None where no run did, or none that is
+    tracked."""
+    run = run_record.read(model.parent)
+    text = None if run is None else run.artifacts.get("spec.yaml")
+    return None if text is None else dict(yaml.safe_load(text))
 
 
 def _where_it_is_now(model: Path) -> Path | None:

@@ -62,6 +62,9 @@ class Tracker(Protocol):
     def tag(self, tags: Mapping[str, str]) -> None:
         """Add to what the run says of itself."""
 
+    def attach(self, name: str, text: str) -> None:
+        """Add a text file to the run's artifacts."""
+
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """Show the best trial's figures on this run, a search, when it ends."""
 
@@ -90,6 +93,9 @@ class NoTracker:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Nothing to tag."""
+
+    def attach(self, name: str, text: str) -> None:
+        """Nothing to add it to."""
 
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """Nothing to show it on."""
@@ -137,6 +143,10 @@ class MlflowTracker:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Adds to the run's tags."""
         run_record.change(self._folder, lambda run: run_record.with_tags(run, tags))
+
+    def attach(self, name: str, text: str) -> None:
+        """Adds to the run's artifacts."""
+        run_record.change(self._folder, lambda run: replace(run, artifacts={**run.artifacts, name: text}))
 
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """The best trial's last metrics and parameters (as `best.KEY`); `cost/` metrics are summed over all trials."""

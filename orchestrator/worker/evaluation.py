@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from orchestrator.runs.job import TrainingJob
 from orchestrator.samples.batches import Samples
 from orchestrator.samples.metric_names import GAP
 from orchestrator.tasks.base import BITS_PER_BYTE, Objective
-from orchestrator.worker.engine import Engine
+from orchestrator.worker.objectives import Batch
 from orchestrator.worker.step_data import tensors
 
 _GAP_SAMPLES = 256
@@ -20,41 +21,62 @@ _GAP_SAMPLES = 256
 over samples."""
 
 
+Seen = Callable[[np.ndarray, torch.Tensor], None]
+"""Told of each batch the numbers of its samples, and what the objective gives for each."""
+
+
+class Evaluated(Protocol):
+    """A model on all ranks: a training's engine, or one as it is."""
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """What the objective gives per sample; no gradients, no dropout."""
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum of a small tensor over all ranks."""
+
+
 class Evaluator:
-    """Evaluates a training's model, the same at any number of workers."""
+    """Evaluates a model, the same at any number of workers."""
 
     def __init__(
         self,
         job: TrainingJob,
         objective: Objective,
         *,
-        train: Samples,
         validation: Samples,
         rank: int,
         before_batch: Callable[[], None],
+        train: Samples | None = None,
     ) -> None:
-        """`before_batch` is called before each forward pass."""
+        """`before_batch` is called before each forward pass; `train` is what a training's model has learnt from."""
         self._plan, self._objective, self._rank, self._before_batch = job.plan, objective, rank, before_batch
         self._covered_bytes = job.data.covered_bytes
         self._train, self._validation = train, validation
-        self._learnt_from = gap_samples(len(train), len(validation))
 
-    def figures(self, engine: Engine) -> dict[str, float]:
-        """The task's over every held-out sample once, and the generalization gap; every rank calls it.
+    def figures(self, engine: Evaluated) -> dict[str, float]:
+        """Those of `held_out`, and the generalization gap; every rank calls it."""
+        assert self._train is not None, "a gap is to what was learnt from"
+        figures, learnt_from = self.held_out(engine), gap_samples(len(self._train), len(self._validation))
+        return figures | {GAP: figures["eval/loss"] - self.loss(engine, self._train, learnt_from)}
+
+    def held_out(self, engine: Evaluated, *, seen: Seen | None = None) -> dict[str, float]:
+        """The task's over every held-out sample once; every rank calls it, and its `seen` is told of its own samples.
 
         Where the UTF-8 bytes of the text that the predicted tokens stand for are known, bits per byte are among them.
         """
-        totals = self._sums(engine, self._validation, np.arange(len(self._validation)))
+        totals = self._sums(engine, self._validation, np.arange(len(self._validation)), seen=seen)
         figures = self._objective.summarize(*totals)
         if self._covered_bytes is not None:
             figures[BITS_PER_BYTE] = totals[0] / math.log(2) / self._covered_bytes
-        return figures | {GAP: figures["eval/loss"] - self.loss(engine, self._train, self._learnt_from)}
+        return figures
 
-    def loss(self, engine: Engine, samples: Samples, chosen: np.ndarray) -> float:
+    def loss(self, engine: Evaluated, samples: Samples, chosen: np.ndarray) -> float:
         """The mean loss over samples chosen by their numbers; every rank calls it."""
         return self._objective.summarize(*self._sums(engine, samples, chosen))["eval/loss"]
 
-    def _sums(self, engine: Engine, samples: Samples, chosen: np.ndarray) -> list[float]:
+    def _sums(
+        self, engine: Evaluated, samples: Samples, chosen: np.ndarray, *, seen: Seen | None = None
+    ) -> list[float]:
         """The objective's sums over chosen samples."""
         plan, sums = self._plan, torch.zeros(1, dtype=torch.float64)
         for indices, real in _slices(
@@ -62,7 +84,10 @@ class Evaluator:
         ):
             self._before_batch()
             batch = samples.batch(indices, pad_to=samples.padded_length(indices))
-            sums = sums + engine.evaluate(tensors(batch)).cpu()[:real].sum(0)
+            each = engine.evaluate(tensors(batch)).cpu()[:real]
+            if seen is not None:
+                seen(indices[:real], each)
+            sums = sums + each.sum(0)
         totals: list[float] = engine.sum_over_ranks(sums).tolist()
         return totals
 

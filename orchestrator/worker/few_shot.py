@@ -20,23 +20,21 @@ import torch.distributed as dist
 import transformers
 
 from orchestrator.architectures.families import model_config, model_shape
-from orchestrator.atomic_file import draft_of, write_json
+from orchestrator.atomic_file import draft_of
 from orchestrator.checkpoints.catalog import storage_errors
 from orchestrator.errors import DataError, ModelError
 from orchestrator.methods.registry import method_of
 from orchestrator.planning.asking import words_of
-from orchestrator.runs.attempts import Attempts
-from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
+from orchestrator.runs.job import Outcome, Status, TrainingJob, WorkerContext
 from orchestrator.samples.forms.labelled_texts import LabelledSamples
 from orchestrator.samples.open_split import open_split
 from orchestrator.samples.prompts import BETWEEN, CONTENT_FREE, Question, draw_examples, opening, questions, written
 from orchestrator.tasks.registry import task_of
-from orchestrator.tracking.tracker import MetricLog
-from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import ControlSignal
-from orchestrator.worker.engine import device_of, forget_peak, join_process_group, peak_gib
+from orchestrator.worker.engine import join_process_group
 from orchestrator.worker.models import load_language_model
 from orchestrator.worker.scorer import Scorer
+from orchestrator.worker.untrained import UntrainedRank
 
 PROMPT, SCORES = "prompt.txt", "scores.npy"
 """In a run folder: the prompt with places for a row and its class, and the scores, (held-out rows, classes)."""
@@ -60,22 +58,12 @@ def ask(job: TrainingJob, context: WorkerContext) -> Outcome:
         asking.close()
 
 
-class _Asking:
+class _Asking(UntrainedRank):
     """One rank's share of asking."""
 
     def __init__(self, job: TrainingJob, context: WorkerContext) -> None:
-        self._job, self._context = job, context
-        self._leads = context.rank == 0
-        self._account = Account(job.plan, evaluated_samples=0, started_s_ago=job.started_s_ago)
-        self._account.resume(LoopState(), job.held_before)
-        self._account.add_saving(0.0)  # no checkpoint is written
-        self._attempts = Attempts(job.run_folder, job.exchange())
-        self._fence = self._attempts.fence(job.attempt)
-        self._notes: tuple[str, ...] = (
-            f"what was asked is in {PROMPT} of the run folder, what came of each row in {SCORES}",
-        )
-        self._device = device_of(job.plan, context)
-        forget_peak(self._device)
+        super().__init__(job, context)
+        self._note(f"what was asked is in {PROMPT} of the run folder, what came of each row in {SCORES}")
         train, self._rows = (_labelled(job.data.path, split) for split in ("train", "validation"))
         prompts = _Prompts(job, train)
         self._questions = prompts.about(self._rows)
@@ -84,17 +72,17 @@ class _Asking:
             self._fence.check()
             with storage_errors(job.run_folder):
                 (job.run_folder / PROMPT).write_text(prompts.pattern, encoding="utf-8")
-            if job.attempt:
-                self._attempts.note_resumed(job.attempt, 0)
         self._scores = _kept(job.run_folder, (len(self._rows), len(job.data.label_names or ())))
         shared = torch.from_numpy(self._scores).to(self._device)
         dist.broadcast(shared, src=0)
         self._scores = shared.cpu().numpy()
-        self._log = (
-            MetricLog(job.run_folder, attempt=max(1, job.attempt), holds=self._fence.holds) if self._leads else None
-        )
         self._without_content = prompts.without_content() if job.spec.few_shot.calibrate else []
         self._scorer = Scorer(load_language_model(job.spec, job.plan), self._device, prompts.opening_ids)
+
+    @property
+    def _share(self) -> float:
+        """See `UntrainedRank`: of the rows that have their scores."""
+        return float(np.mean(~self._unasked))
 
     @property
     def _unasked(self) -> np.ndarray:
@@ -107,14 +95,14 @@ class _Asking:
         world_size, micro_batch = self._job.plan.workers, self._job.plan.micro_batch
         batches = list(_batches(self._questions, np.flatnonzero(self._unasked), micro_batch))
         kept_s, done = time.monotonic(), len(self._scores) - sum(map(len, batches))
-        self._tell(done)
+        self._tell(done, len(self._scores))
         for start in range(0, len(batches), world_size):
             began_s = time.monotonic()
             chosen = batches[start : start + world_size]
             wish = self._ask_about(chosen)
             self._account.add_evaluation(time.monotonic() - began_s)
             done += sum(map(len, chosen))
-            self._tell(done)
+            self._tell(done, len(self._scores))
             if wish != ControlSignal.GO_ON and start + world_size < len(batches):
                 return "interrupted" if wish == ControlSignal.STOP else "stopped_by_budget"
             if time.monotonic() - kept_s > _KEEP_EVERY_S:
@@ -147,47 +135,6 @@ class _Asking:
         self._scores[rows] = values[:-1]
         return ControlSignal(int(values[-1, 0]))
 
-    def _wish(self) -> ControlSignal:
-        """Rank 0's."""
-        if self._context.stop_requested():
-            return ControlSignal.STOP
-        budget = self._job.spec.parsed_budget
-        if budget is None or (decision := self._account.decide(budget)).go_on:
-            return ControlSignal.GO_ON
-        self._notes = (*self._notes, decision.reason)
-        return ControlSignal.OVER_BUDGET
-
-    def finish(self, status: Status) -> Outcome:
-        """The metrics over all rows, once every one has its scores."""
-        self._context.heartbeat.enter("saving", 0)
-        peak = peak_gib(self._device)
-        self._keep()
-        cost = self._account.cost()
-        plan, share = self._job.plan, float(np.mean(~self._unasked))
-        metrics = {"cost/gpu_hours": cost.gpu_hours, "cost/flops": share * cost.flops, "cost/usd": cost.usd}
-        if status == "finished":
-            assert plan.gpu_hours is not None
-            metrics |= self._figures()
-            metrics |= {"predicted/gpu_hours": plan.gpu_hours.mid, "measured/gpu_hours": cost.gpu_hours}
-            metrics |= {"predicted/peak_gib": plan.peak_gib.mid, "measured/peak_gib": peak}
-        outcome = Outcome(
-            status=status,
-            step=0,
-            steps=0,
-            metrics=metrics,
-            checkpoint=None,
-            model_path=None,
-            notes=self._notes,
-        )
-        if self._log is not None and status != "interrupted":
-            self._log.log(0, metrics)
-            self._context.report(0, metrics)
-            file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
-            with storage_errors(self._job.run_folder):
-                write_json(file, outcome.to_dict())
-        dist.barrier()
-        return outcome
-
     def _figures(self) -> dict[str, float]:
         """The task's own, with the scores as logits."""
         objective = task_of(self._job.spec.task).objective
@@ -211,16 +158,6 @@ class _Asking:
             with draft.open("wb") as stream:
                 np.save(stream, self._scores)
             draft.replace(self._job.run_folder / SCORES)
-
-    def _tell(self, done: int) -> None:
-        """Rows stand for steps: so many have been asked about."""
-        if self._leads:
-            self._context.progress(Progress(step=done, steps=len(self._scores), phase="evaluating"))
-
-    def close(self) -> None:
-        """Lets go of the metrics' file."""
-        if self._log is not None:
-            self._log.close()
 
 
 def _labelled(path: Path, split: Any) -> LabelledSamples:

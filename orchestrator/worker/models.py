@@ -255,6 +255,19 @@ def _pretrained(spec: RunSpec, data: PreparedData, say: Callable[[str], None]) -
     return loaded
 
 
+def load_as_is(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Module:
+    """The base with its own head of the task, in the plan's precision, to be measured and not trained.
+
+    Raises ModelError when it cannot be loaded so, or a weight of it is not in its files.
+    """
+    _quieten()
+    model, report = load_base(spec, data, dtype=DTYPES[plan.precision], new_head=False)
+    if report["missing_keys"]:
+        raise lacking(str(spec.model.base), sorted(report["missing_keys"]))
+    loaded: torch.nn.Module = model
+    return loaded
+
+
 def load_language_model(spec: RunSpec, plan: RunPlan) -> torch.nn.Module:
     """The base as a causal language model, in the plan's precision, to be asked and not trained.
 

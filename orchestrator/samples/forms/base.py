@@ -48,6 +48,8 @@ class Inputs:
     """Of the tokenizer, if it is not trained on the corpus."""
     tokenizer: TextTokenizer | None
     """None until it is trained on the corpus."""
+    classes: tuple[str, ...] | None = None
+    """Those of the model that is measured; None where a model learns those of the data."""
     is_exact: bool
     """Whether its ids are known to be those of `AutoTokenizer`."""
 
@@ -62,7 +64,7 @@ class Inputs:
     def columns(self) -> dict[str, str]:
         """The columns in use, by what they hold: `text` and `label`; none where files are documents."""
         data = self.spec.data
-        tables = any(source.reader != "text" for source in self.train)
+        tables = any(source.reader != "text" for source in self.train or self.validation)
         named = {"text": data.text_column if tables else None, "label": data.label_column}
         return {holds: column for holds, column in named.items() if column is not None}
 

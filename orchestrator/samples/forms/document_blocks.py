@@ -129,7 +129,7 @@ class DocumentBlocks(SampleForm[Documents]):
     ) -> tuple[TextTokenizer, dict[str, Any]]:
         """See `SampleForm`."""
         spec, (train, validation) = inputs.spec, examples
-        inputs.check_ids(train)
+        inputs.check_ids(train if inputs.train else validation)
         tokenizer = inputs.tokenizer or patiently(lambda: self.train_tokenizer(spec, examples), pause)
         function, length = self.encoder(spec, tokenizer), spec.data.sequence_length
         found = {**self.kept_ids(spec, tokenizer), "label_names": None}
@@ -143,7 +143,7 @@ class DocumentBlocks(SampleForm[Documents]):
             chunks = tokenization.document_chunks(texts, cuts=tokenizer.cuts)
             tokens = write_tokens(folder, split, encode(function, chunks))
             samples = self.blocks(tokens, length)
-            if samples == 0:
+            if samples == 0 and (split == "validation" or inputs.train):
                 raise self._too_short(split, tokens, inputs)
             found |= {f"{split}_samples": samples, f"{split}_tokens": samples * length}
             if split == "validation":
@@ -169,8 +169,9 @@ class DocumentBlocks(SampleForm[Documents]):
 
     def shapes(self, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         """See `SampleForm`: the end of the stream that fills no block."""
-        used = self.stream(meta["train_samples"], meta["sequence_length"])
-        return {"left_over_tokens": stored_tokens(path, "train", meta) - used}
+        split: Split = "train" if meta["train_samples"] else "validation"
+        used = self.stream(meta[f"{split}_samples"], meta["sequence_length"])
+        return {"left_over_tokens": stored_tokens(path, split, meta) - used}
 
     def look(self, inputs: Inputs, examples: Documents) -> DataLook:
         """See `SampleForm`."""
@@ -184,17 +185,21 @@ class DocumentBlocks(SampleForm[Documents]):
         if is_whole:
             stream, held_stream = exactly(count.whole(train)), count.whole(validation)
         else:
-            a_byte = _tokens_of_a_byte(train, spec, count, bias)
+            a_byte = _tokens_of_a_byte(train if inputs.train else validation, spec, count, bias)
             stream = Interval(**{end: round(value * size) for end, value in asdict(a_byte).items()})
             held_stream = round(a_byte.mid * held)
         length = spec.data.sequence_length
-        samples = self.blocks(int(stream.mid), length)
+        samples, held_samples = self.blocks(int(stream.mid), length), self.blocks(held_stream, length)
+        last = int(stream.mid) - self.stream(samples, length)
+        if not inputs.train:
+            samples, last = 0, held_stream - self.stream(held_samples, length)
         counts = DatasetCounts(
             train_samples=samples,
             train_tokens=samples * length,
-            validation_samples=self.blocks(held_stream, length),
+            validation_samples=held_samples,
+            validation_tokens=None if inputs.train else held_samples * length,
             vocab_size=tokenizer.vocab_size if inputs.tokenizer or is_whole else spec.model.vocab_size,
-            left_over_tokens=int(stream.mid) - self.stream(samples, length) if is_whole else 0,
+            left_over_tokens=last if is_whole else 0,
         )
         notes, documents = _notes(examples), len(train.numbers)
         account = account_of(_not_blank(train), _not_blank(validation), examples=documents, size=size)

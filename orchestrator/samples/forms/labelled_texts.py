@@ -15,7 +15,7 @@ import numpy as np
 
 from orchestrator.data.held_out import Account
 from orchestrator.data.labelled_rows import Texts
-from orchestrator.data.splits import SPLITS, Split, SplitRows, split_rows
+from orchestrator.data.splits import SPLITS, Split, SplitRows, as_classes, measured_rows, split_rows
 from orchestrator.intervals import Z90, Interval
 from orchestrator.planning.length import PAD_MULTIPLE
 from orchestrator.planning.run_plan import DatasetCounts
@@ -91,14 +91,19 @@ class LabelledTexts(SampleForm[SplitRows]):
 
     def split(self, inputs: Inputs) -> SplitRows:
         """See `SampleForm`: stratified by class."""
-        return split_rows(inputs.spec, inputs.train, inputs.validation)
+        spec, classes = inputs.spec, inputs.classes
+        if classes is None:
+            return split_rows(spec, inputs.train, inputs.validation)
+        if inputs.validation:
+            return measured_rows(spec, inputs.validation, classes)
+        return as_classes(split_rows(spec, inputs.train, ()), classes, column=str(spec.data.label_column))
 
     def write(
         self, inputs: Inputs, examples: SplitRows, folder: Path, encode: EncodeMany, pause: Callable[[], None]
     ) -> tuple[TextTokenizer, dict[str, Any]]:
         """See `SampleForm`."""
         tokenizer = inputs.given_tokenizer
-        inputs.check_ids(examples.splits["train"][0])
+        inputs.check_ids(examples.splits["train" if inputs.train else "validation"][0])
         function = _encoder(inputs, tokenizer)
         account = Account()
         found: dict[str, Any] = {"label_names": examples.names}
@@ -125,7 +130,8 @@ class LabelledTexts(SampleForm[SplitRows]):
         train, validation = (
             padded(np.load(_lengths(path, split)).astype(np.int64), meta["sequence_length"]) for split in SPLITS
         )
-        return {"columns": _histogram(train), "longest": int(max(train.max(), validation.max()))}
+        columns = _histogram(train if len(train) else validation)
+        return {"columns": columns, "longest": int(max(train.max(initial=0), validation.max()))}
 
     def class_sizes(self, path: Path, names: Sequence[str] | None) -> dict[str, int] | None:
         """See `SampleForm`."""
@@ -137,7 +143,10 @@ class LabelledTexts(SampleForm[SplitRows]):
         """See `SampleForm`."""
         tokenizer, cut_off, names = inputs.given_tokenizer, inputs.spec.data.sequence_length, examples.names
         encode = _encoder(inputs, tokenizer)
-        (texts, labels), held_texts = examples.splits["train"], examples.splits["validation"][0]
+        (texts, labels), held_texts = (
+            examples.splits["train" if inputs.train else "validation"],
+            (examples.splits["validation"][0]),
+        )
         sizes, held = _sizes(texts), _sizes(held_texts)
         size, held_size = int(sizes.sum()), int(held.sum())
         is_whole = is_little(size + held_size)
@@ -152,9 +161,10 @@ class LabelledTexts(SampleForm[SplitRows]):
         columns = padded(lengths, cut_off)
         shares = {width: int(each[columns == width].sum()) for width in np.unique(columns).tolist()}
         counts = DatasetCounts(
-            train_samples=len(texts),
-            train_tokens=round(tokens.mid),
+            train_samples=len(texts) if inputs.train else 0,
+            train_tokens=round(tokens.mid) if inputs.train else 0,
             validation_samples=len(held),
+            validation_tokens=None if inputs.train else round(tokens.mid),
             vocab_size=tokenizer.vocab_size,
             num_labels=len(names),
             label_names=names,
@@ -188,7 +198,7 @@ def write_rows(folder: Path, split: Split, parts: Iterable[EncodedRows], *, labe
             yield found
 
     tokens = write_tokens(folder, split, ids())
-    np.save(_lengths(folder, split), np.concatenate(lengths))
+    np.save(_lengths(folder, split), np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64))
     np.save(_labels(folder, split), labels)
     return tokens
 
