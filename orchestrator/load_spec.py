@@ -75,13 +75,13 @@ def spec_of_file(raw: dict[str, Any], path: str | Path, overrides: typing.Sequen
 
 def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
     """A typed spec from a plain mapping; raises SpecError that names each wrong key."""
+    spec: RunSpec
     if raw.get("kind") == EVALUATE:
-        raw = {"method": AS_IS, **raw}
-    if _trains(raw):
+        spec = parse_as(EvaluationSpec, _without_training({"method": AS_IS, **raw}), source)
+    elif _trains(raw):
         spec = parse_as(RunSpec, raw, source)
     else:
-        kind = EvaluationSpec if raw.get("kind") == EVALUATE else UntrainedRunSpec
-        spec = parse_as(kind, _without_training(raw), source)
+        spec = parse_as(UntrainedRunSpec, _without_training(raw), source)
     if (problem := method_of(spec.method).problem(spec)) is not None:
         raise SpecError(f"{source}: {problem}")
     return spec

@@ -22,6 +22,7 @@ COMMANDS = (
     "advise",
     "estimate",
     "run",
+    "evaluate",
     "plan",
     "compare",
     "flush",

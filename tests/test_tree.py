@@ -17,9 +17,8 @@ from orchestrator.spec_stages import StagedSpec
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for folder in ("orchestrator", "jobs") for path in (ROOT / folder).rglob("*.py"))
-SPECS = sorted(
-    path for kind in ("pretrain", "finetune", "tune", "stages") for path in (ROOT / "configs" / kind).glob("*.yaml")
-)
+KINDS = ("pretrain", "finetune", "tune", "evaluate", "stages")
+SPECS = sorted(path for kind in KINDS for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 LAYERS = (
     {"credentials"},
@@ -266,7 +265,7 @@ def test_rooms_below_tracking_and_the_protocol_of_runs_load_no_heavy_library() -
 def test_every_shipped_spec_loads() -> None:
     # One test over all files, so that an empty folder is no skipped test; each failure names its file.
     loaded = {path: load_any(path) for path in SPECS}
-    assert {path.parent.name for path in SPECS} == {"pretrain", "finetune", "tune", "stages"}
+    assert {path.parent.name for path in SPECS} == set(KINDS)
     for path, one in loaded.items():
         kind = "stages" if isinstance(one, StagedSpec) else "tune" if one.search is not None else one.kind
         assert kind == path.parent.name, path

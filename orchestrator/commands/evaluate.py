@@ -11,7 +11,7 @@ from typing import Any, get_args
 from orchestrator import locations
 from orchestrator.architectures.families import ENCODERS, model_config, model_shape
 from orchestrator.commands.run import answering_failures, run_spec
-from orchestrator.errors import DataError, ModelError, SpecError
+from orchestrator.errors import ModelError, SpecError
 from orchestrator.load_spec import apply_override, inline_deepspeed_file, parse_spec
 from orchestrator.method_names import EVALUATE
 from orchestrator.planning.base_fit import saved_as_classifier
@@ -149,7 +149,7 @@ def _data(options: Options, task: TrainedTask, config: Mapping[str, Any], before
     asked = {"text_column": options.text_column, "label_column": options.label_column}
     data |= {name: column for name, column in asked.items() if column is not None}
     if options.label_column is not None and task_of(task).models_language:
-        raise DataError("--label-column is for classification", got=f"task {task}", do="remove it, or set --task")
+        raise SpecError("--label-column is for classification", got=f"task {task}", do="remove it, or set --task")
     return data
 
 
