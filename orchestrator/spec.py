@@ -59,6 +59,8 @@ class ModelSpec(Block):
     """Values that replace those of the architecture, by their Hugging Face names (`n_layer: 4`)."""
     base: str | None = None
     """Pretrained model: a folder, `package://NAME/path`, a hub name, or `runs:/ID` for a finished run's model."""
+    adapter: str | None = None
+    """For `kind: evaluate`: folder of peft's adapter that `base` is measured with, as `export: adapter` leaves it."""
     tokenizer: str = "auto"
     """`auto` is the base model's own, or for new weights a BPE trained on the corpus; else a folder or hub name."""
     vocab_size: Samples = 8192
@@ -306,6 +308,8 @@ class RunSpec(MethodChoice):
                 if self.kind == EVALUATE
                 else f"method: {AS_IS} trains nothing, and is for kind: {EVALUATE} alone"
             )
+        if self.kind != EVALUATE and self.model.adapter is not None:
+            raise ValueError(f"model.adapter is for kind: {EVALUATE}: merge it (export: merged) to train on it")
         if self.kind == EVALUATE and self.model.base is None:
             raise ValueError(f"kind: {EVALUATE} needs model.base, the model that is measured")
         if self.kind == "finetune" and self.model.base is None:
@@ -470,6 +474,7 @@ class RunSpec(MethodChoice):
         left_out |= {
             "training": {"bad_steps", *unused},
             "data": unset,
+            "model": {"adapter"} if self.model.adapter is None else set(),
             **dict.fromkeys(MethodChoice.model_fields, True),
         }
         if self.retain is None:

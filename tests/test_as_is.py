@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.commands.evaluate import model_in
 from orchestrator.errors import ModelError
 from orchestrator.methods.as_is import EVALUATION
 from orchestrator.runs.job import TrainingJob
@@ -96,6 +97,27 @@ def test_classes_are_told_apart_as_transformers_and_scikit_learn_have_it_at_any_
         assert outcome.metrics["eval/weighted_f1"] == pytest.approx(weighted)
     one, two = ({name: value for name, value in each.metrics.items() if name.startswith("eval/")} for each in outcomes)
     assert one == pytest.approx(two, rel=1e-6)
+
+
+@pytest.mark.parametrize(("task", "method"), [("text-classification", "lora"), ("causal-lm", "prompt_tuning")])
+def test_an_adapter_is_measured_beside_its_base(task: str, method: str, tmp_path: Path) -> None:
+    changes = {"method": method, "export": "adapter"}
+    if task == "causal-lm":
+        training_runs.run(training_runs.pretrain(tmp_path / "base"))
+        changes |= {
+            "prompt_tuning": {"tokens": 4},
+            "data": {"train": str(training_runs.corpus()), "sequence_length": 24},
+        }
+        trained = training_runs.continued(tmp_path / "trained", tmp_path / "base" / "model", **changes)
+    else:
+        trained = training_runs.classify(tmp_path / "trained", **changes)
+    before = training_runs.run(trained).metrics
+    block = model_in(str(trained.model_folder))
+    assert set(block) == {"base", "adapter"}
+    data = trained.spec.data.model_dump(mode="json", exclude_defaults=True)
+    job = measured(tmp_path / "measured", Path(block["base"]), task, data, model=block)
+    after = training_runs.run(job).metrics
+    assert after["eval/loss"] == pytest.approx(before["eval/loss"], rel=1e-6)
 
 
 def test_a_weight_that_is_in_no_file_is_refused_and_never_drawn(tmp_path: Path) -> None:

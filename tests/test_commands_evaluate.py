@@ -32,7 +32,7 @@ TRAINED: dict[str, Any] = {
 
 def spec_of(trained: Any = None, config: Any = CLASSIFIER, **options: Any) -> dict[str, Any]:
     chosen = Options(**{"model": "m", "data": "rows.csv", **options})
-    return evaluation(chosen, base="runs/m/model", config=config, trained=trained)
+    return evaluation(chosen, model={"base": "runs/m/model"}, config=config, trained=trained)
 
 
 def test_what_is_measured_is_all_of_the_data_in_samples_that_fit_the_model() -> None:

@@ -36,6 +36,23 @@ def test_a_run_as_base_is_its_model_folder(tmp_path: Path) -> None:
         based_on("0" * 32)
 
 
+@pytest.mark.slow
+def test_a_run_is_found_by_experiment_and_name_the_newest_that_has_left_a_model(tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    for number, left in enumerate((True, True, False)):
+        (model := tmp_path / f"model-{number}").mkdir()
+        tags = {"orchestrator.model_path": str(model)} if left else {}
+        closed(opened(uri, tmp_path / str(number), tags={"orchestrator.name": "tiny"}), tags=tags)
+
+    def based_on(name: str) -> str | None:
+        return with_base_found(spec(CLASSIFY, model__base=f"runs:/{name}", tracking__uri=uri)).model.base
+
+    assert based_on("exp/tiny") == str(tmp_path / "model-1")
+    for absent in ("exp/other", "other/tiny", "exp/it's"):
+        with pytest.raises(ModelError, match="no run of that name has left a model"):
+            based_on(absent)
+
+
 @pytest.mark.parametrize("own", [None, [], "x", {"training.seed": [1, 2]}, {"training.seed": None}])
 def test_what_is_no_distribution_is_left_to_be_refused_by_its_name(own: Any) -> None:
     searching = spec(CLASSIFY, search={"space": {"method": {"grid": {"full": own}}}, "scheduler": "none"})

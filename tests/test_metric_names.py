@@ -5,6 +5,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.samples.metric_names import check_goal, logged_metrics
 from tests.specs import CLASSIFY, PRETRAIN, spec
+from tests.test_measured_rows import EVALUATE
 
 
 def searched(base: dict, metric: str | None) -> dict:
@@ -12,6 +13,7 @@ def searched(base: dict, metric: str | None) -> dict:
 
 
 def test_what_ranks_a_task_is_among_the_metrics_it_logs() -> None:
+    assert logged_metrics(spec(EVALUATE))[:4] == ("eval/loss", "eval/accuracy", "eval/macro_f1", "eval/weighted_f1")
     for base, changes in ((PRETRAIN, {}), (CLASSIFY, {}), (PRETRAIN, {"task": "masked-lm", "model__config": "bert"})):
         one = spec(base, **changes, **({"model__overrides": {}} if changes else {}))
         assert one.goal.metric in logged_metrics(one)

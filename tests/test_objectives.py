@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
+from orchestrator.tasks.registry import task_of
 from orchestrator.worker.objectives import objective_for
 
 
@@ -28,6 +30,9 @@ def test_macro_f1_is_that_of_scikit_learn_however_the_rows_are_batched(classes: 
         sums = sums + objective.evaluate(_Answers(), batch).sum(0)
     found = objective.summarize(*sums.tolist())
     predicted = logits.argmax(-1)
+    assert objective.answers is not None
+    each = objective.evaluate(_Answers(), {"input_ids": logits, "attention_mask": logits, "labels": true})
+    assert torch.equal(objective.answers(each), torch.stack([true, predicted], dim=1))
     assert found["eval/accuracy"] == pytest.approx(accuracy_score(true, predicted))
     assert found["eval/macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
     assert found["eval/macro_f1"] < found["eval/accuracy"] - 0.1
@@ -41,3 +46,20 @@ def test_the_constant_answer_has_a_high_accuracy_and_half_the_macro_f1() -> None
     found = objective.summarize(*objective.evaluate(_Answers(), batch).sum(0).tolist())
     assert found["eval/accuracy"] == 0.998
     assert found["eval/macro_f1"] == pytest.approx(0.5, abs=0.001)
+
+
+def test_a_breakdown_has_every_class_of_the_model_also_those_without_rows() -> None:
+    true, answers = np.array([0, 0, 2, 2, 2]), np.array([0, 2, 2, 2, 1])
+    found = task_of("text-classification").breakdown(true, answers, ("a", "b", "c", "d"))
+    assert found is not None
+    assert [(each.name, each.rows) for each in found.classes] == [("a", 2), ("b", 0), ("c", 3), ("d", 0)]
+    assert found.confusion == ((1, 0, 1, 0), (0, 0, 0, 0), (0, 1, 2, 0), (0, 0, 0, 0))
+    assert [each.precision for each in found.classes] == pytest.approx([1, 0, 2 / 3, 0])
+    assert [each.recall for each in found.classes] == pytest.approx([1 / 2, 0, 2 / 3, 0])
+    weighted = (2 * 2 / 3 + 3 * 2 / 3) / 5
+    assert found.metrics == {"eval/weighted_f1": pytest.approx(weighted)}
+    assert tuple(found.metrics) == task_of("text-classification").further_metrics
+
+
+def test_language_models_have_no_classes() -> None:
+    assert task_of("causal-lm").breakdown(np.zeros(1), np.zeros(1), ()) is None

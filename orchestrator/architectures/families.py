@@ -41,6 +41,11 @@ class ModelChoice(Protocol):
         ...
 
     @property
+    def adapter(self) -> str | None:
+        """What stands beside them."""
+        ...
+
+    @property
     def tokenizer(self) -> str:
         """`auto`, a folder or a hub name."""
         ...
@@ -179,7 +184,8 @@ def model_config(
     Raises ModelError when there is no such model, an override is unknown, or sizes do not go together.
     """
     if model.base is not None:
-        config = _read_config(model.base, field="model.base")
+        described = None if model.adapter is None else configuration_beside(model.adapter)
+        config = _read_config(model.base if described is None else str(described), field="model.base")
         _check_vocabulary(config, vocab_size)
         return config
     assert model.config is not None  # the spec holds one of the two
@@ -195,6 +201,17 @@ def model_config(
             config[key] = max(config[key], sequence_length + _UNUSED_POSITIONS.get(model.config, 0))
     _check_heads(config)
     return config
+
+
+CONFIG = "config"
+"""In an adapter's folder: the configuration to load its base with, which names the classes. In the folder itself it
+would make transformers look for whole weights there."""
+
+
+def configuration_beside(adapter: str) -> Path | None:
+    """The configuration that `export: adapter` leaves; None for an adapter without."""
+    path = Path(resolve(adapter)) / CONFIG
+    return path if (path / "config.json").is_file() else None
 
 
 def _check_vocabulary(config: dict[str, Any], vocab_size: int | None) -> None:

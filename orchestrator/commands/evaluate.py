@@ -14,7 +14,7 @@ from orchestrator.commands.run import answering_failures, run_spec
 from orchestrator.errors import ModelError, SpecError
 from orchestrator.load_spec import apply_override, inline_deepspeed_file, parse_spec
 from orchestrator.method_names import EVALUATE
-from orchestrator.planning.base_fit import saved_as_classifier
+from orchestrator.planning.base_fit import adapter_settings, saved_as_classifier
 from orchestrator.spec import ModelSpec
 from orchestrator.spec_data import DataSpec
 from orchestrator.tasks.names import LABELLED_TEXT, TrainedTask, raw_text_task
@@ -49,9 +49,9 @@ class Options:
 def evaluate_command(options: Options, overrides: Sequence[str], *, fresh: bool, as_json: bool) -> None:
     """Measures, and shows the result; a failure ends the process with its exit code."""
     with answering_failures(as_json=as_json) as known:
-        base = model_folder(found_base(options.model))
-        config = model_config(ModelSpec(base=base))
-        raw = evaluation(options, base=base, config=config, trained=spec_behind(Path(locations.resolve(base))))
+        folder = model_folder(found_base(options.model))
+        model, trained = model_in(folder), spec_behind(Path(locations.resolve(folder)))
+        raw = evaluation(options, model=model, config=model_config(ModelSpec(**model)), trained=trained)
         for override in overrides:
             apply_override(raw, override)
         inline_deepspeed_file(raw, Path())
@@ -65,11 +65,9 @@ def model_folder(location: str) -> str:
         if (path / "model" / "config.json").is_file():
             return str(path / "model")
         if (path / "adapter_config.json").is_file():
-            raise ModelError(
-                "an adapter alone cannot be measured yet",
-                got=f"{location}, which holds adapter_config.json and no config.json",
-                do="give a merged model: run the training again with export=merged, or merge it with peft",
-            )
+            return location
+        if (path / "model" / "adapter_config.json").is_file():
+            return str(path / "model")
         raise ModelError(
             "there is no model in this folder",
             got=f"{location} without config.json",
@@ -83,8 +81,24 @@ def model_folder(location: str) -> str:
     return location
 
 
+def model_in(folder: str) -> dict[str, str]:
+    """The block `model` of a spec: a model, or an adapter with the base that it names. Raises ModelError for an adapter
+    that names none."""
+    path = Path(locations.resolve(folder))
+    if not (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
+        return {"base": folder}
+    base = adapter_settings(folder).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            "the adapter does not say what it stands beside",
+            got=f"no base_model_name_or_path in the adapter_config.json of {folder}",
+            do="write the base's folder there",
+        )
+    return {"base": str(base), "adapter": folder}
+
+
 def evaluation(
-    options: Options, *, base: str, config: Mapping[str, Any], trained: Mapping[str, Any] | None
+    options: Options, *, model: Mapping[str, str], config: Mapping[str, Any], trained: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The spec, as a plain mapping. `config` is the model's; `trained` is the spec of the run that left it, if one did:
     what it says of lengths, columns and the held-out share is taken over. Pure.
@@ -95,11 +109,11 @@ def evaluation(
         raise SpecError("there is no such split", got=f"--split {options.split}", allowed=", ".join(SPLITS))
     before: Mapping[str, Any] = trained or {}
     task = _task(options.task, config, before)
-    name = str(before.get("name") or Path(base).name)
+    name = str(before.get("name") or Path(model.get("adapter", model["base"])).name)
     raw: dict[str, Any] = {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-on-{_stem(options.data)}").lstrip("._-")[:100],
         "kind": EVALUATE,
-        "model": {"base": base},
+        "model": dict(model),
         "task": task,
         "data": _data(options, task, config, before),
         "training": {},

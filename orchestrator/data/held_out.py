@@ -44,7 +44,8 @@ class HeldOut:
         of = "" if self.asked is None else f", asked {100 * self.asked:g}%"
         again = f"; {self.repeated:,} of them also in the training data" if self.repeated else ""
         size = f"{self.examples:,} {self.unit if self.examples != 1 else self.unit[:-1]}, {self.bytes:,} bytes"
-        return f"held out: {size} ({share}{of}), fingerprint {self.fingerprint}{again}"
+        what = f"measured on: {size}" if self.share == 1 else f"held out: {size} ({share}{of})"
+        return f"{what}, fingerprint {self.fingerprint}{again}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -15,6 +15,7 @@ from orchestrator.methods.head import Head
 from orchestrator.methods.ia3 import Ia3
 from orchestrator.methods.last_layers import LastLayers
 from orchestrator.methods.lora import Lora
+from orchestrator.methods.peft_method import PeftMethod
 from orchestrator.methods.prefix import Prefix
 from orchestrator.methods.prompt_tuning import PromptTuning
 from orchestrator.methods.qlora import QLora
@@ -52,6 +53,21 @@ def method_of(name: MethodName) -> Method:
             return AsIs()
         case _:
             assert_never(name)
+
+
+def method_behind(peft_type: str) -> PeftMethod | None:
+    """The method that leaves adapters of a kind, as peft names it; None for kinds that none does."""
+    match peft_type:
+        case "LORA":
+            return Lora()
+        case "IA3":
+            return Ia3()
+        case "PREFIX_TUNING":
+            return Prefix()
+        case "PROMPT_TUNING":
+            return PromptTuning()
+        case _:
+            return None
 
 
 METHODS: tuple[Method, ...] = tuple(method_of(name) for name in get_args(MethodName))

@@ -5,18 +5,21 @@ Called with a plan and by the worker that loads the model, so that both say the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.architectures.families import ModelShape
+from orchestrator.architectures.families import ModelShape, configuration_beside
 from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
 from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import StoredWeights, read_weights
 from orchestrator.architectures.weight_names import HEAD_MODULES, is_in_head
 from orchestrator.errors import DataError, ModelError
+from orchestrator.locations import resolve
 from orchestrator.method_names import EVALUATE
-from orchestrator.methods.registry import method_of
+from orchestrator.methods.registry import method_behind, method_of
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -66,6 +69,9 @@ def base_notes(
 
 def _check_can_be_measured(spec: RunSpec, stored: StoredWeights, config: Mapping[str, Any], task: LearntTask) -> None:
     """Raises ModelError where a model lacks the head of the task, so that it would answer at random."""
+    if spec.model.adapter is not None:
+        _check_adapter(spec.model.adapter, task)
+        return
     base, saved_as = str(spec.model.base), str((config.get("architectures") or [""])[0])
     rows = next((shape[0] for name, shape in stored.shapes.items() if OUTPUT_OF_HEAD.fullmatch(name) and shape), None)
     got = None
@@ -87,6 +93,43 @@ def _check_can_be_measured(spec: RunSpec, stored: StoredWeights, config: Mapping
             got=f"{base} with {got}" + (f", saved as {saved_as}" if saved_as else ""),
             do="give a model that was, or the task of this one; `orchestrator run` trains one",
         )
+
+
+def _check_adapter(adapter: str, task: LearntTask) -> None:
+    """Raises ModelError for an adapter that cannot be put beside its base again."""
+    path = Path(resolve(adapter))
+    kind = adapter_kind(adapter)
+    got = None
+    if method_behind(kind) is None:
+        got = f"peft_type {kind}"
+    elif (path / "quantization_config.json").is_file():
+        got = "one beside a base of 4-bit weights (quantization_config.json)"
+    elif task.is_classification and configuration_beside(adapter) is None:
+        got = "no config/config.json, which names its classes"
+    if got is not None:
+        raise ModelError(
+            "this adapter cannot be measured beside its base",
+            got=f"{adapter} with {got}",
+            allowed="adapters that `run` leaves with method: lora, ia3, prefix or prompt_tuning",
+            do="merge it with peft, or run the training again with export=merged, and give the merged model",
+        )
+
+
+def adapter_kind(adapter: str) -> str:
+    """What peft calls it. Raises ModelError where the folder holds no adapter."""
+    return str(adapter_settings(adapter).get("peft_type"))
+
+
+def adapter_settings(adapter: str) -> dict[str, Any]:
+    """What `adapter_config.json` says. Raises ModelError where the folder holds no adapter."""
+    file = Path(resolve(adapter)) / "adapter_config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("model.adapter is no folder of peft's", got=f"{file} ({error})") from error
+    if not isinstance(found, dict):
+        raise ModelError("model.adapter is no folder of peft's", got=f"{file} holds no mapping")
+    return found
 
 
 def _has(stored: StoredWeights, module: str) -> bool:

@@ -50,7 +50,7 @@ def _encoded(data: PreparedData, form: SampleForm[Any]) -> DataLook:
         held_out=data.held_out,
         columns=data.columns,
         classes=form.class_sizes(data.path, data.label_names),
-        train_tokens=exactly(data.counts.train_tokens),
+        train_tokens=exactly(data.counts.train_tokens or data.counts.validation_tokens or 0),
         counted=True,
         counts=data.counts,
         notes=(*data.notes, *data.held_out.notes),

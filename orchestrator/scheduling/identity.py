@@ -43,7 +43,7 @@ def _data(data: PreparedData) -> list[str]:
 def _settings(spec: RunSpec) -> dict[str, Any]:
     """The spec without the names of what it reads; the fingerprint of the data covers the tokenizer."""
     settings = spec.identity()
-    for block, names in (("data", ("train", "validation")), ("model", ("base", "config", "tokenizer"))):
+    for block, names in (("data", ("train", "validation")), ("model", ("base", "config", "tokenizer", "adapter"))):
         settings[block] = {key: value for key, value in settings[block].items() if key not in names}
     if settings.get("retain") is not None:
         settings["retain"] = {key: value for key, value in settings["retain"].items() if key != "data"}
@@ -65,6 +65,13 @@ def _model(spec: RunSpec) -> list[Any]:
     if spec.model.base is None:
         return digests([path / "config.json"])
     wanted = _CONFIGURATION if method_of(spec.method).is_from_scratch else _MODEL_FILES
+    found = [_files(path, wanted)]
+    if spec.model.adapter is not None:
+        found.append(_files(Path(locations.resolve(spec.model.adapter)), _MODEL_FILES))
+    return found[0] if len(found) == 1 else found
+
+
+def _files(path: Path, wanted: Sequence[str]) -> list[Any]:
     files = sorted(file for file in path.iterdir() if file.is_file() and _is_read(file.name, wanted))
     return [[file.name, digest] for file, digest in zip(files, digests(files), strict=True)]
 

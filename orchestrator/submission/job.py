@@ -113,7 +113,8 @@ def _locations(specs: Sequence[RunSpec]) -> Iterator[str]:
     seen: dict[str, None] = {}
     for spec in specs:
         data = [spec.data.train, spec.data.validation, None if spec.retain is None else spec.retain.data]
-        model = [spec.model.base, spec.model.config, None if spec.model.tokenizer == "auto" else spec.model.tokenizer]
+        model = [spec.model.base, spec.model.adapter, spec.model.config]
+        model += [] if spec.model.tokenizer == "auto" else [spec.model.tokenizer]
         for value in (*data, *model):
             seen.update(dict.fromkeys([value] if isinstance(value, str) else value or ()))
     yield from seen

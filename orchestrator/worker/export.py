@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from orchestrator.architectures.families import CONFIG
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 from orchestrator.methods.base import Method
@@ -34,9 +35,6 @@ from orchestrator.worker.step_data import tensors
 
 DIFFERENT = "model-differs"
 """Beside the model's folder: one that does not compute what was trained."""
-CONFIG = "config"
-"""Beside an adapter: the configuration to load the base with, which names the classes. In the adapter's own folder it
-would make transformers look for whole weights there."""
 _ROWS, _COLUMNS = 4, 64
 """Most held-out samples and tokens of each that are compared: every weight takes part in each of them (a guess)."""
 _MOST_FLOPS = 1e12

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     PretrainedConfig,
@@ -21,8 +22,8 @@ from orchestrator.architectures.weight_names import is_in_head
 from orchestrator.errors import ModelError, one_line
 from orchestrator.locations import resolve
 from orchestrator.methods.last_layers import depths_of
-from orchestrator.methods.registry import method_of
-from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, base_notes, keeps_head, lacking
+from orchestrator.methods.registry import method_behind, method_of
+from orchestrator.planning.base_fit import OUTPUT_OF_HEAD, adapter_kind, base_notes, keeps_head, lacking
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec, Task
@@ -261,11 +262,30 @@ def load_as_is(spec: RunSpec, plan: RunPlan, data: PreparedData) -> torch.nn.Mod
     Raises ModelError when it cannot be loaded so, or a weight of it is not in its files.
     """
     _quieten()
-    model, report = load_base(spec, data, dtype=DTYPES[plan.precision], new_head=False)
-    if report["missing_keys"]:
-        raise lacking(str(spec.model.base), sorted(report["missing_keys"]))
+    dtype, absent = DTYPES[plan.precision], set[str]()
+    if spec.model.adapter is None:
+        model, report = load_base(spec, data, dtype=dtype, new_head=False)
+    else:
+        base, report = load_base(spec, data, dtype=dtype, new_head=not spec.models_language)
+        model, absent = _with_adapter(base, spec.model.adapter)
+        model = model.to(dtype)
+    _refuse_other_sizes(spec, [name for name, *_ in report["mismatched_keys"]])
+    if missing := sorted(set(report["missing_keys"]) - absent):
+        raise lacking(str(spec.model.base), missing)
     loaded: torch.nn.Module = model
     return loaded
+
+
+def _with_adapter(base: Any, adapter: str) -> tuple[Any, set[str]]:
+    """(a base with its adapter, the weights that this brings whole). Raises ModelError when it cannot be read."""
+    method, folder = method_behind(adapter_kind(adapter)), Path(resolve(adapter))
+    assert method is not None, "checked with the plan"
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            names = {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118  no mapping
+        return method.load_adapter(base, folder), names
+    except LOADING_ERRORS as error:
+        raise ModelError("the adapter cannot be loaded", got=f"{adapter} ({one_line(error)})") from error
 
 
 def load_language_model(spec: RunSpec, plan: RunPlan) -> torch.nn.Module:

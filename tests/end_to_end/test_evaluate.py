@@ -12,12 +12,13 @@ import pytest
 
 from orchestrator import locations
 from orchestrator.architectures.families import model_config
-from orchestrator.commands.evaluate import Options, evaluation, model_folder
+from orchestrator.commands.evaluate import Options, evaluation, model_folder, model_in
 from orchestrator.errors import Interrupted
 from orchestrator.load_spec import parse_spec
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.launch import launch
 from orchestrator.scheduling.run_lifecycle import Listener, RunResult
+from orchestrator.spec import ModelSpec
 from orchestrator.tracking import store
 from orchestrator.tracking.compare import collect
 from orchestrator.tracking.finished_model import found_base, spec_behind
@@ -38,10 +39,10 @@ def trained(ray_cluster: None, rows: Path) -> RunResult:
 
 
 def measured(model: str, data: Path, **options: Any) -> RunResult:
-    base = model_folder(found_base(model))
-    chosen = Options(model=model, data=str(data), **options)
-    config = model_config(parse_spec({**_ANY, "model": {"base": base}}).model)
-    raw = evaluation(chosen, base=base, config=config, trained=spec_behind(Path(base)))
+    folder = model_folder(found_base(model))
+    block, chosen = model_in(folder), Options(model=model, data=str(data), **options)
+    config = model_config(ModelSpec(**block))
+    raw = evaluation(chosen, model=block, config=config, trained=spec_behind(Path(folder)))
     return launch(parse_spec(raw), runs.listener())
 
 

@@ -28,7 +28,7 @@ class DataLook:
     unit: str
     """`documents` or `rows`."""
     train_examples: int | None
-    """None where an earlier version encoded the data and did not count."""
+    """None where an earlier version encoded the data and did not count; 0 where a model is only measured."""
     validation_examples: int
     train_bytes: int
     validation_bytes: int
@@ -37,9 +37,9 @@ class DataLook:
     columns: Mapping[str, str]
     """Those in use, by what they hold: `text` and, for classification, `label`; none for files that are documents."""
     classes: Mapping[str, int] | None
-    """Rows of each class to train on, by its name, in the order of their numbers."""
+    """Rows of each class to train on, or to measure on, by its name, in the order of their numbers."""
     train_tokens: Interval
-    """Of one pass, special ones included."""
+    """Of one pass over what is trained on, or measured on; special ones included."""
     counted: bool
     """Whether the tokens were counted, not estimated, by a tokenizer known to give the ids of `AutoTokenizer`."""
     counts: DatasetCounts
@@ -67,15 +67,18 @@ class DataLook:
 
     def sentences(self) -> Iterator[str]:
         """All of it in a few lines."""
+        is_measured = self.train_examples == 0
         examples = "" if self.train_examples is None else f"{self.train_examples:,} {self.unit}, "
-        yield f"{examples}{self.train_bytes:,} bytes to train on"
+        if not is_measured:
+            yield f"{examples}{self.train_bytes:,} bytes to train on"
         yield self.held_out.sentence()
         tokens = self.train_tokens
         about = "" if self.counted else f" (estimated, {tokens.low:,.0f} to {tokens.high:,.0f})"
         if not self.counted and tokens.low == tokens.high:
             about = " (by the base's tokenizer.json alone)"
-        samples = "" if self.unit == "rows" else f" in {self.counts.train_samples:,} blocks"
-        yield f"{tokens.mid:,.0f} tokens a pass{about}{samples}"
+        count = self.counts.validation_samples if is_measured else self.counts.train_samples
+        samples = "" if self.unit == "rows" else f" in {count:,} blocks"
+        yield f"{tokens.mid:,.0f} tokens {'to read' if is_measured else 'a pass'}{about}{samples}"
         if self.columns:
             yield "columns: " + ", ".join(f"{column!r} is the {holds}" for holds, column in self.columns.items())
         if self.classes is not None:

@@ -212,7 +212,9 @@ class DocumentBlocks(SampleForm[Documents]):
             held_out=account.result(self.unit, asked=inputs.asked, notes=notes),
             columns=inputs.columns,
             classes=None,
-            train_tokens=exactly(counts.train_tokens) if is_whole else stream,
+            train_tokens=(
+                exactly(counts.train_tokens or held_samples * length) if is_whole or not inputs.train else stream
+            ),
             counted=inputs.is_exact and is_whole,
             counts=counts,
             notes=(*inputs.notes, *notes),

@@ -136,7 +136,8 @@ class LabelledTexts(SampleForm[SplitRows]):
     def class_sizes(self, path: Path, names: Sequence[str] | None) -> dict[str, int] | None:
         """See `SampleForm`."""
         assert names is not None, "rows have a class each"
-        rows = np.bincount(np.load(_labels(path, "train")), minlength=len(names))
+        train, validation = (np.load(_labels(path, split)) for split in SPLITS)
+        rows = np.bincount(train if len(train) else validation, minlength=len(names))
         return dict(zip(names, rows.tolist(), strict=True))
 
     def look(self, inputs: Inputs, examples: SplitRows) -> DataLook:
@@ -171,12 +172,14 @@ class LabelledTexts(SampleForm[SplitRows]):
             columns=tuple(shares.items()),
             longest=int(padded(np.array([longest]), cut_off)[0]),
         )
-        account = account_of(texts, held_texts, examples=len(texts), size=size, labels=examples.labels("validation"))
+        trained_on, train_size = examples.splits["train"][0], size if inputs.train else 0
+        labels_held = examples.labels("validation")
+        account = account_of(trained_on, held_texts, examples=len(trained_on), size=train_size, labels=labels_held)
         return DataLook(
             unit=self.unit,
-            train_examples=len(texts),
+            train_examples=len(trained_on),
             validation_examples=len(held),
-            train_bytes=size,
+            train_bytes=train_size,
             validation_bytes=held_size,
             held_out=account.result(self.unit, asked=inputs.asked, notes=examples.notes),
             columns=inputs.columns,
