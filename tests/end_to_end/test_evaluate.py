@@ -43,7 +43,7 @@ def measured(model: str, data: Path, **options: Any) -> RunResult:
     block, chosen = model_in(folder), Options(model=model, data=str(data), **options)
     config = model_config(ModelSpec(**block))
     raw = evaluation(chosen, model=block, config=config, trained=spec_behind(Path(folder)))
-    return launch(parse_spec(raw), runs.listener())
+    return launch(parse_spec(raw), runs.listener(), fresh=True)  # another number of workers is no other run
 
 
 _ANY: dict[str, Any] = {"name": "any", "kind": "evaluate", "data": {"validation": "any"}}
