@@ -301,7 +301,12 @@ def test_a_mistake_in_the_spec_answers_with_its_parts_too(tmp_path: Path, capsys
 # -- jobs ----------------------------------------------------------------------------------------------------------
 
 
-JOBS = {"pretrain": (("pretrain",), False), "finetune": (("finetune",), False), "tune": (("finetune",), True)}
+JOBS = {
+    "pretrain": (("pretrain",), False),
+    "finetune": (("finetune",), False),
+    "tune": (("finetune",), True),
+    "evaluate": (("evaluate",), False),
+}
 
 
 @pytest.mark.parametrize("job", JOBS)

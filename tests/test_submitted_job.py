@@ -10,6 +10,7 @@ from orchestrator.errors import SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.submission.job import JobRequest, job_request, submission_id
 from tests import specs
+from tests.test_measured_rows import EVALUATE
 
 
 def requested(folder: Path, *overrides: str, base: dict[str, Any] = specs.PRETRAIN, **changes: Any) -> JobRequest:
@@ -27,6 +28,16 @@ def test_a_spec_becomes_the_job_of_its_kind_with_its_overrides_as_typed(tmp_path
     assert requested(tmp_path, base=specs.CLASSIFY).kind == "finetune"
     search = {"space": {"training.seed": {"grid": [0, 1]}}, "scheduler": "none"}
     assert requested(tmp_path, search=search, budget="2 usd").entrypoint.startswith("python -m jobs.tune ")
+
+
+def test_a_measurement_is_a_job_that_takes_its_adapter_and_data_along(tmp_path: Path) -> None:
+    for name in ("base/config.json", "adapter/adapter_config.json", "rows.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    made = requested(tmp_path, base=EVALUATE, model={"base": "base", "adapter": "adapter"})
+    assert made.entrypoint == "python -m jobs.evaluate --config specs/tiny.yaml"
+    travels = {"specs/tiny.yaml", "base/config.json", "adapter/adapter_config.json", "rows.csv"}
+    assert {name for name, _ in made.needed} == travels
 
 
 def test_an_override_cannot_become_a_command_of_the_shell(tmp_path: Path) -> None:

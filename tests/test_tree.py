@@ -76,6 +76,7 @@ OWNERS = {
     "datasets": {"data"},
     "peft": {"methods"},
     "bitsandbytes": {"methods"},
+    "sklearn": {"tasks"},
 }
 """The only units that may import a library."""
 LIGHT = {unit for unit, rank in RANK.items() if rank < RANK["tracking"]} | {"runs"}
