@@ -239,7 +239,8 @@ def what_is_tracked(prepared: Prepared, goal: Goal | None = None) -> Description
         goal=goal,
     )
     tags = {} if prepared.part_of is None else prepared.part_of.tags
-    if prepared.spec.kind == EVALUATE and (run_id := remembered_run_id(Path(str(prepared.spec.model.base)).parent)):
+    model = prepared.spec.model
+    if prepared.spec.kind == EVALUATE and (run_id := remembered_run_id(Path(model.adapter or str(model.base)).parent)):
         tags = {**tags, f"{TAG}base_run_id": run_id}
     return replace(what, tags={**what.tags, **tags})
 
