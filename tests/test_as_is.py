@@ -115,7 +115,7 @@ def test_an_adapter_is_measured_beside_its_base(task: str, method: str, tmp_path
     block = model_in(str(trained.model_folder))
     assert set(block) == {"base", "adapter"}
     data = trained.spec.data.model_dump(mode="json", exclude_defaults=True)
-    job = measured(tmp_path / "measured", Path(block["base"]), task, data, model=block)
+    job = measured(tmp_path / "measured", Path(block["base"]), task, data, model__adapter=block["adapter"])
     after = training_runs.run(job).metrics
     assert after["eval/loss"] == pytest.approx(before["eval/loss"], rel=1e-6)
 

@@ -94,8 +94,8 @@ class _Measuring(UntrainedRank):
         if (cut := self._cut()) > 0:
             length = job.spec.data.sequence_length
             self._note(
-                f"{cut:,} of {len(self._samples):,} rows have {length} tokens or more: what lies beyond "
-                f"data.sequence_length {length} was not read"
+                f"{cut:,} of {len(self._samples):,} rows fill the {length} tokens of data.sequence_length; what lies "
+                "beyond was not read"
             )
 
     def _cut(self) -> int:
