@@ -50,11 +50,12 @@ def describe(progress: Mapping[str, Any]) -> str:
 
 
 def telling(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of an evaluation; macro-F1 only where it says other than the accuracy, as with unequal classes."""
+    """Metrics of an evaluation; F1 only where it says other than the accuracy, as with unequal classes."""
     found = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-    both = found.get("eval/macro_f1"), found.get("eval/accuracy")
-    if both[0] is not None and both[1] is not None and abs(both[0] - both[1]) < _ALIKE:
-        del found["eval/macro_f1"]
+    for name in ("eval/macro_f1", "eval/weighted_f1"):
+        both = found.get(name), found.get("eval/accuracy")
+        if both[0] is not None and both[1] is not None and abs(both[0] - both[1]) < _ALIKE:
+            del found[name]
     return found
 
 
