@@ -64,8 +64,8 @@ def _found_in(space: Mapping[str, Any], uri: str | None) -> dict[str, Any]:
 
 
 def found_base(location: str, *, uri: str | None = None) -> str:
-    """Folder or URI of a run's model in a store (the default one) for `runs:/ID`, or for `runs:/EXPERIMENT/NAME`, which is
-    the newest of that name that has left one; any other location unchanged.
+    """Folder or URI of a run's model in a store (the default one) for `runs:/ID`, or for `runs:/EXPERIMENT/NAME`, which
+    is the newest of that name that has left one; any other location unchanged.
 
     Raises what `with_base_found` raises.
     """
