@@ -25,6 +25,7 @@ _SUITE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--m
 _HOST = (*_SUITE, "--uts", "--ipc")
 _BRIDGE = "chaos0"
 _NETWORK = "10.77.0."
+NETWORK = f"{_NETWORK}0/24"
 """Addresses of the bridge (1) and the hosts; nothing outside the suite's namespace sees them."""
 SUITE = Machine(address=f"{_NETWORK}1")
 """Where the suite itself runs, as hosts see it."""
@@ -70,11 +71,11 @@ class Network:
         _run("ip", "addr", "add", f"{_NETWORK}1/24", "dev", _BRIDGE)
         _run("ip", "link", "set", _BRIDGE, "up")
 
-    def start(self, name: str) -> Machine:
-        """A new host, or one of that name again after `kill`; it keeps its address."""
-        number = self._numbers.setdefault(name, len(self._numbers) + 2)
+    def start(self, name: str, *, number: int | None = None) -> Machine:
+        """A new host, or one of that name again after `kill`; it keeps its address, which ends in `number` if given."""
+        number = self._numbers.setdefault(name, number or len(self._numbers) + 2)
         address, device = f"{_NETWORK}{number}", self._device(name)
-        names, disk = self._folder / f"{name}.hosts", self._folder / f"{name}.disk"
+        names, disk = self._folder / f"{name}.hosts", self.disk(name)
         disk.mkdir(exist_ok=True)
         names.write_text(f"127.0.0.1 localhost\n{address} {name}\n")
         setup = (
@@ -93,6 +94,10 @@ class Network:
         _run(*into, "ip", "link", "set", "eth0", "up")
         _run(*into, "ip", "route", "add", "default", "via", f"{_NETWORK}1")  # by it libraries find their own address
         return Machine(address=address, enter=into)
+
+    def disk(self, name: str) -> Path:
+        """What a host has at `private`, as the suite sees it."""
+        return self._folder / f"{name}.disk"
 
     def kill(self, name: str) -> None:
         """Power off: the cable first, so that no connection is closed by a last word."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 
 from tests import specs
-from tests.chaos import hosts
 from tests.chaos.processes import ROOT
-from tests.end_to_end.on_premises import FILE, STEPS, commands
-
-NEEDED = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "nsenter", "make")
-SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+from tests.end_to_end import played_hosts
+from tests.end_to_end.on_premises import FILE, STEPS
+from tests.end_to_end.played_hosts import commands
 
 pytestmark = pytest.mark.slow
 
@@ -26,34 +20,17 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a user sees who types the file's commands."""
-    missing = [name for name in NEEDED if shutil.which(name, path=SYSTEM_PATH) is None]
-    if missing:
-        pytest.skip(f"hosts are played with {', '.join(missing)}: not installed")
-    if sys.prefix == sys.base_prefix:
-        pytest.skip("each host has a layer of its own on a virtual environment: use one")
-    if not hosts.available():
-        pytest.skip("hosts are played in namespaces with mounts of their own: be root")
+    if reason := played_hosts.why_not():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("on-premises")
     corpus = specs.write_corpus(folder / "corpus")
-    build = [*commands()["make wheel"].split("&&")[0].split(), f"DIST={folder / 'dist'}", f"PYTHON={sys.executable}"]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    command = [sys.executable, "-m", "tests.end_to_end.on_premises", str(folder / "dist"), str(corpus)]
-    environment = os.environ | {"PATH": SYSTEM_PATH}
-    dist = ROOT / "dist"  # where the wheel is mounted, for the file's own path to be true
-    was_there = dist.exists()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=540)
-    if not was_there:
-        dist.rmdir()
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-20000:]}"
-    answer: dict[str, Any] = json.loads(done.stdout)
-    print(answer["seconds"], file=sys.stderr)
-    return answer
+    return played_hosts.seen_by("tests.end_to_end.on_premises", file=FILE, folder=folder, arguments=[str(corpus)])
 
 
 def test_the_readme_has_the_commands_on_top_of_the_file() -> None:
     text = re.sub(r"[ \t]+# .*", "", (ROOT / "README.md").read_text(encoding="utf-8"))
     section = text.partition("### A cluster of your own")[2].partition("\n#")[0]
-    assert [line for line in commands().values() if f"    {line}\n" not in section] == []
+    assert [line for line in commands(FILE).values() if f"    {line}\n" not in section] == []
     assert FILE.name in section
 
 
