@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
@@ -47,3 +50,10 @@ def test_rays_provider_starts_what_the_file_describes(tmp_path: Path, monkeypatc
         (instance,) = reservation["Instances"]
         assert (instance["InstanceType"], instance["InstanceLifecycle"]) == ("g6.12xlarge", "spot")
         assert instance["IamInstanceProfile"]["Arn"].endswith("/workers")
+
+
+def test_instances_that_ec2_did_not_give_are_asked_for_again_after_a_minute() -> None:
+    (export,) = re.findall(r"^ +export (RAY_AUTOSCALER_\w+=\d+)$", shipped_text("aws"), re.MULTILINE)
+    reads = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as Its"
+    command = ["env", export, sys.executable, "-c", f"{reads}; print(Its.request_status_timeout_s)"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "60\n"

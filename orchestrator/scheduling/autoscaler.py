@@ -31,6 +31,8 @@ _PATIENCE_S = 20.0
 """For a process to start on the head and look (a few seconds where Ray has one waiting)."""
 _ASK_S = 5.0
 """For the autoscaler's state, which comes from the head's memory."""
+_HOLD_S = 3.0
+"""For Ray to set free resources aside: it tries anew once a second where they came only now."""
 
 
 @functools.cache
@@ -158,6 +160,17 @@ class Request:
         if row.get("state") != "CREATED":
             return {}
         return added_up(*({node: self._bundles[int(index)]} for index, node in row["bundles_to_node_id"].items()))
+
+    def renew(self, bundles: Sequence[Mapping[str, float]], *, without: Collection[str] = ()) -> None:
+        """Has these, which are free, for a moment, and lets go: to the autoscaler their nodes are idle only from then.
+
+        A node that stood idle for as long as it waited for the others is otherwise taken away at the first look after
+        the request, seconds before the workers are there (seen on Ray 2.60.0, which looks every 5 s).
+        """
+        self.ask(bundles, without=without)
+        assert self._group is not None, "it was asked for"
+        self._group.wait(_HOLD_S)
+        self.close()
 
     def close(self) -> None:
         """Lets go of what was asked for, and of what has come."""

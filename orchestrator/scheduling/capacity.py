@@ -31,7 +31,7 @@ from orchestrator.scheduling.decisions.next_action import (
 )
 from orchestrator.scheduling.decisions.queueing import Turn, turn_of
 from orchestrator.scheduling.queue import Place
-from orchestrator.scheduling.session import free_shape, limits, live_shape
+from orchestrator.scheduling.session import can_grow, free_shape, limits, live_shape
 
 
 class Planner(Protocol):
@@ -98,8 +98,10 @@ class Capacity:
         """Whether another training waits for what this one would grow into."""
         return self._place.others_wait()
 
-    def start(self, plan: RunPlan, *, times: int = 1) -> None:
+    def start(self, plan: RunPlan, *, times: int = 1, without: Collection[str] = ()) -> None:
         """There is room: what was asked for is let go, for the workers of so many trainings to take."""
+        if can_grow():
+            self._request.renew([resources_of_worker(plan)] * (plan.workers * times), without=without)
         self._request.close()
         self._place.take(*_amounts(plan, plan.workers * times), state="starting")
 

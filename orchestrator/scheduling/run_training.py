@@ -175,7 +175,7 @@ class _Run:
         plan, cause = self._state.plan, self._state.cause
         self._seeker.found()
         if self._capacity is not None:
-            self._capacity.start(plan)
+            self._capacity.start(plan, without=self._state.bad_nodes)
         self._attempts.keep(plan.kept)
         self._clock.attempt_starts()
         number = self._attempts.open(workers=plan.workers, cause=cause, after=after)

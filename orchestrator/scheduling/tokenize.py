@@ -5,6 +5,7 @@ needs to see a file. `prepare` takes `encode_on_ray` where it would take `encode
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from orchestrator.scheduling.session import free_shape, live_shape
 T = TypeVar("T")
 
 _IN_FLIGHT_PER_CPU = 2  # One running, one waiting on its node; more only fills the object store.
+_COMES_S = 60.0
+"""What a node takes to come, at the least (a guess: cloud instances with GPUs take minutes)."""
 
 
 def _encode(function: Callable[[Chunk], Any], chunk: Chunk) -> Any:
@@ -31,8 +34,9 @@ def encode_on_ray(
 ) -> Iterator[T]:
     """Results of a pure function on chunks, in their order, from tasks of one CPU each. Ray must be running.
 
-    Where others hold all cores, and no more can come, this process computes them itself: a driver that waited here
-    would not come to the queue, where it can say for whom it waits.
+    Where no core is free, this process computes them itself: all of them where no more cores can come, since a driver
+    that waited here would not come to the queue, where it can say for whom it waits; else for as long as a node takes
+    to come, so that short texts are done before, and the nodes that the training needs are asked for together.
 
     `pause` is called between two and while one is waited for, and what it raises ends the tasks, in their midst too.
     Raises CapacityError when the cluster has no CPU, TransientError when Ray gave up on a task, and whatever
@@ -42,11 +46,16 @@ def encode_on_ray(
     cpus = max(shape.cpus for shape in cluster.reachable)  # tasks that wait for cores make an autoscaler add them
     if cpus < 1:
         raise CapacityError("no node gives Ray a CPU to encode text on", do="start a node with --num-cpus 1 or more")
-    if cpus <= cluster.cpus and free_shape(held={}).cpus < 1:
+    chunks = iter(chunks)
+    if free_shape(held={}).cpus < 1:
+        until_s = time.monotonic() + _COMES_S if cpus > cluster.cpus else float("inf")
         for chunk in chunks:
             pause()
             yield function(chunk)
-        return
+            if time.monotonic() > until_s:
+                break
+        else:
+            return
     encode = ray.remote(num_cpus=1)(_encode)
     shared = ray.put(function)
     pending: deque[ray.ObjectRef] = deque()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 from orchestrator.provenance import USER
 from tests import specs
 from tests.autoscaling import IDLE_S, alive_nodes, scaling_cluster
+from tests.chaos.processes import ROOT
 from tests.end_to_end.commands import Place
 
 pytestmark = pytest.mark.slow
@@ -42,12 +46,39 @@ def test_nodes_come_when_a_training_asks_and_go_when_nobody_uses_them(tmp_path: 
     assert done.answer["status"] == "finished"
     waiting = [line for line in done.err.splitlines() if line.startswith("waiting for room, 1800 s at most: ")]
     assert any("2 workers of 1 CPU core" in line for line in waiting), done.err
-    assert any("one_core" in line for line in waiting), "what the autoscaler does about it is told"
+    doing = [line.partition("; ")[2] for line in waiting if "one_core" in line]  # what the autoscaler does about it
+    assert doing, done.err
+    assert doing[0].startswith("2 one_core"), "both are asked for together, and none before, to encode text"
     assert "starting workers" in done.err
     deadline_s = time.monotonic() + IDLE_S + 30
     while alive_nodes(address) > 1 and time.monotonic() < deadline_s:
         time.sleep(0.5)
     assert alive_nodes(address) == 1
+
+
+RENEWED = f"""
+import sys, time, ray
+from orchestrator.scheduling.autoscaler import Request
+from tests.autoscaling import alive_nodes
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+request = Request()
+request.ask([{{"CPU": 1.0}}])
+while not request.held():
+    time.sleep(0.2)
+request.close()
+time.sleep({IDLE_S} - 1)
+request.renew([{{"CPU": 1.0}}])
+time.sleep({IDLE_S} - 2)
+print(alive_nodes(sys.argv[1]))
+"""
+
+
+def test_a_node_that_stood_idle_is_not_taken_away_between_the_request_and_the_workers(address: str) -> None:
+    command = [sys.executable, "-c", RENEWED, address]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "2\n", done.stderr
 
 
 def test_what_no_node_type_could_give_is_refused_at_once(tmp_path: Path, address: str) -> None:
