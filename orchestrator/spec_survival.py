@@ -113,7 +113,7 @@ class CheckpointSpec(Block):
     storage: str | None = None
     """Where runs are kept: a folder that every node sees, or a bucket by its URI: `s3://BUCKET/PATH`, `gs://`,
     `abfs://`, `hdfs://` or another scheme of pyarrow or fsspec; none given is `runs` below `$ORCHESTRATOR_HOME`
-    (`~/.orchestrator`). With a bucket a training needs no folder that its machines share."""
+    (`~/.orchestrator`). With a bucket a training or a search needs no folder that its machines share."""
 
     @field_validator("storage")
     @classmethod

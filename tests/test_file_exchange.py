@@ -39,7 +39,7 @@ def write(file: Path, text: str) -> None:
 def keys(s3: Any, tmp_path: Path) -> list[str]:
     found = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{tmp_path.name}/").get("Contents", ())
     names = (each["Key"].removeprefix(f"{tmp_path.name}/run/") for each in found)
-    return sorted(name for name in names if not name.endswith("/"))  # pyarrow leaves the folder of what it deletes
+    return sorted(name for name in names if name and not name.endswith("/"))  # pyarrow leaves the folder above
 
 
 def test_what_one_machine_sends_the_others_fetch_and_drafts_stay_at_home(machine: Machine, tmp_path: Path) -> None:
@@ -154,6 +154,64 @@ def test_a_bucket_that_does_not_answer_is_a_storage_error_with_the_remedy(s3: An
         nowhere.send("attempts")
 
 
+def test_whoever_was_fenced_out_while_the_bucket_was_away_writes_over_nothing(
+    machine: Machine, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "new"):
+        write(tmp_path / name / "ending.json", name)
+    uploaded, fenced = exchanges.upload, threading.Event()
+
+    def away_once(*args: Any) -> None:
+        if not fenced.is_set():
+            fenced.set()
+            monkeypatch.setattr(exchanges, "upload", uploaded)
+            machine("new").send("ending.json")
+            raise OSError("the bucket is away")
+        uploaded(*args)
+
+    monkeypatch.setattr(exchanges, "upload", away_once)
+    machine("old").send("ending.json", patience_s=20, may_send=lambda: not fenced.is_set())
+    assert fenced.is_set()
+    machine("driver").fetch("ending.json")
+    assert (tmp_path / "driver" / "ending.json").read_text() == "new"
+
+
+def test_a_file_that_is_replaced_while_it_is_fetched_arrives_whole(
+    machine: Machine, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, download = tmp_path / "worker" / "attempts" / "0001.told.json", exchanges.download
+    worker, driver, later = machine("worker"), machine("driver"), ["[1, 2, 3]", "[]"]
+    write(file, "[1]")
+    worker.send("attempts")
+
+    def replaced_meanwhile(files: Any, key: str, target: Path) -> None:
+        with files.open_input_stream(key) as stream:
+            if later:
+                write(file, later.pop(0))
+                worker.send("attempts")
+            target.write_bytes(stream.read())
+
+    monkeypatch.setattr(exchanges, "download", replaced_meanwhile)
+    driver.fetch("attempts")
+    assert (tmp_path / "driver" / "attempts" / "0001.told.json").read_text() == "[]"
+    monkeypatch.setattr(exchanges, "download", download)
+
+
+def test_patterns_fit_part_by_part_and_fetch_nothing_else(machine: Machine, tmp_path: Path) -> None:
+    names = (
+        "trials/00/ending.json",
+        "trials/01/ending.json",
+        "trials/00/model/ending.json",
+        "trials/00/outbox/a1.jsonl",
+    )
+    for name in (*names, "trials/00/outbox/handle.json", "ending.json"):
+        write(tmp_path / "worker" / name, name)
+    machine("worker").send("trials", "ending.json")
+    machine("driver").fetch("trials/*/ending.json", "trials/*/outbox/a*.jsonl", "none/*/ending.json")
+    there = {str(file.relative_to(tmp_path / "driver")) for file in (tmp_path / "driver").rglob("*.json*")}
+    assert there == {names[0], names[1], names[3]}
+
+
 def test_a_follower_shows_and_sees_what_is_written_meanwhile_and_outlives_an_outage(
     machine: Machine, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,10 +221,10 @@ def test_a_follower_shows_and_sees_what_is_written_meanwhile_and_outlives_an_out
     fails.set()
     send = worker.send
 
-    def failing_send(*parts: str) -> None:
+    def failing_send(*parts: str, may_send: Callable[[], bool]) -> None:
         if fails.is_set():
             raise StorageError("the bucket is away")
-        send(*parts)
+        send(*parts, may_send=may_send)
 
     monkeypatch.setattr(worker, "send", failing_send)
     write(tmp_path / "worker/outbox/a.jsonl", "1\n")

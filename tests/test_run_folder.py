@@ -11,7 +11,7 @@ from orchestrator.commands.flush import flush_command
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.runs.file_exchange import BucketExchange, CommonFolder, exchange_at
 from orchestrator.runs.job import bucket_of, checkpoints_of
-from orchestrator.scheduling.run_folder import check_bucket_of, exchanged_at, forget, shared, take_up
+from orchestrator.scheduling.run_folder import check_bucket_of, forget, shared, take_up
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.run_record import driving
 from orchestrator.tracking.tracker import MetricLog
@@ -37,10 +37,10 @@ def test_runs_and_the_trials_of_different_searches_never_share_a_place_in_a_buck
     assert checkpoints_of(spec(PRETRAIN), trials[0]) == trials[0] / "checkpoints"
 
 
-def test_only_a_training_in_a_bucket_exchanges_files(tmp_path: Path) -> None:
-    assert exchanged_at(in_bucket(tmp_path), tmp_path) == f"{RUNS}/{tmp_path.name}/{tmp_path.name}"
-    assert exchanged_at(spec(PRETRAIN), tmp_path) is None
-    assert exchanged_at(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path) is None
+def test_only_runs_in_a_bucket_exchange_files(tmp_path: Path) -> None:
+    assert bucket_of(in_bucket(tmp_path), tmp_path) == f"{RUNS}/{tmp_path.name}/{tmp_path.name}"
+    assert bucket_of(spec(PRETRAIN), tmp_path) is None
+    assert bucket_of(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path) == f"{RUNS}/{tmp_path.name}"
     assert isinstance(exchange_at(tmp_path, None), CommonFolder)
 
 
@@ -80,7 +80,7 @@ def test_another_machine_takes_up_a_run_with_its_mlflow_run_its_points_and_its_m
     points.write_text('{"key": "train/loss", "value": 2.0, "step": 1, "timestamp_ms": 1}\n')
     (first / "model").mkdir()
     (first / "model" / "config.json").write_text("{}")
-    exchange_at(first, exchanged_at(run, first)).send("outbox/handle.json", "outbox/a*.jsonl", "model")
+    exchange_at(first, bucket_of(run, first)).send("outbox/handle.json", "outbox/a*.jsonl", "model")
     tracker.ship()
 
     take_up(run, second)
@@ -137,7 +137,7 @@ def test_steps_that_a_lost_machine_had_shipped_and_another_takes_again_are_in_ml
     tracker = opened(uri, first)
     points = MetricLog(first)
     points.log(1, {"train/loss": 2.0})
-    exchange_at(first, exchanged_at(run, first)).send("outbox/handle.json", "outbox/a*.jsonl")
+    exchange_at(first, bucket_of(run, first)).send("outbox/handle.json", "outbox/a*.jsonl")
     points.log(2, {"train/loss": 1.5})
     tracker.ship()
 

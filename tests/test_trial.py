@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.quantities import Budget
 from orchestrator.runs.attempts import Attempts
+from orchestrator.runs.file_exchange import CommonFolder
 from orchestrator.runs.job import Outcome, TrainingJob
 from orchestrator.scheduling.run_lifecycle import Prepared
 from orchestrator.scheduling.search.trial import (
@@ -65,7 +66,7 @@ def test_an_ending_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_only_a_failed_trial_is_tried_again_in_any_case(tmp_path: Path) -> None:
     for ending, kept in ((stopped(3), True), (finished(), True), (Ending(status="failed", step=1, error="x"), False)):
         ending.write(tmp_path)
-        forget_failure(tmp_path)
+        forget_failure(trial_of(pretrain(tmp_path)), CommonFolder(tmp_path))
         assert (ending_of(tmp_path) is not None) == kept
 
 

@@ -3,6 +3,7 @@
     attempts/0002.json           by the driver before the attempt starts: how many workers, and why there is a new one
     attempts/0002.resumed.json   by its rank 0: the step it went on from
     attempts/0002.ended.json     by the driver once its workers are gone
+    attempts/0002.told.json      by a trial, which is its own driver: what MLflow shows of the attempt
     attempts/kept.json           what all attempts of the run have in common
 
 A worker that was cut off or stopped may wake up when another attempt has long taken its place. Two rules keep it from
@@ -135,6 +136,15 @@ class Attempts:
         resumed = self._read(_resumed_name(number))
         return None if resumed is None else int(resumed["step"])
 
+    def tell(self, number: int, text: str) -> None:
+        """What an attempt was, or how it ended; a later text replaces an earlier one."""
+        self._write(_told_name(number), {"text": text})
+
+    def told(self) -> dict[int, str]:
+        """What was told of each attempt, by its number."""
+        found = {number: self._read(_told_name(number)) for number in range(1, self.newest() + 1)}
+        return {number: str(value["text"]) for number, value in found.items() if value is not None}
+
     def keep(self, kept: Kept) -> None:
         """From now on attempts have this in common."""
         self._write(_KEPT, asdict(kept))
@@ -188,8 +198,8 @@ def unseen(run_folder: Path) -> StorageError:
     return StorageError(
         "a worker's machine does not see the run's folder",
         got=f"{socket.gethostname()}: {run_folder}",
-        do="set ORCHESTRATOR_HOME on all nodes, or checkpoint.storage, to a folder that every node sees; "
-        "a training, but not a search, may use a bucket instead: checkpoint.storage=s3://BUCKET/PATH",
+        do="set ORCHESTRATOR_HOME on all nodes, or checkpoint.storage, to a folder that every node sees; or use a "
+        "bucket instead: checkpoint.storage=s3://BUCKET/PATH",
     )
 
 
@@ -203,6 +213,10 @@ def _ended_name(number: int) -> str:
 
 def _resumed_name(number: int) -> str:
     return f"{number:0{_DIGITS}d}.resumed.json"
+
+
+def _told_name(number: int) -> str:
+    return f"{number:0{_DIGITS}d}.told.json"
 
 
 class Fence:

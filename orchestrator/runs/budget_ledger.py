@@ -2,13 +2,13 @@
 
 One small file for each run that spends from the budget. From its own a run knows what the work cost that a crash has
 lost. The trials of a search share one budget: each reserves the cost of its next steps and of its closing work, starts
-a step only if that fits beside what the others have reserved, and releases the remainder.
+a step only if that fits beside what the others have reserved, and releases the remainder. Trials on machines that see
+no common folder keep their ledger in the run's bucket, and only there.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,10 +17,12 @@ from typing import Any
 
 from pydantic import Field
 
-from orchestrator.atomic_file import damaged, write_json
+from orchestrator.atomic_file import damaged
 from orchestrator.errors import StorageError
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
+from orchestrator.runs.file_exchange import CommonFolder, Exchange, exchange_at
 from orchestrator.spec import RunSpec
 
 LEDGER = "ledger"
@@ -95,6 +97,8 @@ class LedgerBudget(Budget):
     """A budget whose spending stands in a ledger."""
 
     ledger: Path
+    ledger_at: str | None = None
+    """Where in a bucket the ledger is kept; None where it is that folder."""
     member: str
     """Name of the run in the ledger."""
     eval_every_steps: int | None
@@ -102,12 +106,18 @@ class LedgerBudget(Budget):
     save_every_steps: int | None
     """Work that falls due before the next step is paid for, too."""
 
+    def open_ledger(self) -> Ledger:
+        """The ledger. Raises StorageError when its bucket cannot be opened."""
+        return open_ledger(self.ledger, self.ledger_at)
+
 
 class LedgerSpec(RunSpec):
     """A spec as its workers get it, with the ledger in which its budget is kept."""
 
     ledger: Path = Field(exclude=True)
-    """Folder that every node sees."""
+    """Folder of the ledger, which every node sees unless it is kept in a bucket."""
+    ledger_at: str | None = Field(default=None, exclude=True)
+    """See `LedgerBudget`."""
     member: str = Field(exclude=True)
     """Name of this run in the ledger."""
     rungs: tuple[int, ...] = Field(default=(), exclude=True)
@@ -123,6 +133,7 @@ class LedgerSpec(RunSpec):
             amount=budget.amount,
             unit=budget.unit,
             ledger=self.ledger,
+            ledger_at=self.ledger_at,
             member=self.member,
             eval_every_steps=self.training.eval_every_steps,
             rungs=self.rungs,
@@ -130,9 +141,21 @@ class LedgerSpec(RunSpec):
         )
 
 
-def with_ledger(spec: RunSpec, ledger: Path, *, member: str, rungs: tuple[int, ...] = ()) -> RunSpec:
+def with_ledger(
+    spec: RunSpec, ledger: Path, *, member: str, rungs: tuple[int, ...] = (), ledger_at: str | None = None
+) -> RunSpec:
     """The spec with its budget kept in a ledger; without a budget, the spec itself."""
-    return spec if spec.budget is None else LedgerSpec(**dict(spec), ledger=ledger, member=member, rungs=rungs)
+    if spec.budget is None:
+        return spec
+    return LedgerSpec(**dict(spec), ledger=ledger, ledger_at=ledger_at, member=member, rungs=rungs)
+
+
+def open_ledger(ledger: Path, ledger_at: str | None) -> Ledger:
+    """The ledger of a folder, or the one that stands for it in a run's prefix in a bucket.
+
+    Raises StorageError when the bucket cannot be opened.
+    """
+    return Ledger(ledger, exchange_at(ledger.parent, ledger_at))
 
 
 def evaluation_is_due(step: int, *, every: int | None, rungs: tuple[int, ...]) -> bool:
@@ -165,26 +188,33 @@ class Ledger:
     """A folder of entries, one for each run that spends from a budget. Raises StorageError when it cannot be used.
 
     There is no lock: a claim is written before the others are read, so when two runs claim the last of a budget at the
-    same moment at least one of them sees the other's claim.
+    same moment at least one of them sees the other's claim. So it is in a bucket, however slow: what has been written
+    is read by all from then on. One that is away is waited for, which takes time that a budget of time has to bear.
     """
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._folder, self._now_s = folder, clock
+    def __init__(
+        self, folder: Path, exchange: Exchange | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`exchange` is that of the folder above."""
+        self._folder, self._exchange, self._now_s = folder, exchange or CommonFolder(folder.parent), clock
+        self.period_s = self._exchange.period_s
+        """How long steps should last that are claimed at a time, for what a claim costs; 0 where that is nothing."""
         self._ended: dict[str, Entry] = {}
         self._earlier_s = self._started_s = self._ticked_s = 0.0
 
     def entry(self, member: str) -> Entry | None:
         """What a run has written last."""
-        return self._entries().get(member)
+        return self._look()[0].get(member)
 
     def claim(self, budget: Budget, member: str, entry: Entry) -> BudgetDecision:
         """Holds what an entry asks for if that fits beside all others, else only what it takes to close."""
         self._write(member, replace(entry, running=True, noted_s=self._now_s()))
         spent = entry.spent
-        for name, other in self._entries().items():
+        entries, ticks = self._look()
+        for name, other in entries.items():
             if name != member:
                 spent += other.spent + other.ahead + other.closing
-        search_s = self._search_s(self._now_s())
+        search_s = _search_s(ticks, self._now_s())
         if search_s is not None:
             spent = replace(spent, hours=search_s / 3600)
         decision = decide(budget, spent=spent, next_step=entry.ahead, closing=entry.closing)
@@ -197,7 +227,7 @@ class Ledger:
 
         The first of all may always begin, since nobody knows yet what it takes.
         """
-        entries = self._entries()
+        entries, _ = self._look()
         before = entries.get(member, Entry())
         before = before.ended() if before.running else before
         least = first_step
@@ -226,7 +256,7 @@ class Ledger:
 
     def settle_dead(self) -> None:
         """Before a search goes on: the processes of entries that still run are gone with the driver of before."""
-        for member, entry in self._entries().items():
+        for member, entry in self._look()[0].items():
             if entry.running:
                 self._write(member, entry.ended())
 
@@ -234,48 +264,43 @@ class Ledger:
 
     def start_clock(self) -> None:
         """A search begins or goes on; whoever runs it calls `tick` from then on."""
-        self._earlier_s = self._search_s(None) or 0.0
+        self._earlier_s = _search_s(self._look()[1], None) or 0.0
         self._started_s = self._now_s()
         self.tick()
 
     def tick(self) -> None:
         """Notes now and then that the search still runs."""
         now_s = self._now_s()
-        if now_s - self._ticked_s >= _TICK_S:
+        if now_s - self._ticked_s >= max(_TICK_S, self.period_s):
             self._ticked_s = now_s
             times = {"earlier_s": self._earlier_s, "started_s": self._started_s, "seen_s": now_s}
             self._write_file(_CLOCK, times)
 
-    def _search_s(self, now_s: float | None) -> float | None:
-        """Seconds that the search has run up to now, or up to its last tick; None when there is no search."""
-        file = self._folder / _CLOCK
-        if not file.is_file():
-            return None
-        times = self._read(file)
-        return float(times["earlier_s"] + (times["seen_s"] if now_s is None else now_s) - times["started_s"])
-
     # -- files -------------------------------------------------------------------------------------------------
 
-    def _entries(self) -> dict[str, Entry]:
-        """All of them; those of runs that have ended are read once."""
+    def _look(self) -> tuple[dict[str, Entry], dict[str, float] | None]:
+        """All entries, of which those of runs that have ended are read once; and the clock of a search."""
+        known = {f"{member}{_ENTRY}" for member in self._ended}
+        try:
+            texts = self._exchange.texts(self._folder.name, without=known, patience_s=PATIENCE_S)
+        except OSError as error:
+            raise self._unusable(error) from error
         found = dict(self._ended)
-        for name in os.listdir(self._folder) if self._folder.is_dir() else ():
+        for name, text in texts.items():
             member, dot, kind = name.rpartition(".")
-            if dot + kind == _ENTRY and member not in self._ended:
-                value = self._read(self._folder / name)
+            if dot + kind == _ENTRY:
+                value = self._parsed(name, text)
                 costs = {part: Cost(**value[part]) for part in ("spent", "ahead", "closing", "least")}
                 entry = found[member] = Entry(**{**value, **costs})
                 if not entry.running:
                     self._ended[member] = entry
-        return found
+        return found, self._parsed(_CLOCK, texts[_CLOCK]) if _CLOCK in texts else None
 
-    def _read(self, file: Path) -> dict[str, Any]:
+    def _parsed(self, name: str, text: str) -> dict[str, Any]:
         try:
-            value: dict[str, Any] = json.loads(file.read_text())
+            value: dict[str, Any] = json.loads(text)
         except ValueError as error:
-            raise damaged("what the run has spent of its budget", file, error) from error
-        except OSError as error:
-            raise self._unusable(error) from error
+            raise damaged("what the run has spent of its budget", self._folder / name, error) from error
         return value
 
     def _write(self, member: str, entry: Entry) -> None:
@@ -284,8 +309,7 @@ class Ledger:
 
     def _write_file(self, name: str, value: Mapping[str, Any]) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._folder / name, value)
+            self._exchange.put(f"{self._folder.name}/{name}", value, patience_s=PATIENCE_S)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -295,3 +319,10 @@ class Ledger:
             got=f"{self._folder} ({error})",
             do="free space, or set checkpoint.storage to a folder that every node can write",
         )
+
+
+def _search_s(ticks: Mapping[str, float] | None, now_s: float | None) -> float | None:
+    """Seconds that a search has run up to now, or up to its last tick; None where there is no search. Pure."""
+    if ticks is None:
+        return None
+    return ticks["earlier_s"] + (ticks["seen_s"] if now_s is None else now_s) - ticks["started_s"]

@@ -4,26 +4,32 @@ Each machine has a copy of the run's folder, and code that reads and writes ther
 
     by the driver   attempts/NNNN.json, attempts/kept.json      who may write, and what attempts have in common
                     outbox/handle.json, ledger/, result.json    for a driver on another machine that takes the run up
+                    rungs.json                                  of a search: what its trials were compared by
     by rank 0       attempts/NNNN.resumed.json, outbox/a*.jsonl, ledger/, rewinds.json, best/, outcome.json, model/
+    by a trial      reports.jsonl, ending.json, and what a training's driver writes of attempts
 
-One process at a time writes each of them, so the newer copy is the right one; of points files, which only grow, the
-longer one. Checkpoints lie in the same bucket, but are `storage`'s.
+One process at a time writes each of them, so the newer copy is the right one; of points and reports, which only grow,
+the longer one. What several machines write at the same time, the ledger of a search, has no copies: it is written to
+the bucket and read from there (`put`, `texts`). Checkpoints lie in the same bucket, but are `storage`'s.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.atomic_file import draft_of
+from orchestrator.atomic_file import draft_of, read_json, write_json
 from orchestrator.errors import StorageError, one_line
 from orchestrator.object_store import download, open_bucket, patiently, upload
 
@@ -32,23 +38,47 @@ PERIOD_S = 5.0
 (S3's price of listing, 2026), and no longer than a curve may be old for someone who watches it (a guess)."""
 _SETTLED_S = 1.0
 """Longest from a look at what there is to the end of a small write that follows from it (a guess: 0.1 s is usual)."""
+_TORN_READS = 5
+"""So often a file is read that is replaced whenever it is (a guess: one that is replaced every second, once). pyarrow
+asks for its size first, cuts a longer successor there and fills a shorter one up
+(findings/pyarrow-s3-replaced-while-read.sh)."""
 _GROWING = ".jsonl"
+_LIFE = "life.json"
+"""In a copy of a run's folder on a worker's machine: which life of the run it is of (`renew`)."""
+
+
+def _always() -> bool:
+    return True
 
 
 class Exchange(Protocol):
     """What a machine does to see what others wrote of a run, and to show them what it wrote."""
 
+    period_s: float
+    """Pause between what is told to others again and again: 0 where that costs nothing."""
+
     def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
-        """Brings files, or all files of folders, given by their names in the run's folder.
+        """Brings files, all files of folders, or those that a pattern fits, by their names in the run's folder.
 
         Raises StorageError, where the bucket is away only after so many seconds.
         """
 
-    def send(self, *parts: str, patience_s: float = 0.0) -> None:
-        """Shows them, or those that a pattern fits, to the others; what has not changed since is not sent again.
+    def send(self, *parts: str, patience_s: float = 0.0, may_send: Callable[[], bool] = _always) -> None:
+        """Shows them to the others; what has not changed since is not sent again. `may_send` is asked before each file
+        and again after each failure: whoever was fenced out while the bucket was away writes over nothing.
 
         Raises StorageError, where the bucket is away only after so many seconds.
         """
+
+    def put(self, name: str, value: Mapping[str, Any], *, patience_s: float = 0.0) -> None:
+        """Writes JSON into a small file; every machine's `texts` has it from here on.
+
+        Raises StorageError, where the bucket is away only after so many seconds, and OSError of this machine's disk.
+        """
+
+    def texts(self, part: str, *, without: Collection[str] = (), patience_s: float = 0.0) -> dict[str, str]:
+        """What `put` has written into the files of a folder, but for some, by their names there; as it is at this
+        moment. Raises as `put` does."""
 
     def remove(self, part: str) -> None:
         """Removes a file, or a folder with all files in it, for this machine and the others. Raises StorageError."""
@@ -63,14 +93,28 @@ class Exchange(Protocol):
 class CommonFolder:
     """Every machine sees the run's folder: there is nothing to exchange."""
 
+    period_s = 0.0
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`."""
 
-    def send(self, *parts: str, patience_s: float = 0.0) -> None:
+    def send(self, *parts: str, patience_s: float = 0.0, may_send: Callable[[], bool] = _always) -> None:
         """See `Exchange`."""
+
+    def put(self, name: str, value: Mapping[str, Any], *, patience_s: float = 0.0) -> None:
+        """See `Exchange`."""
+        file = self._folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, value)
+
+    def texts(self, part: str, *, without: Collection[str] = (), patience_s: float = 0.0) -> dict[str, str]:
+        """See `Exchange`."""
+        folder = self._folder / part
+        names = os.listdir(folder) if folder.is_dir() else ()
+        return {name: (folder / name).read_text() for name in names if not name.startswith(".") and name not in without}
 
     def remove(self, part: str) -> None:
         """See `Exchange`."""
@@ -87,60 +131,94 @@ class CommonFolder:
 class BucketExchange:
     """Copies between a folder on this machine and a prefix in a bucket. Threads may share it."""
 
+    period_s = PERIOD_S
+
     def __init__(self, folder: Path, uri: str) -> None:
         """Raises StorageError when the URI names nothing that can be opened."""
         self._folder, self._uri = folder, uri
         self._files, self._prefix = open_bucket(uri)
         self._fetched: dict[str, tuple[int, datetime]] = {}
         self._sent: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
+        self._fetching, self._sending = threading.Lock(), threading.Lock()  # who looks waits for no upload
 
     def fetch(self, *parts: str, patience_s: float = 0.0) -> None:
         """See `Exchange`: in the order of their names, so that a later points file is not there before an earlier."""
-        with self._lock, self._errors("read"):
+        with self._fetching, self._errors("read"):
+            listed: dict[str, list[Any]] = {}
             for part in parts:
-                patiently(partial(self._fetch, part), patience_s=patience_s)
+                patiently(partial(self._fetch, part, listed), patience_s=patience_s)
 
-    def send(self, *parts: str, patience_s: float = 0.0) -> None:
+    def send(self, *parts: str, patience_s: float = 0.0, may_send: Callable[[], bool] = _always) -> None:
         """See `Exchange`."""
-        with self._lock, self._errors("written"):
+        with self._sending, self._errors("written"):
             for part in parts:
-                patiently(partial(self._send, part), patience_s=patience_s)
+                patiently(partial(self._send, part, may_send), patience_s=patience_s)
+
+    def put(self, name: str, value: Mapping[str, Any], *, patience_s: float = 0.0) -> None:
+        """See `Exchange`: an object store that is read after a write has been answered gives what was written."""
+        text = json.dumps(value, indent=1)
+
+        def write() -> None:
+            with self._files.open_output_stream(f"{self._prefix}/{name}") as stream:
+                stream.write(text.encode())
+
+        with self._errors("written"):
+            patiently(write, patience_s=patience_s)
+
+    def texts(self, part: str, *, without: Collection[str] = (), patience_s: float = 0.0) -> dict[str, str]:
+        """See `Exchange`: what is read is what lies there, whatever its time says, which S3 tells in whole seconds."""
+
+        def read() -> dict[str, str]:
+            found = {info.path.removeprefix(f"{self._prefix}/{part}/"): info for info in self._objects(part)}
+            return {name: self._whole_text(info.path) for name, info in found.items() if name not in without}
+
+        with self._errors("read"):
+            return patiently(read, patience_s=patience_s)
 
     def remove(self, part: str) -> None:
         """See `Exchange`."""
         _remove(self._folder / part)
-        with self._lock, self._errors("removed"):
-            for info in self._objects(part):
-                self._files.delete_file(info.path)
-                self._sent.pop(info.path.removeprefix(f"{self._prefix}/"), None)
+        from pyarrow.fs import FileType
+
+        key = f"{self._prefix}/{part}"
+        with self._sending, self._errors("removed"):
+            kind = self._files.get_file_info(key).type
+            if kind == FileType.File:
+                self._files.delete_file(key)
+            elif kind == FileType.Directory:
+                self._files.delete_dir(key)
+            for name in [name for name in self._sent if name == part or name.startswith(f"{part}/")]:
+                del self._sent[name]
 
     def stands(self, name: str) -> bool:
         """See `Exchange`: looks only after what another has begun to write is there. The last one stands."""
         time.sleep(_SETTLED_S)
-        with self._lock, self._errors("read"), self._files.open_input_stream(f"{self._prefix}/{name}") as stream:
-            return bytes(stream.read()) == (self._folder / name).read_bytes()
+        with self._errors("read"):
+            return self._text(f"{self._prefix}/{name}") == (self._folder / name).read_text()
 
     def forget(self) -> None:
         """See `Exchange`."""
-        with self._lock, self._errors("removed"):
+        with self._errors("removed"):
             self._files.delete_dir_contents(self._prefix, missing_dir_ok=True)
             with suppress(FileNotFoundError):
                 self._files.delete_dir(self._prefix)
 
-    def _fetch(self, part: str) -> None:
-        for info in self._objects(part):
+    def _fetch(self, part: str, listed: dict[str, list[Any]]) -> None:
+        """`listed` keeps what was found below folders that patterns of one call have in common."""
+        for info in self._fitting(part, listed) if "*" in part else self._objects(part):
             name = info.path.removeprefix(f"{self._prefix}/")
             state = (info.size, info.mtime)
             if self._fetched.get(name) != state:
                 self._bring(name, info)
                 self._fetched[name] = state
 
-    def _send(self, part: str) -> None:
+    def _send(self, part: str, may_send: Callable[[], bool]) -> None:
         for file in _visible_files(self._folder, part):
             name = str(file.relative_to(self._folder))
             state = _state(file)
             if self._sent.get(name) != state:
+                if not may_send():
+                    return
                 key = f"{self._prefix}/{name}"
                 upload(self._files, file, key)
                 if _state(file) == state and not name.endswith(_GROWING):  # as old as its copy, by one clock
@@ -158,6 +236,32 @@ class BucketExchange:
         found = self._files.get_file_info(FileSelector(key, recursive=True, allow_not_found=True))
         return sorted((each for each in found if each.type == FileType.File), key=lambda each: each.path)
 
+    def _fitting(self, pattern: str, listed: dict[str, list[Any]]) -> list[Any]:
+        """Objects whose names a pattern fits, part by part."""
+        wanted = pattern.split("/")
+        above = "/".join(wanted[: next(place for place, each in enumerate(wanted) if "*" in each)])
+        if above not in listed:
+            listed[above] = self._objects(above)
+        found = []
+        for info in listed[above]:
+            parts = info.path.removeprefix(f"{self._prefix}/").split("/")
+            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
+                found.append(info)
+        return found
+
+    def _whole_text(self, key: str) -> str:
+        """Of JSON that may be replaced meanwhile."""
+        for _ in range(_TORN_READS):
+            text = self._text(key)
+            with suppress(ValueError):
+                json.loads(text)
+                break
+        return text
+
+    def _text(self, key: str) -> str:
+        with self._files.open_input_stream(key) as stream:
+            return bytes(stream.read()).decode(errors="replace")
+
     def _bring(self, name: str, info: Any) -> None:
         target = self._folder / name
         with suppress(FileNotFoundError):
@@ -166,7 +270,10 @@ class BucketExchange:
                 return
         target.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(target) as draft:
-            download(self._files, info.path, draft)
+            for _ in range(_TORN_READS):
+                download(self._files, info.path, draft)
+                if name.endswith(_GROWING) or draft.stat().st_size == self._files.get_file_info(info.path).size:
+                    break
             _set_time(draft, info.mtime)
             draft.replace(target)
 
@@ -190,13 +297,35 @@ def exchange_at(folder: Path, uri: str | None) -> Exchange:
     return CommonFolder(folder) if uri is None else BucketExchange(folder, uri)
 
 
+def renew(folder: Path, life: str) -> None:
+    """A worker's machine takes part in a life of a run: what it has kept of the run from before it was started over
+    (`--fresh`) is removed. Raises OSError when it cannot be.
+
+    The driver's own folder is of the newest life (`begin_life`); workers on its machine find it so.
+    """
+    if read_json(folder / _LIFE) == life:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("a") as lock:  # ranks of this machine do it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if read_json(folder / _LIFE) != life:
+            shutil.rmtree(folder, ignore_errors=True)
+            begin_life(folder, life)
+
+
+def begin_life(folder: Path, life: str) -> None:
+    """Says of a folder which life of its run it is of; raises OSError when it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _LIFE, life)
+
+
 @contextmanager
 def following(
     exchange: Exchange,
     *,
     fetch: tuple[str, ...] = (),
     send: tuple[str, ...] = (),
-    may_send: Callable[[], bool] = lambda: True,
+    may_send: Callable[[], bool] = _always,
 ) -> Iterator[None]:
     """Meanwhile a thread fetches, then sends where it may; what the bucket does not take or give is tried again."""
     over = threading.Event()
@@ -206,7 +335,7 @@ def following(
             with suppress(StorageError):
                 exchange.fetch(*fetch)
                 if may_send():
-                    exchange.send(*send)
+                    exchange.send(*send, may_send=may_send)
 
     if isinstance(exchange, CommonFolder):
         yield

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.runs.attempts import Held
 from orchestrator.runs.budget_ledger import evaluation_is_due
-from orchestrator.runs.file_exchange import Exchange, exchange_at
+from orchestrator.runs.file_exchange import Exchange, exchange_at, renew
 from orchestrator.runs.heartbeat import Heartbeat
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.spec import RunSpec
@@ -36,6 +36,12 @@ MODEL, OUTCOME = "model", "outcome.json"
 """In a run folder, once the training is over."""
 BEST = "best"
 """In a run folder until then: the weights of the best evaluation."""
+CHECKPOINTS = "checkpoints"
+"""In a run folder, or in its prefix in a bucket."""
+REPORTS, ENDING = "reports.jsonl", "ending.json"
+"""In the run folder of a trial: its evaluations, and how it ended."""
+RUNGS = "rungs.json"
+"""In the run folder of a search: what its trials were compared by."""
 
 
 def best_file(step: int) -> str:
@@ -56,7 +62,7 @@ def bucket_of(spec: RunSpec, run_folder: Path) -> str | None:
 def checkpoints_of(spec: RunSpec, run_folder: Path) -> Path | str:
     """Folder of a run's checkpoints, or the URI of its prefix in a bucket."""
     bucket = bucket_of(spec, run_folder)
-    return run_folder / "checkpoints" if bucket is None else f"{bucket}/checkpoints"
+    return run_folder / CHECKPOINTS if bucket is None else f"{bucket}/{CHECKPOINTS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ class TrainingJob:
     """What the attempts before this one took, as far as a driver has seen them end."""
     exchanged_at: str | None = None
     """Where in a bucket the run's machines exchange what lies in its folder; None where all of them see that."""
+    life: str = ""
+    """Which life of the run it is: another one where it was started over, so that copies of before do not count."""
 
     def is_evaluated_after(self, step: int) -> bool:
         """Whether an evaluation falls due between this step and the next."""
@@ -102,6 +110,11 @@ class TrainingJob:
     def exchange(self) -> Exchange:
         """What this machine takes part in. Raises StorageError when the bucket cannot be opened."""
         return exchange_at(self.run_folder, self.exchanged_at)
+
+    def renew(self) -> None:
+        """What this machine has kept of the run from before it was started over is removed."""
+        if self.exchanged_at is not None:
+            renew(self.run_folder, self.life)
 
     @property
     def hold_file(self) -> Path:

@@ -278,6 +278,7 @@ def worker_main(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_one_rank(job: TrainingJob, board_key: str, parcels: Sequence[Parcel]) -> dict[str, Any]:
+    job.renew()
     Attempts(job.run_folder, job.exchange()).check_seen(job.attempt)
     from orchestrator.worker.work import carry_out
 

@@ -23,7 +23,7 @@ from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER, Ledger, with_ledger
 from orchestrator.runs.file_exchange import Exchange, following
-from orchestrator.runs.job import BEST, Outcome, TrainingJob
+from orchestrator.runs.job import BEST, Outcome, TrainingJob, bucket_of
 from orchestrator.samples.metric_names import check_goal
 from orchestrator.samples.prepare import PreparedData, find_prepared
 from orchestrator.scheduling.capacity import Capacity, capacity_for
@@ -32,9 +32,9 @@ from orchestrator.scheduling.run_folder import (
     SHARED,
     check_bucket_of,
     check_storage,
-    exchanged_at,
     forget,
     ledger_folder,
+    life_of,
     run_folder_of,
     shared,
 )
@@ -165,7 +165,8 @@ def _train(prepared: Prepared, listener: Listener) -> RunResult:
             plan=prepared.plan,
             data=prepared.data,
             run_folder=folder,
-            exchanged_at=exchanged_at(prepared.spec, folder),
+            exchanged_at=bucket_of(prepared.spec, folder),
+            life=life_of(folder),
         )
         with capacity_for(prepared.spec.name) as capacity:
             result = _trained(job, exchange, listener, capacity)

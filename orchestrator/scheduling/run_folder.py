@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import SpecError, StorageError
-from orchestrator.object_store import check_bucket
+from orchestrator.object_store import PATIENCE_S, check_bucket
 from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER
-from orchestrator.runs.file_exchange import Exchange, exchange_at
-from orchestrator.runs.job import MODEL, OUTCOME, bucket_of
+from orchestrator.runs.file_exchange import Exchange, begin_life, exchange_at
+from orchestrator.runs.job import ENDING, MODEL, OUTCOME, REPORTS, RUNGS, TRIALS, bucket_of
 from orchestrator.samples.prepare import PreparedData
 from orchestrator.scheduling.identity import Met, identity_of
 from orchestrator.spec import RunSpec
@@ -26,7 +27,15 @@ RESULT = "result.json"
 """In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
 SHARED = (ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL)
 """In a run folder: what a driver needs that others may have written."""
+POINTS_OF_TRIALS = f"{TRIALS}/*/{OUTBOX}/*"
+"""In the run folder of a search: what its trials have left for MLflow."""
 _BUCKET = "bucket.json"
+"""In a run folder: where in a bucket it is shared, and which life of the run it is of."""
+_OF_A_SEARCH = (
+    *(RUNGS, RESULT, f"{TRIALS}/*/{ENDING}", f"{TRIALS}/*/{REPORTS}", f"{TRIALS}/*/{OUTCOME}"),
+    *(ATTEMPTS, f"{TRIALS}/*/{ATTEMPTS}/*", f"{OUTBOX}/*", POINTS_OF_TRIALS),
+)
+"""What a driver of a search needs, beside the trials' models. Its ledger has no copies."""
 
 
 def run_folder_of(spec: RunSpec, data: PreparedData, trials: Sequence[Met] = ()) -> Path:
@@ -77,28 +86,43 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def exchanged_at(spec: RunSpec, folder: Path) -> str | None:
-    """Where in a bucket the machines of a training share its folder; None where all see it, as those of a search."""
-    return None if spec.search is not None else bucket_of(spec, folder)
-
-
 def take_up(spec: RunSpec, folder: Path) -> None:
     """Brings what earlier drivers and workers of a run have left on other machines. Raises StorageError."""
-    uri = exchanged_at(spec, folder)
-    exchange_at(folder, uri).fetch(*SHARED)
-    if uri is not None and folder.is_dir():
+    uri = bucket_of(spec, folder)
+    exchange = exchange_at(folder, uri)
+    if spec.search is None:
+        exchange.fetch(_BUCKET, *SHARED)
+    else:
+        exchange.fetch(_BUCKET, *_OF_A_SEARCH)
+        fetch_models(exchange, folder)
+    if uri is not None and folder.is_dir() and not (folder / _BUCKET).is_file():
         write_json(folder / _BUCKET, {"uri": uri})
+
+
+def fetch_models(exchange: Exchange, search_folder: Path, *, patience_s: float = 0.0) -> None:
+    """Brings the models of trials that have come to their end, or their budget's. Raises StorageError."""
+    names = [file.parent.name for file in sorted(search_folder.glob(f"{TRIALS}/*/{ENDING}"))]
+    exchange.fetch(*(f"{TRIALS}/{name}/{MODEL}" for name in names), patience_s=patience_s)
 
 
 def shared(spec: RunSpec, folder: Path) -> Exchange:
-    """The exchange of a training that begins; where it is, is kept for `fetch_points` and `model_for_all`.
+    """The exchange of a run that begins or goes on; where it is, is kept for `fetch_points` and `model_for_all`.
 
-    Raises StorageError when the bucket cannot be opened.
+    Raises StorageError when the bucket cannot be opened or written.
     """
-    uri = exchanged_at(spec, folder)
+    uri = bucket_of(spec, folder)
+    exchange = exchange_at(folder, uri)
     if uri is not None:
-        write_json(folder / _BUCKET, {"uri": uri})
-    return exchange_at(folder, uri)
+        life = life_of(folder) or uuid.uuid4().hex
+        write_json(folder / _BUCKET, {"uri": uri, "life": life})
+        begin_life(folder, life)
+        exchange.send(_BUCKET, patience_s=PATIENCE_S)
+    return exchange
+
+
+def life_of(folder: Path) -> str:
+    """Which life the run of a folder is in; nothing where it has none, as one whose machines see a common folder."""
+    return str((read_json(folder / _BUCKET) or {}).get("life", ""))
 
 
 def model_for_all(model: str, folder: Path) -> str:
@@ -108,10 +132,13 @@ def model_for_all(model: str, folder: Path) -> str:
 
 
 def fetch_points(folder: Path) -> None:
-    """Brings the metrics that workers of a run have left in its bucket, if it has one. Raises StorageError."""
+    """Brings the metrics that workers of a run, or the trials of a search, have left in its bucket, if it has one.
+
+    Raises StorageError.
+    """
     bucket = read_json(folder / _BUCKET)
     if bucket is not None:
-        exchange_at(folder, bucket["uri"]).fetch(OUTBOX)
+        exchange_at(folder, bucket["uri"]).fetch(OUTBOX, POINTS_OF_TRIALS)
 
 
 def forget(spec: RunSpec, folder: Path) -> None:

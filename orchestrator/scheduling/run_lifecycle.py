@@ -325,8 +325,11 @@ def shipped(result: RunResult, tracker: Tracker) -> RunResult:
 
 def with_run_ids(result: RunResult) -> RunResult:
     """The result with what MLflow calls its run, and a search's best trial, by now."""
-    best = result.best and {**result.best, "mlflow_run_id": remembered_run_id(Path(result.best["run_folder"]))}
-    run_id = remembered_run_id(Path(result.run_folder)) or result.mlflow_run_id  # the latter of another machine
+    best, run_id = result.best, remembered_run_id(Path(result.run_folder))
+    if best is not None:
+        known = remembered_run_id(Path(best["run_folder"])) or best["mlflow_run_id"]  # the latter of another machine
+        best = {**best, "mlflow_run_id": known}
+    run_id = run_id or result.mlflow_run_id
     return replace(result, mlflow_run_id=run_id, best=best)
 
 

@@ -112,9 +112,10 @@ class Outbox:
         os.close(self._file)
 
 
-def note_totals(folder: Path, totals: Mapping[str, float], *, step: int) -> None:
+def note_totals(folder: Path, totals: Mapping[str, float], *, step: int, at_ms: int | None = None) -> None:
     """Notes figures that are counted over all attempts; one process at a time. MLflow shows those of the highest step,
-    the newest among equals, so a step below an earlier note's is raised to that.
+    the newest among equals, so a step below an earlier note's is raised to that. `at_ms` is when they were measured,
+    for those that another machine may note too: then MLflow takes them once.
 
     Raises StorageError when the disk takes no more.
     """
@@ -123,7 +124,7 @@ def note_totals(folder: Path, totals: Mapping[str, float], *, step: int) -> None
         file = os.open(folder / _TOTALS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         earlier = [metric.step for _, metric in _points(folder / _TOTALS_FILE, start=0) if metric is not None]
-        _append(file, folder, totals, step=max([step, *earlier]), behind_torn_line=_ends_torn(file))
+        _append(file, folder, totals, step=max([step, *earlier]), behind_torn_line=_ends_torn(file), at_ms=at_ms)
     finally:
         os.close(file)
 
@@ -293,11 +294,19 @@ def _new_points_file(folder: Path, *, attempt: int, resumed_from: int) -> int:
                 part += 1
 
 
-def _append(file: int, folder: Path, metrics: Mapping[str, float], *, step: int, behind_torn_line: bool) -> None:
+def _append(
+    file: int,
+    folder: Path,
+    metrics: Mapping[str, float],
+    *,
+    step: int,
+    behind_torn_line: bool,
+    at_ms: int | None = None,
+) -> None:
     """All lines in one write; what a full disk takes of them is torn."""
-    now_ms = time.time_ns() // 1_000_000
+    at_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
     lines = [
-        json.dumps({"key": key, "value": float(value), "step": step, "timestamp_ms": now_ms}) + "\n"
+        json.dumps({"key": key, "value": float(value), "step": step, "timestamp_ms": at_ms}) + "\n"
         for key, value in metrics.items()
     ]
     data = ("\n" * behind_torn_line + "".join(lines)).encode()

@@ -68,11 +68,21 @@ class Tracker(Protocol):
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """Show the best trial's figures on this run, a search, when it ends."""
 
-    def show_model(self, metrics: Mapping[str, float], *, step: int, model_step: int | None) -> None:
-        """Where the model is of an earlier step than the last: show its evaluation as the run's newest."""
+    def show_model(
+        self, metrics: Mapping[str, float], *, step: int, model_step: int | None, at_ms: int | None = None
+    ) -> None:
+        """Where the model is of an earlier step than the last: show its evaluation as the run's newest. `at_ms` is when
+        the training ended, where drivers on two machines may tell of it; None: now."""
 
-    def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
-        """Say how the run ended; it is shipped in the background."""
+    def end_run(
+        self,
+        status: RunStatus,
+        *,
+        error: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        at_ms: int | None = None,
+    ) -> None:
+        """Say how the run ended, and when, if not now; it is shipped in the background."""
 
     def ship(self, *, patience_s: float = LAST_PASS_S) -> Shipment | None:
         """Send what is left; says what still waits. Called once, last."""
@@ -100,10 +110,19 @@ class NoTracker:
     def show_best(self, best: Path, trials: Sequence[Path]) -> None:
         """Nothing to show it on."""
 
-    def show_model(self, metrics: Mapping[str, float], *, step: int, model_step: int | None) -> None:
+    def show_model(
+        self, metrics: Mapping[str, float], *, step: int, model_step: int | None, at_ms: int | None = None
+    ) -> None:
         """Nothing to show it on."""
 
-    def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def end_run(
+        self,
+        status: RunStatus,
+        *,
+        error: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        at_ms: int | None = None,
+    ) -> None:
         """Nothing was opened."""
 
     def ship(self, *, patience_s: float = LAST_PASS_S) -> None:
@@ -129,6 +148,7 @@ class MlflowTracker:
         uri, experiment = self.handle.uri, self.handle.experiment
         run = _wanted(folder, uri=uri, experiment=experiment, name=name, parent=parent, what=what)
         run_record.put(folder, run)
+        run_record.note_handle(folder, run.handle)
         self._shipper.add(folder)
         return MlflowTracker(folder, run.handle, self._shipper)
 
@@ -154,18 +174,27 @@ class MlflowTracker:
         chosen = os.path.relpath(best, self._folder)
         run_record.change(self._folder, lambda run: replace(run, best=chosen, trials=tracked))
 
-    def show_model(self, metrics: Mapping[str, float], *, step: int, model_step: int | None) -> None:
+    def show_model(
+        self, metrics: Mapping[str, float], *, step: int, model_step: int | None, at_ms: int | None = None
+    ) -> None:
         """Its evaluation once more at the last step, after that step's own: MLflow lists the newest point of a run."""
         if model_step is not None:
             self.tag({MODEL_STEP_TAG: str(model_step)})
             figures = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-            outbox.note_totals(self._folder / OUTBOX, figures, step=step)
+            outbox.note_totals(self._folder / OUTBOX, figures, step=step, at_ms=at_ms)
 
-    def end_run(self, status: RunStatus, *, error: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def end_run(
+        self,
+        status: RunStatus,
+        *,
+        error: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        at_ms: int | None = None,
+    ) -> None:
         """MLflow's status, and the tag `orchestrator.error` when there is a message."""
         extra = dict(tags or {}) | ({} if error is None else {ERROR_TAG: error})
-        at_ms = run_record.now_ms()
-        run_record.change(self._folder, lambda run: run_record.ended(run, status, tags=extra, ended_ms=at_ms))
+        ended_ms = run_record.now_ms() if at_ms is None else at_ms
+        run_record.change(self._folder, lambda run: run_record.ended(run, status, tags=extra, ended_ms=ended_ms))
 
     def ship(self, *, patience_s: float = LAST_PASS_S) -> Shipment:
         """Sends what is left, for at most so many seconds; says what still waits, which `flush` sends."""

@@ -137,22 +137,25 @@ class Account:
             + state.padded_tokens * self._plan.flops_per_step / self._plan.padded_tokens_per_step,
         )
 
-    def decide(self, budget: Budget) -> BudgetDecision:
-        """Whether the budget allows one more step. Raises StorageError when its ledger cannot be used."""
+    def decide(self, budget: Budget, *, may_claim: Callable[[], bool] = lambda: True) -> BudgetDecision:
+        """Whether the budget allows one more step. `may_claim` says whether this attempt may still write into a ledger
+        in a bucket; where it may not, nothing is decided. Raises StorageError when the ledger cannot be used."""
         if isinstance(budget, LedgerBudget):
-            return self._claim(budget)
+            return self._claim(budget, may_claim)
         return decide(budget, spent=self.cost(), next_step=self._cost_of_steps(1), closing=self._closing())
 
-    def _claim(self, budget: LedgerBudget) -> BudgetDecision:
+    def _claim(self, budget: LedgerBudget, may_claim: Callable[[], bool]) -> BudgetDecision:
         """From what was claimed before, or by a new claim: of several steps, or near the end of the budget of one."""
         if self._ledger is None:
-            self._ledger = Ledger(budget.ledger)
+            self._ledger = budget.open_ledger()
             self._take_over(self._ledger.entry(budget.member))
         spent, closing = self.cost(), self._closing()
         due = self._cost_of(self._due_s(budget), 0.0)
         if (spent + due + self._cost_of_steps(1) + closing).of(budget) <= self._claimed.of(budget):
             return BudgetDecision(go_on=True, reason="")
-        for steps in sorted({self._steps_of_a_claim(), 1}, reverse=True):
+        if budget.ledger_at is not None and not may_claim():  # a newer attempt has the entry now
+            return BudgetDecision(go_on=True, reason="")
+        for steps in sorted({self._steps_of_a_claim(self._ledger), 1}, reverse=True):
             ahead = due + self._cost_of_steps(steps)
             entry = Entry(spent=spent, ahead=ahead, closing=closing, least=self._least)
             decision = self._ledger.claim(budget, budget.member, entry)
@@ -173,9 +176,9 @@ class Account:
         )
         self._least = entry.least
 
-    def _steps_of_a_claim(self) -> int:
+    def _steps_of_a_claim(self, ledger: Ledger) -> int:
         left = 1 if self._plan.steps is None else max(1, self._plan.steps - self.step)
-        return min(left, max(1, int(_CLAIM_S / self.pace_s))) if self.pace_s else 1
+        return min(left, max(1, int(max(_CLAIM_S, ledger.period_s) / self.pace_s))) if self.pace_s else 1
 
     def _due_s(self, budget: LedgerBudget) -> float:
         """The evaluation and the checkpoint that the loop does between this step and the next."""

@@ -252,7 +252,7 @@ class _Loop:
         budget = self._spec.parsed_budget
         if budget is None or self._step == self._steps:
             return ControlSignal.GO_ON
-        decision = self._account.decide(budget)
+        decision = self._account.decide(budget, may_claim=self._recovery.still_holds)
         if not decision.go_on:
             self._reporter.note(decision.reason)
         return ControlSignal.GO_ON if decision.go_on else ControlSignal.OVER_BUDGET

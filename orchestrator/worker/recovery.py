@@ -27,7 +27,7 @@ from orchestrator.planning.checkpoint_interval import FIRST_INTERVAL_STEPS, inte
 from orchestrator.runs.attempts import ATTEMPTS, Attempts
 from orchestrator.runs.budget_ledger import LEDGER
 from orchestrator.runs.file_exchange import following
-from orchestrator.runs.job import BEST, LoopState, TrainingJob, WorkerContext, best_file
+from orchestrator.runs.job import BEST, REPORTS, LoopState, TrainingJob, WorkerContext, best_file
 from orchestrator.samples.batches import batch_number
 from orchestrator.tracking.outbox import POINTS_FILES
 from orchestrator.tracking.run_record import OUTBOX
@@ -105,14 +105,15 @@ class RecoveryManager:
                 rank=self._rank, world_size=plan.workers, zero_stage=plan.zero_stage, attempt=self._job.attempt
             ),
             keep=self._job.spec.checkpoint.newest_kept,
-            holds=lambda: self._fence.holds(now=True),
+            holds=self.still_holds,
             before_publishing=self._show_what_it_needs,
         )
 
     def _show_what_it_needs(self, state: LoopState) -> None:
-        """A run that goes on from a checkpoint looks for its curves, and for the weights of its best evaluation."""
+        """A run that goes on from a checkpoint looks for its curves, for the weights of its best evaluation and, as a
+        trial, for what its search was told."""
         best = [] if state.best_step is None else [best_file(state.best_step)]
-        self._exchange.send(_POINTS, *best, patience_s=PATIENCE_S)
+        self._exchange.send(_POINTS, REPORTS, *best, patience_s=PATIENCE_S, may_send=self.still_holds)
 
     # -- going on and going back -------------------------------------------------------------------------------
 
@@ -220,9 +221,13 @@ class RecoveryManager:
         """Whether this attempt may still write."""
         return self._fence.holds()
 
+    def still_holds(self) -> bool:
+        """The same, as others see it at this moment."""
+        return self._fence.holds(now=True)
+
     def show(self, file: Path) -> None:
         """What rank 0 has written into the run's folder, a file or a folder, becomes visible to the run's driver."""
-        self._exchange.send(file.name, patience_s=PATIENCE_S)
+        self._exchange.send(file.name, patience_s=PATIENCE_S, may_send=self.still_holds)
 
     def hide(self, part: str) -> None:
         """Removes what rank 0 has written there, a file or a folder, also for the run's driver."""

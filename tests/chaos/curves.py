@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from orchestrator.tracking import store
 
@@ -23,6 +24,7 @@ COMPARED = (
 LOSSES = ("train/loss", "eval/loss")
 """What agrees within floating-point reduction order where the world size has changed."""
 _KEPT = ("train/", "eval/", "cost/")
+_OF = ": "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,12 @@ class Tracked:
 
     run_ids: tuple[str, ...]
     status: str
-    """Of the newest run; empty when there is none."""
+    """Of the newest run, and others that its trials have; empty when there is none."""
     tags: Mapping[str, str]
     metrics: Mapping[str, tuple[Point, ...]]
-    """Points of the newest run by metric, in the order of steps."""
+    """Points of the newest run by metric, in the order of steps; those of a search's trials as `00: train/loss`."""
+    trials: tuple[str, ...] = ()
+    """Names of the runs below the newest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +74,37 @@ def tracked(uri: str, experiment: str, name: str) -> Tracked:
     if not runs:
         return Tracked(run_ids=(), status="", tags={}, metrics={})
     newest = runs[0]
-    metrics = {}
-    for key in sorted(newest.data.metrics):
-        if key.startswith(_KEPT):
-            points = client.get_metric_history(newest.info.run_id, key)
-            in_order = sorted(points, key=lambda point: (point.step, point.timestamp))
-            metrics[key] = tuple(Point(step=p.step, value=p.value, at_s=p.timestamp / 1000) for p in in_order)
+    below = client.search_runs([found.experiment_id], f"tags.`mlflow.parentRunId` = '{newest.info.run_id}'")
+    names = sorted(run.info.run_name for run in below)
+    metrics, tags = {} if below else _curves(client, newest, ""), dict(newest.data.tags)
+    for run in below:
+        metrics |= _curves(client, run, f"{run.info.run_name}{_OF}")
+        tags |= {f"{run.info.run_name}{_OF}{key}": value for key, value in run.data.tags.items()}
+    statuses = {newest.info.status, *(run.info.status for run in below)}
     return Tracked(
         run_ids=tuple(run.info.run_id for run in runs),
-        status=newest.info.status,
-        tags=newest.data.tags,
+        status=", ".join(sorted(statuses)),
+        tags=tags,
         metrics=metrics,
+        trials=tuple(names),
     )
+
+
+def _curves(client: Any, run: Any, prefix: str) -> dict[str, tuple[Point, ...]]:
+    metrics = {}
+    for key in sorted(run.data.metrics):
+        if key.startswith(_KEPT):
+            points = client.get_metric_history(run.info.run_id, key)
+            in_order = sorted(points, key=lambda point: (point.step, point.timestamp))
+            metrics[f"{prefix}{key}"] = tuple(
+                Point(step=p.step, value=p.value, at_s=p.timestamp / 1000) for p in in_order
+            )
+    return metrics
+
+
+def losses(run: Tracked) -> list[tuple[Point, ...]]:
+    """The training losses of a run, or of each trial of a search. Pure."""
+    return [points for key, points in run.metrics.items() if key.endswith("train/loss")]
 
 
 def difference(run: Tracked, reference: Tracked, *, compared: Sequence[str] = COMPARED) -> Difference:
@@ -93,7 +116,7 @@ def difference(run: Tracked, reference: Tracked, *, compared: Sequence[str] = CO
         for point in points:
             if point.step not in own:
                 missing += 1
-            elif key in compared and own[point.step] != point.value:
+            elif key.rpartition(_OF)[2] in compared and own[point.step] != point.value:
                 apart = abs(own[point.step] - point.value) / max(abs(point.value), 1e-12)
                 if not apart <= largest:  # also where it is not a number
                     largest, where = (apart if apart == apart else math.inf), f"{key} at step {point.step}"

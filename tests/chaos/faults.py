@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.tracking.run_record import OUTBOX
 from tests.chaos import processes
 from tests.chaos.scene import DRIVER, Scene
+from tests.chaos.servers import OBJECTS
 
 Moment = Callable[[Scene], bool]
 """Whether it is time; asked many times a second."""
@@ -126,9 +126,19 @@ def kill_cluster(scene: Scene) -> None:
 def lose_run_folder(scene: Scene) -> None:
     """The disk of the driver's machine goes with the cluster; what is in a bucket stays."""
     kill_cluster(scene)
+    _lose_folder(scene)
+
+
+def lose_driver(scene: Scene) -> None:
+    """The driver and its disk; the nodes live, with what they keep of the run."""
+    kill_driver(scene)
+    _lose_folder(scene)
+
+
+def _lose_folder(scene: Scene) -> None:
     assert scene.files.folder is not None, "the run has begun"
-    shutil.move(scene.files.folder / OUTBOX, scene.files.lost)
-    shutil.rmtree(scene.files.folder)
+    assert scene.files.lost is not None
+    shutil.move(scene.files.folder, scene.files.lost)
 
 
 def add_nodes(scene: Scene) -> None:
@@ -146,6 +156,12 @@ def start_server(scene: Scene) -> None:
     """The MLflow server comes back."""
     assert scene.server is not None
     scene.server.start()
+
+
+def stop_objects(scene: Scene) -> None:
+    """The object store takes requests and answers none."""
+    for process in processes.of(OBJECTS):
+        scene.stop(process)
 
 
 # -- links -----------------------------------------------------------------------------------------------------------

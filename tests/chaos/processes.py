@@ -77,7 +77,7 @@ def of(part: str) -> list[psutil.Process]:
 
 
 def workers() -> list[psutil.Process]:
-    """Ray Train's workers on all nodes, oldest first."""
+    """Ray Train's workers and the processes of trials on all nodes, oldest first."""
     return sorted((p for p in psutil.process_iter() if _is_worker(p)), key=lambda p: p.create_time())
 
 
@@ -109,7 +109,9 @@ def title(process: psutil.Process) -> str:
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    return "RayTrainWorker" in title(process) and (_mark(process) or "").startswith(_SUITE)
+    return any(part in title(process) for part in ("RayTrainWorker", "ImplicitFunc")) and (
+        _mark(process) or ""
+    ).startswith(_SUITE)
 
 
 def _mark(process: psutil.Process) -> str | None:

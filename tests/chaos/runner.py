@@ -16,7 +16,7 @@ import yaml
 from tests import specs
 from tests.chaos import processes
 from tests.chaos.cluster import HEAD, Cluster
-from tests.chaos.curves import COMPARED, LOSSES, Tracked, difference, longest_pause_s, out_of_order, tracked
+from tests.chaos.curves import COMPARED, LOSSES, Tracked, difference, longest_pause_s, losses, out_of_order, tracked
 from tests.chaos.hosts import SUITE
 from tests.chaos.processes import HERE, Machine
 from tests.chaos.scenarios import FINISHED, LAYOUTS, SAVE_EVERY, STEPS, Scenario, Strike
@@ -132,9 +132,11 @@ class Stage:
 
     def _reference(self, scenario: Scenario) -> Tracked:
         """What the same training comes to when nobody disturbs it; runs that learn the same share one."""
-        layout = scenario.layout
+        layout = scenario.reference or scenario.layout
         shaping = {key: value for key, value in scenario.changes.items() if key.startswith(("training.", "model."))}
         name = "-".join(["undisturbed", layout, *(str(value) for value in shaping.values())])
+        if "search" in scenario.changes:
+            shaping, name = dict(scenario.changes), f"{name}-search-{scenario.changes['resources.workers']}"
         if name not in self._references:
             undisturbed = Scenario(
                 name=name, fault="none", strikes=(), layout=layout, changes=shaping, objects=LAYOUTS[layout].apart
@@ -250,9 +252,12 @@ def _judge(
     """What came out against what should have."""
     apart = difference(run, reference, compared=LOSSES if scenario.tolerance else COMPARED)
     endings = [answer.ending for answer in answers]
-    losses = run.metrics.get("train/loss", ())
-    pauses = [longest_pause_s(losses, after_s=at_s, within_s=_STALL_WITHIN_S) for at_s in scene.struck_at]
-    steps = scene.files.steps()
+    pauses = [
+        longest_pause_s(points, after_s=at_s, within_s=_STALL_WITHIN_S)
+        for at_s in scene.struck_at
+        for points in losses(run)
+    ]
+    steps = scene.files.taken()
     told = run.metrics.get("recovery/lost_steps", ())  # where the points of a lost disk are lost with it
     again = max(len(steps) - len(set(steps)), *(int(point.value) for point in told), 0)
     problems = [
@@ -264,6 +269,7 @@ def _judge(
         *([f"{name} is out of order" for name in out_of_order(run)]),
         *([f"{again} steps were taken again"] if again > scenario.most_again else []),
         *([f"{len(run.run_ids)} MLflow runs"] if len(run.run_ids) != scene.runs else []),
+        *([f"trials {', '.join(run.trials)}"] if run.trials != reference.trials else []),
         *([f"MLflow says {run.status}"] if run.status != "FINISHED" else []),
         *(f"left over: {title}" for title in left_over),
         *scene.problems,

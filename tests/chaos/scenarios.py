@@ -38,6 +38,19 @@ _LONGER_STEPS: Mapping[str, Any] = {
 }
 """With steps of about 1 s there is time to tell a straggler, and enough left for leaving it to pay; with the larger
 micro-batch the layers that are timed take longer than the pauses of a rank that is slowed down."""
+_SEARCH: Mapping[str, Any] = {
+    "search": {"space": {"training.learning_rate": {"grid": [1e-3, 2e-3, 4e-3]}}, "scheduler": "none"},
+    "resources.workers": 1,
+    "budget": "1gpu-hours",
+    **_MINUTES,
+}
+"""Three trials, one on each of two hosts and a third after them; they claim what they spend from one ledger."""
+_SEARCH_OF_TWO: Mapping[str, Any] = {
+    **_SEARCH,
+    "search": {"space": {"training.learning_rate": {"grid": [1e-3, 2e-3]}}, "scheduler": "none"},
+    "resources.workers": 2,
+}
+"""Trials of two workers, on both hosts, one after the other."""
 _AT_ANOTHER_SIZE = 1e-5
 """Largest relative difference of the losses where the number of workers has changed: the issue's figure."""
 
@@ -60,8 +73,11 @@ class Scenario:
     strikes: tuple[Strike, ...]
     layout: str = "nodes"
     """Key of `LAYOUTS`."""
+    reference: str = ""
+    """Likewise, of the undisturbed run; empty: the same."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Spec fields that differ from the base spec; those of `training` and `model` differ in the undisturbed run too."""
+    """Spec fields that differ from the base spec; those of `training` and `model`, and all of a search, differ in the
+    undisturbed run too."""
     endings: tuple[str, ...] | None = (FINISHED,)
     """How each command ends, in order: `finished`, `killed`, or a part of the error; None: any, then `finished`."""
     sizes: tuple[int, ...] | None = None
@@ -87,6 +103,19 @@ class Scenario:
 
 def _once(when: Moment, what: Fault) -> tuple[Strike, ...]:
     return (Strike(when=when, what=what),)
+
+
+def _search(name: str, fault: str, strikes: tuple[Strike, ...], **others: Any) -> Scenario:
+    """A search on hosts that share no folder, against the same one on hosts that do."""
+    values = {
+        "layout": "apart",
+        "reference": "hosts",
+        "objects": True,
+        "changes": _SEARCH,
+        "most_again": 2 * SAVE_EVERY,
+    }
+    values |= others
+    return Scenario(name=name, fault=fault, strikes=strikes, **values)
 
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -313,6 +342,47 @@ SCENARIOS: tuple[Scenario, ...] = (
         objects=True,
         changes={**_ELASTIC, **_MINUTES},
         sizes=(2, 1),
+    ),
+    _search("search-apart", "a search whose hosts share no folder, undisturbed", ()),
+    _search(
+        "search-host",
+        "search, no common folder: power cut of a trial's host, no spare",
+        _once(at_step(27), faults.kill_node_of_leader),
+    ),
+    _search(
+        "search-link",
+        "search, no common folder: link of a trial's host cut, healed after 60 s",
+        (
+            Strike(when=at_step(17), what=faults.cut_node_of_leader),
+            Strike(when=faults.after(60), what=faults.heal_links),
+        ),
+    ),
+    _search(
+        "search-driver",
+        "search, no common folder: kill -9 of the driver, its disk lost",
+        _once(at_step(27), faults.lose_driver),
+        endings=(KILLED, FINISHED),
+    ),
+    _search(
+        "search-new-head",
+        "search, no common folder: kill -9 of the whole cluster, all disks lost",
+        _once(at_step(27), faults.lose_run_folder),
+        endings=(KILLED, FINISHED),
+    ),
+    _search(
+        "search-bucket",
+        "search, no common folder: the bucket does not answer for 60 s",
+        (Strike(when=at_step(17), what=faults.stop_objects), Strike(when=faults.after(60), what=faults.wake)),
+        most_again=0,
+    ),
+    _search(
+        "search-workers",
+        "search of trials over two hosts, no common folder: power cut of a host, back after 20 s",
+        (
+            Strike(when=at_step(27), what=faults.kill_node_of_other),
+            Strike(when=faults.after(20), what=faults.add_nodes),
+        ),
+        changes=_SEARCH_OF_TWO,
     ),
     Scenario(
         name="link",

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.tracking.run_record import OUTBOX
 from tests.chaos import processes
 from tests.chaos.cluster import HEAD, Cluster
 from tests.chaos.servers import Bucket, Server
@@ -47,11 +48,15 @@ class RunFiles:
 
     def steps(self) -> list[int]:
         """Steps noted by rank 0 in any attempt, a step once for each time that it was taken."""
+        return [step for _, step in self.taken()]
+
+    def taken(self) -> list[tuple[str, int]]:
+        """Likewise, each with the trial that has taken it; nothing for a training."""
         found = []
-        for file in self._points():
+        for name, file in self._points():
             for line in file.read_text(errors="replace").splitlines():
                 if '"train/loss"' in line and line.endswith("}"):
-                    found.append(int(json.loads(line)["step"]))
+                    found.append(("/".join(name.split("/")[:-2]), int(json.loads(line)["step"])))
         return found
 
     @property
@@ -80,14 +85,19 @@ class RunFiles:
             raise LookupError("there is no checkpoint yet")
         return max(complete)
 
-    def _points(self) -> list[Path]:
-        """Files of metrics; checkpoints, which come and go meanwhile, are not looked into."""
+    def _points(self) -> list[tuple[str, Path]]:
+        """Files of metrics, by their names in the run's folder; checkpoints, which come and go, are not looked into."""
         found = {}
         for place in (self.folder, self.lost):  # of a file in both, the lost one is longer
-            for parent, folders, names in os.walk(place or self.runs / "none yet"):
+            if place is None:
+                continue
+            for parent, folders, names in os.walk(place):
                 folders[:] = [name for name in folders if name != "checkpoints"]
-                found.update({name: Path(parent, name) for name in names if name.endswith(".jsonl")})
-        return [found[name] for name in sorted(found)]
+                files = [
+                    Path(parent, name) for name in names if name.endswith(".jsonl") and Path(parent).name == OUTBOX
+                ]
+                found.update({str(file.relative_to(place)): file for file in files})
+        return sorted(found.items())
 
     def _objects(self, step: int) -> list[str]:
         assert self.bucket is not None
@@ -195,7 +205,9 @@ class Scene:
     def others(self) -> list[psutil.Process]:
         """The other ranks' processes."""
         leader = self.leader()
-        return [worker for worker in processes.workers() if worker.pid != leader.pid]
+        kind = processes.title(leader).partition(".")[0]  # a trial with workers of its own is no worker
+        same = [worker for worker in processes.workers() if processes.title(worker).startswith(kind)]
+        return [worker for worker in same if worker.pid != leader.pid]
 
     def stop(self, process: psutil.Process) -> None:
         """SIGSTOP; `repair` continues it."""

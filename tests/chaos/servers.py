@@ -19,6 +19,7 @@ _START_S = 180.0
 """MLflow took 5.6 s on an idle machine; the rest is a guess for a loaded one."""
 _PROBE_S = 2.0
 BUCKET = "chaos"
+OBJECTS = "object store"
 _REGION, _KEY = "us-east-1", "any will do"
 
 
@@ -100,7 +101,7 @@ def object_store(*, folder: Path, port: int, machine: Machine) -> Server:
         return [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
 
     return Server(
-        part="object store",
+        part=OBJECTS,
         command=command,
         ready="/moto-api/",
         log=folder / "object-store.log",

@@ -100,6 +100,17 @@ def test_steps_are_read_from_every_attempt_and_a_torn_line_is_left_out(tmp_path:
     assert files.step == 3
 
 
+def test_each_trial_takes_its_own_steps_and_its_evaluations_are_none(tmp_path: Path) -> None:
+    line = '{"key": "train/loss", "value": 1.0, "step": %d, "timestamp_ms": 0}\n'
+    for trial in ("00", "01"):
+        folder = tmp_path / "search-0123abcd" / "trials" / trial
+        (folder / "outbox").mkdir(parents=True)
+        (folder / "outbox" / "a1.jsonl").write_text(line % 1 + line % 2)
+        (folder / "reports.jsonl").write_text('{"step": 2, "metrics": {"train/loss": 1.0}}\n')
+    files = RunFiles(runs=tmp_path, name="search")
+    assert files.taken() == [("trials/00", 1), ("trials/00", 2), ("trials/01", 1), ("trials/01", 2)]
+
+
 def points(*times: float) -> tuple[Point, ...]:
     return tuple(Point(step=step, value=0.0, at_s=at_s) for step, at_s in enumerate(times))
 

@@ -28,3 +28,7 @@ class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]
         goodness = self._goal.goodness(result.get(self._goal.metric))
         decision = self._rungs.judge(task.trial.name, step, goodness, is_its_end=step == task.prepared.plan.steps)
         return str(self.CONTINUE if decision.go_on else self.STOP)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles the scheduler with its settings; what was decided is kept in the search's folder."""
+        return {}

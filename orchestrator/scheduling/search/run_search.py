@@ -3,7 +3,8 @@
 A trial of one worker trains inside Tune's own process, which is kept for the next trial, so imports are paid once; a
 trial of several workers starts them through Ray Train. Either way the same loop runs (`trial`). Every evaluation is
 kept in the trial's folder: after any stop, the same command replays what ended trials reported and goes on with the
-others.
+others. Where nodes do not see the search's folder, they exchange it through the run's bucket (`file_exchange`); Tune's
+own notes stay in the driver's, and nobody reads them.
 """
 
 from __future__ import annotations
@@ -11,22 +12,37 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from orchestrator.errors import ClusterError, Interrupted, OrchestratorError
+from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, StorageError
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.planning.search_plan import trials_at_a_time
 from orchestrator.ranking import Goal, Measured, check_alike
-from orchestrator.runs.job import TRIALS
+from orchestrator.runs.attempts import ATTEMPTS, Attempts, Fence
+from orchestrator.runs.file_exchange import Exchange, begin_life, following
+from orchestrator.runs.job import BEST, ENDING, OUTCOME, REPORTS, RUNGS, TRIALS
 from orchestrator.scheduling.capacity import Capacity, capacity_for, wait_for_room
 from orchestrator.scheduling.data_shipping import pack
 from orchestrator.scheduling.decisions.next_action import Rules
-from orchestrator.scheduling.run_folder import forget, ledger_folder, make_folder, run_folder_of
+from orchestrator.scheduling.run_folder import (
+    POINTS_OF_TRIALS,
+    RESULT,
+    fetch_models,
+    forget,
+    life_of,
+    make_folder,
+    run_folder_of,
+    shared,
+)
 from orchestrator.scheduling.run_lifecycle import (
     Listener,
     Prepared,
@@ -42,24 +58,26 @@ from orchestrator.scheduling.run_lifecycle import (
     what_is_tracked,
 )
 from orchestrator.scheduling.search.pruning import SuccessiveHalving
-from orchestrator.scheduling.search.rungs import RUNGS, Rungs, rungs_of_trials
+from orchestrator.scheduling.search.rungs import Rungs, rungs_of_trials
 from orchestrator.scheduling.search.trial import (
     STEP,
     Ending,
-    Reports,
     SharedBudget,
     TrialTask,
     ending_of,
-    forget_best,
     forget_failure,
+    last_reported_step,
     left_undone,
+    reopen,
     trial_main,
 )
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.spec_search import SearchSpec
+from orchestrator.tracking import run_record
 from orchestrator.tracking.mlflow_backend import STOP_REASON_TAG, TAG
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.run_record import HANDLE, OUTBOX
+from orchestrator.tracking.tracker import Tracker, note_attempt
 
 _NO_CPU = {"node:__internal_head__": 0.001}
 """A trial whose workers Ray Train places apart holds no core itself, or trials and workers could starve each other."""
@@ -90,21 +108,41 @@ def run_search(spec: RunSpec, cluster: ClusterShape, listener: Listener, *, fres
         )
         for trial, plan, rungs in zip(points, plans, _rungs(spec.search, plans), strict=True)
     ]
-    budget = SharedBudget(spec.parsed_budget, ledger_folder(base.run_folder))
     with tracked(base, listener) as tracker:
+        exchange = shared(spec, base.run_folder)
+        exchange.send(f"{OUTBOX}/{HANDLE}", patience_s=PATIENCE_S)
+        fence = _taken_up(base.run_folder, exchange)
+        tasks = [replace(task, life=life_of(base.run_folder)) for task in tasks]
         for task in tasks:
-            make_folder(task.folder)
-            forget_failure(task.folder)
-        desk = _Desk(tasks, tracker, budget, listener.say, spec.goal)
+            _make_room(task, exchange)
+        desk = _Desk(tasks, tracker, exchange, fence, listener.say, spec.goal)
         with capacity_for(spec.name) as capacity:
             if capacity is not None:
                 _wait_for_a_trial(capacity, spec, cluster, tasks, listener)
-            _tune(spec, cluster, tasks, desk, listener.watcher.stop)
+            with following(exchange, fetch=(f"{TRIALS}/*/{ATTEMPTS}/*", POINTS_OF_TRIALS)):
+                _tune(spec, cluster, tasks, desk, exchange, listener.watcher.stop)
+        exchange.fetch(f"{TRIALS}/*/{OUTCOME}", patience_s=PATIENCE_S)
+        fetch_models(exchange, base.run_folder, patience_s=PATIENCE_S)
         result = _best(spec, base, tasks)
         end_run(tracker, result, trials=[task.folder for task in tasks])
         if not any(_has_failed(task) for task in tasks) or result.status == "stopped_by_budget":
             keep_result(result, spec)  # else the same command tries the failed trials again
+            exchange.send(RESULT, patience_s=PATIENCE_S)
     return shipped(result, tracker)
+
+
+def _taken_up(folder: Path, exchange: Exchange) -> Fence:
+    """The search is this driver's from here on: another one on another machine begins no trial any more."""
+    attempts = Attempts(folder, exchange)
+    return attempts.fence(attempts.open(workers=0, cause=attempts.cause_of_start()))
+
+
+def _make_room(task: TrialTask, exchange: Exchange) -> None:
+    """A trial's folder on the driver's machine, where its failure is forgotten."""
+    make_folder(task.folder)
+    if task.exchanged_at is not None:
+        begin_life(task.folder, task.life)
+    forget_failure(task, exchange)
 
 
 def _measured(trial: Prepared) -> Measured:
@@ -117,7 +155,14 @@ def _measured(trial: Prepared) -> Measured:
     )
 
 
-def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _Desk, stop: threading.Event) -> None:
+def _tune(
+    spec: RunSpec,
+    cluster: ClusterShape,
+    tasks: list[TrialTask],
+    desk: _Desk,
+    exchange: Exchange,
+    stop: threading.Event,
+) -> None:
     """Runs the trials; how each ended stands in its folder and on its MLflow run."""
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1")
     assert spec.search is not None
@@ -131,7 +176,7 @@ def _tune(spec: RunSpec, cluster: ClusterShape, tasks: list[TrialTask], desk: _D
         tune_config=tune.TuneConfig(
             # A process whose trial has workers of its own is cheap to start, and ends when they have ended.
             reuse_actors=all(task.prepared.plan.workers == 1 for task in tasks),
-            scheduler=_scheduler(spec, tasks),
+            scheduler=_scheduler(spec, tasks, exchange),
             max_concurrent_trials=concurrency(spec.search, cluster, tasks),
         ),
         run_config=tune.RunConfig(
@@ -208,12 +253,16 @@ def _rungs(search: SearchSpec, plans: Sequence[Prepared]) -> list[tuple[int, ...
     return rungs_of_trials(each, grace=search.grace_steps, reduction_factor=search.reduction_factor)
 
 
-def _scheduler(spec: RunSpec, tasks: list[TrialTask]) -> Any:
+def _scheduler(spec: RunSpec, tasks: list[TrialTask], exchange: Exchange) -> Any:
     assert spec.search is not None
     if spec.search.scheduler == "none":
         return FIFOScheduler()
-    kept = tasks[0].folder.parent.parent / RUNGS
-    return SuccessiveHalving(tasks, Rungs(kept, reduction_factor=spec.search.reduction_factor), spec.goal)
+    rungs = Rungs(
+        tasks[0].folder.parent.parent / RUNGS,
+        reduction_factor=spec.search.reduction_factor,
+        show=partial(exchange.send, RUNGS, patience_s=PATIENCE_S),
+    )
+    return SuccessiveHalving(tasks, rungs, spec.goal)
 
 
 def _trial_resources(task: TrialTask) -> dict[str, float]:
@@ -256,12 +305,15 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         self,
         tasks: list[TrialTask],
         parent: Tracker,
-        budget: SharedBudget,
+        exchange: Exchange,
+        fence: Fence,
         say: Callable[[str], None],
         goal: Goal,
     ) -> None:
-        self._tasks, self._parent, self._say, self._goal = tasks, parent, say, goal
-        self.budget = budget
+        """`exchange` is that of the search's folder; `fence` tells whether the search is still this driver's."""
+        self._tasks, self._parent, self._exchange, self._say, self._goal = tasks, parent, exchange, say, goal
+        self._fence = fence
+        self.budget = SharedBudget(tasks[0].prepared.spec.parsed_budget, tasks[0].open_ledger())
         self._open: dict[int, Tracker] = {}
         self._ended: set[int] = set()
         self._left_out: set[int] = set()
@@ -272,6 +324,7 @@ class _Desk(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called before the trial's function runs, which finds the MLflow run in its folder."""
+        self._fence.check()
         index = trial.config["trial"]
         task = self._tasks[index]
         ending = ending_of(task.folder)
@@ -282,17 +335,24 @@ class _Desk(tune.Callback):  # type: ignore[misc]
             if not decision.go_on:
                 self._left_out.add(index)
                 return
+            reopen(task, self._exchange)
         point = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in task.trial.overrides.items())
         self._say(f"trial {task.trial.name} starts: {point}")
+        self._open[index] = self._opened(task)
+
+    def _opened(self, task: TrialTask) -> Tracker:
         described = what_is_tracked(task.prepared, self._goal)
-        self._open[index] = self._parent.open_trial(task.folder, name=task.trial.name, what=described)
+        tracker = self._parent.open_trial(task.folder, name=task.trial.name, what=described)
+        self._exchange.send(task.part(f"{OUTBOX}/{HANDLE}"), patience_s=PATIENCE_S)
+        return tracker
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        name, value = self._tasks[trial.config["trial"]].trial.name, result.get(self._goal.metric)
+        task, value = self._tasks[trial.config["trial"]], result.get(self._goal.metric)
+        _note_attempts(task)
         if value is not None:
-            self._say(f"trial {name} step {result[STEP]}: {self._goal.metric} {value:.4g}")
+            self._say(f"trial {task.trial.name} step {result[STEP]}: {self._goal.metric} {value:.4g}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._say(f"trial {self._tasks[trial.config['trial']].trial.name} lost its process and goes on in another")
@@ -309,13 +369,18 @@ class _Desk(tune.Callback):  # type: ignore[misc]
 
     def close_the_rest(self, *, interrupted: bool) -> None:
         """Ends the MLflow runs of trials that Tune said nothing more about."""
+        with suppress(StorageError):  # what ended the search is told, not this; `flush` looks again
+            self._exchange.fetch(f"{TRIALS}/*/{ENDING}", f"{TRIALS}/*/{ATTEMPTS}/*", POINTS_OF_TRIALS)
         for index in list(self._open):
             if interrupted and ending_of(self._tasks[index].folder) is None:
                 self._open.pop(index).end_run("killed", tags={STOP_REASON_TAG: "interrupted"})
             else:
                 self._end(index, otherwise="failed")
         for task in self._tasks:
+            _note_attempts(task)
             ending, tracker = ending_of(task.folder), self._parent.left_open(task.folder)
+            if ending is not None and run_record.read(task.folder) is None:  # it ended under a driver elsewhere
+                tracker = self._opened(task)
             if ending is not None and tracker is not None:
                 _say_ending(ending, tracker)
 
@@ -323,13 +388,18 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         self, index: int, *, otherwise: Literal["pruned", "failed"], error: OrchestratorError | None = None
     ) -> None:
         task = self._tasks[index]
+        self._fence.check()
+        self._exchange.fetch(*map(task.part, (REPORTS, ENDING, ATTEMPTS, OUTBOX)), patience_s=PATIENCE_S)
+        _note_attempts(task)
         ending = ending_of(task.folder)
         if ending is None:
             died = str(error or "the trial's process died") if otherwise == "failed" else None
-            ending = Ending(status=otherwise, step=Reports(task).last_step, error=died)
+            ending = Ending(status=otherwise, step=last_reported_step(task.folder), error=died)
             ending.write(task.folder)
+            self._exchange.send(task.part(ENDING), patience_s=PATIENCE_S)
             if otherwise == "pruned":
-                forget_best(task)
+                with suppress(StorageError):  # not needed any more, and the trial has ended all the same
+                    self._exchange.remove(task.part(BEST))
         self._ended.add(index)
         self._say(
             f"trial {task.trial.name} {ending.status.replace('_', ' ')} at step {ending.step} "
@@ -343,6 +413,12 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         return {}
 
 
+def _note_attempts(task: TrialTask) -> None:
+    """MLflow shows what the trial's processes have told of its attempts."""
+    for number, text in Attempts(task.folder).told().items():
+        note_attempt(task.folder, number, text)
+
+
 def _has_failed(task: TrialTask) -> bool:
     ending = ending_of(task.folder)
     return ending is not None and ending.status == "failed"
@@ -350,17 +426,17 @@ def _has_failed(task: TrialTask) -> bool:
 
 def _say_ending(ending: Ending, tracker: Tracker) -> None:
     if ending.status == "failed":
-        tracker.end_run("failed", error=ending.error)
+        tracker.end_run("failed", error=ending.error, at_ms=ending.at_ms)
         return
     tags = {}
     if ending.outcome is not None:
         outcome = ending.outcome
-        tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step)
+        tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step, at_ms=ending.at_ms)
         tags[f"{TAG}model_path"] = str(outcome.model_path)
     if ending.status != "finished":
         tags[STOP_REASON_TAG] = ending.status.removeprefix("stopped_by_")
         tags[f"{TAG}stopped_at_step"] = str(ending.step)
-    tracker.end_run("finished", tags=tags)
+    tracker.end_run("finished", tags=tags, at_ms=ending.at_ms)
 
 
 def _best(spec: RunSpec, base: Prepared, tasks: list[TrialTask]) -> RunResult:

@@ -10,7 +10,7 @@ learning rate's schedule: what is compared is what so many steps have brought.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,6 @@ from typing import Any
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import StorageError
 from orchestrator.ranking import WORST
-
-RUNGS = "rungs.json"
-"""In the run folder of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +95,9 @@ class Rungs:
     its evaluations is not judged a second time, by others that came after it. Raises StorageError when it cannot be.
     """
 
-    def __init__(self, file: Path, *, reduction_factor: int) -> None:
-        self._file, self._factor = file, reduction_factor
+    def __init__(self, file: Path, *, reduction_factor: int, show: Callable[[], None] = lambda: None) -> None:
+        """`show` makes the file visible to a driver elsewhere: before its trial is told, and may act on it."""
+        self._file, self._factor, self._show = file, reduction_factor, show
         self._kept: dict[str, dict[str, dict[str, Any]]] = read_json(file) or {}
 
     def judge(self, trial: str, step: int, goodness: float, *, is_its_end: bool) -> RungDecision:
@@ -120,4 +118,5 @@ class Rungs:
             raise StorageError(
                 "what trials are compared by cannot be kept", got=f"{self._file} ({error})", do="free space"
             ) from error
+        self._show()
         return decision

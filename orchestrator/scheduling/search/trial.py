@@ -1,7 +1,8 @@
 """Inside one trial of a search: replay what an earlier attempt reported, train, keep in its folder how it ended.
 
 Tune runs `trial_main` and takes a trial away by raising SystemExit out of a report. MLflow runs are not opened here:
-the driver does that (`run_search`), and finds in the folder how a trial ended.
+the driver does that (`run_search`), and finds in the folder how a trial ended. Where machines see no common folder,
+that is the driver's copy of it: what is written here is sent before Tune hears of it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,23 @@ from ray import tune
 
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import OrchestratorError, StorageError
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.run_plan import RunPlan
 from orchestrator.quantities import Budget
-from orchestrator.runs.attempts import Attempts, Held, unseen
-from orchestrator.runs.budget_ledger import BudgetDecision, Cost, Ledger, with_ledger
-from orchestrator.runs.file_exchange import exchange_at
-from orchestrator.runs.job import BEST, Outcome, TrainingJob, WorkerContext, bucket_of
+from orchestrator.runs.attempts import ATTEMPTS, Attempts, Held, unseen
+from orchestrator.runs.budget_ledger import BudgetDecision, Cost, Ledger, open_ledger, with_ledger
+from orchestrator.runs.file_exchange import Exchange, exchange_at, following, renew
+from orchestrator.runs.job import (
+    BEST,
+    CHECKPOINTS,
+    ENDING,
+    REPORTS,
+    TRIALS,
+    Outcome,
+    TrainingJob,
+    WorkerContext,
+    bucket_of,
+)
 from orchestrator.runs.out_of_memory import is_out_of_memory, smaller_micro_batch
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.data_shipping import Parcel, unpack
@@ -37,7 +48,8 @@ from orchestrator.scheduling.run_folder import ledger_folder
 from orchestrator.scheduling.run_lifecycle import Prepared
 from orchestrator.scheduling.run_training import attempt_in_words, run_training
 from orchestrator.search_space import Trial
-from orchestrator.tracking.tracker import note_attempt
+from orchestrator.tracking.outbox import POINTS_FILES
+from orchestrator.tracking.run_record import OUTBOX, now_ms
 
 STEP = "training_step"
 """Name of the optimizer step in what Tune is told."""
@@ -79,16 +91,36 @@ class TrialTask:
     parcels: tuple[Parcel, ...]
     rungs: tuple[int, ...] = ()
     """Steps at which it is evaluated and compared with others, and may be stopped."""
+    life: str = ""
+    """Which life of the search it belongs to (`TrainingJob.life`)."""
 
     @property
     def folder(self) -> Path:
         """The trial's run folder."""
         return self.prepared.run_folder
 
+    def part(self, name: str) -> str:
+        """What the search's folder calls a file or folder of the trial's."""
+        return f"{TRIALS}/{self.trial.name}/{name}"
+
+    @property
+    def exchanged_at(self) -> str | None:
+        """Where in a bucket the trial's folder is exchanged; None where every node sees it."""
+        return bucket_of(self.prepared.spec, self.folder)
+
     @property
     def ledger(self) -> Path:
         """The ledger of the search, on whose budget the trial runs."""
         return ledger_folder(self.folder.parent.parent)
+
+    @property
+    def ledger_at(self) -> str | None:
+        """Where in a bucket that is kept; None where every node sees it."""
+        return bucket_of(self.prepared.spec, self.folder.parent.parent)
+
+    def open_ledger(self) -> Ledger:
+        """The ledger. Raises StorageError when its bucket cannot be opened."""
+        return open_ledger(self.ledger, self.ledger_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +133,20 @@ class Ending:
     """Of a trial that came to its end or its budget's."""
     error: str | None = None
     """Of a failed one."""
+    at_ms: int | None = field(default=None, compare=False)
+    """When it was kept, in milliseconds since 1970: whichever drivers tell MLflow of it, say the same."""
 
     def write(self, folder: Path) -> None:
         """Keeps it."""
-        write_json(_ending_file(folder), asdict(self))
+        write_json(_ending_file(folder), asdict(replace(self, at_ms=now_ms())))
 
 
 def _ending_file(folder: Path) -> Path:
-    return folder / "ending.json"
+    return folder / ENDING
 
 
 def ending_of(folder: Path) -> Ending | None:
-    """How the trial of a folder ended, None while it has not."""
+    """How the trial of a folder ended; None while it has not, also where an ending was taken back (`reopen`)."""
     value = read_json(_ending_file(folder))
     if value is None:
         return None
@@ -121,18 +155,26 @@ def ending_of(folder: Path) -> Ending | None:
     return Ending(**value)
 
 
-def forget_failure(folder: Path) -> None:
-    """A failed trial is tried again by the next command."""
-    ending = ending_of(folder)
+def reopen(task: TrialTask, exchange: Exchange) -> None:
+    """The driver lets a trial go on that had ended. Its ending is replaced, not removed: machines with a copy of it
+    look for newer ones."""
+    if ending_of(task.folder) is not None:
+        write_json(_ending_file(task.folder), None)
+        exchange.send(task.part(ENDING), patience_s=PATIENCE_S)
+
+
+def forget_failure(task: TrialTask, exchange: Exchange) -> None:
+    """A failed trial is tried again by the next command. `exchange` is the search's."""
+    ending = ending_of(task.folder)
     if ending is not None and ending.status == "failed":
-        _ending_file(folder).unlink()
+        reopen(task, exchange)
 
 
 class SharedBudget:
     """The budget of a search on its driver's side: lets trials begin, or go on, while there is enough for them."""
 
-    def __init__(self, budget: Budget | None, ledger: Path) -> None:
-        self._budget, self._ledger = budget, Ledger(ledger)
+    def __init__(self, budget: Budget | None, ledger: Ledger) -> None:
+        self._budget, self._ledger = budget, ledger
 
     def open(self) -> None:
         """The search begins or goes on, and none of its trials runs."""
@@ -147,13 +189,10 @@ class SharedBudget:
 
     def admit(self, task: TrialTask) -> BudgetDecision:
         """Lets a trial begin, or go on where a smaller budget had stopped it, if it can come to something."""
-        decision = BudgetDecision(go_on=True, reason="")
-        if self._budget is not None:
-            first_step = Cost(flops=task.prepared.plan.flops_per_step)
-            decision = self._ledger.admit(self._budget, task.trial.name, first_step=first_step)
-        if decision.go_on:
-            _ending_file(task.folder).unlink(missing_ok=True)
-        return decision
+        if self._budget is None:
+            return BudgetDecision(go_on=True, reason="")
+        first_step = Cost(flops=task.prepared.plan.flops_per_step)
+        return self._ledger.admit(self._budget, task.trial.name, first_step=first_step)
 
 
 def left_undone(budget: Budget | None, endings: Mapping[str, Ending | None]) -> str | None:
@@ -184,8 +223,7 @@ def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = _UNWIND_S
     _taken_away.clear()
     task = tasks[config["trial"]]
-    if not task.folder.is_dir():  # the driver has made it
-        raise unseen(task.folder)
+    _arrive(task)
     reports = Reports(task)
     reports.replay()
     if ending_of(task.folder) is None and _may_begin(task):
@@ -200,15 +238,25 @@ def trial_main(config: dict[str, Any], *, tasks: list[TrialTask]) -> None:
 trial_main.__mixins__ = (EndsWithItsWorkers,)  # type: ignore[attr-defined]  # read by Tune
 
 
+def _arrive(task: TrialTask) -> None:
+    """The trial's folder as it is by now, on whatever machine this is. Raises StorageError where it cannot be seen."""
+    if task.exchanged_at is not None:
+        renew(task.folder, task.life)
+        exchange_at(task.folder, task.exchanged_at).fetch(ENDING, REPORTS, patience_s=PATIENCE_S)
+    elif not task.folder.is_dir():  # the driver has made it
+        raise unseen(task.folder)
+
+
 def _may_begin(task: TrialTask) -> bool:
-    return task.prepared.spec.budget is None or Ledger(task.ledger).is_running(task.trial.name)
+    return task.prepared.spec.budget is None or task.open_ledger().is_running(task.trial.name)
 
 
 class _Claim:
     """This process's right to say what becomes of a trial, which it has until another process begins the trial anew."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._attempts = folder, Attempts(folder)
+    def __init__(self, folder: Path, exchange: Exchange) -> None:
+        self._attempts = Attempts(folder, exchange)
+        self._attempts.refresh()
         self._number, self._is_ours = self._attempts.newest(), False
         self._fence = self._attempts.fence(self._number)
 
@@ -224,7 +272,7 @@ class _Claim:
     def begun(self, number: int, text: str) -> None:
         """An attempt of this process has begun, or ended, which `text` tells."""
         self._number, self._fence, self._is_ours = number, self._attempts.fence(number), True
-        note_attempt(self._folder, number, text)
+        self._attempts.tell(number, text)
 
     def close(self) -> None:
         """The attempt of this process is over, if it has begun one."""
@@ -239,6 +287,10 @@ class _Claim:
         """Whether no other process has begun the trial anew."""
         return self._fence.holds(now=True)
 
+    def held_lately(self) -> bool:
+        """The same as far as this machine knows by itself."""
+        return self._fence.holds()
+
     def check(self) -> None:
         """Raises FencedError when one has."""
         self._fence.check()
@@ -250,30 +302,30 @@ def run_to_its_end(task: TrialTask, reports: Reports) -> None:
     Raises SystemExit when the trial was taken away, and when another process has begun it anew: then nothing that this
     one could still tell is true of it.
     """
-    claim = _Claim(task.folder)
+    exchange = reports.exchange
+    claim = _Claim(task.folder, exchange)
     try:
-        ending = _trained(task, reports, claim)
+        with following(exchange, fetch=(ATTEMPTS,), send=(REPORTS,), may_send=claim.held_lately):
+            ending = _trained(task, reports, claim)
     finally:
         if claim.holds():
             claim.close()
-            Ledger(task.ledger).settle(task.trial.name, task.prepared.plan, flops=reports.flops)
+            task.open_ledger().settle(task.trial.name, task.prepared.plan, flops=reports.flops)
     if not claim.holds():
         sys.exit()
     ending.write(task.folder)
+    # A new exchange sends the reports in any case: with those of a checkpoint an older copy may have come last.
+    exchange_at(task.folder, task.exchanged_at).send(REPORTS, ENDING, patience_s=PATIENCE_S, may_send=claim.holds)
     if ending.status == "finished":
-        forget_best(task)
-
-
-def forget_best(task: TrialTask) -> None:
-    """The weights of a trial's best evaluation are not needed any more; they lie in its folder alone."""
-    shutil.rmtree(task.folder / BEST, ignore_errors=True)
+        with suppress(StorageError):  # the trial has ended all the same
+            exchange.remove(BEST)  # not needed any more
 
 
 def _trained(task: TrialTask, reports: Reports, claim: _Claim) -> Ending:
     try:
         outcome = _train(task, reports, claim)
         claim.check()
-        outcome = _without_checkpoint(task, outcome)
+        outcome = _without_checkpoint(task, outcome, reports.exchange)
     except OrchestratorError as error:
         return Ending(status="failed", step=reports.last_step, error=str(error))
     except Exception as error:
@@ -292,12 +344,14 @@ def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
     for parcel in task.parcels:
         unpack(parcel)
     job = TrainingJob(
-        spec=with_ledger(spec, task.ledger, member=task.trial.name, rungs=task.rungs),
+        spec=with_ledger(spec, task.ledger, member=task.trial.name, rungs=task.rungs, ledger_at=task.ledger_at),
         plan=plan,
         data=task.prepared.data,
         run_folder=task.folder,
         rungs=task.rungs,
         final_checkpoint=spec.checkpoint.every_steps is not None or spec.budget is not None,
+        exchanged_at=task.exchanged_at,
+        life=task.life,
     )
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
@@ -331,13 +385,12 @@ def _train_here(job: TrainingJob, context: WorkerContext, claim: _Claim) -> Outc
         gc.collect()  # DeepSpeed's engine holds on to itself, and its states would be in the way
 
 
-def _without_checkpoint(task: TrialTask, outcome: Outcome) -> Outcome:
+def _without_checkpoint(task: TrialTask, outcome: Outcome, exchange: Exchange) -> Outcome:
     """A trial that the budget stops leaves a checkpoint to go on from; one that is over needs only its model."""
     if outcome.status != "finished" or task.prepared.spec.checkpoint.every_steps is not None:
         return outcome
-    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
     with suppress(StorageError):  # it stays there, and the trial has come to its end all the same
-        exchange_at(task.folder, bucket_of(task.prepared.spec, task.folder)).forget()
+        exchange.remove(CHECKPOINTS)
     return replace(outcome, checkpoint=None)
 
 
@@ -363,14 +416,17 @@ class Reports:
     """A trial's evaluations: in its folder, and to Tune."""
 
     def __init__(self, task: TrialTask) -> None:
-        self._file = task.folder / "reports.jsonl"
+        """Raises StorageError when the trial's bucket cannot be opened."""
+        self.exchange = exchange_at(task.folder, task.exchanged_at)
+        """How others see what is written here."""
+        self._file = task.folder / REPORTS
         self._final_step = task.prepared.plan.steps
         self._held: dict[str, Any] | None = None
-        whole, _, torn = self._file.read_text().rpartition("\n") if self._file.is_file() else ("", "", "")
+        whole, torn = _whole_lines(self._file)
         if torn:  # a process died while it wrote this line
             self._file.write_text(f"{whole}\n" if whole else "")
         self._earlier = [json.loads(line) for line in whole.splitlines()]
-        self.last_step = max((item["step"] for item in self._earlier), default=0)
+        self.last_step = _last_step(self._earlier)
         self.flops = 0.0
         """What the trial had computed in all at the newest evaluation of this attempt."""
 
@@ -380,13 +436,15 @@ class Reports:
             self._tell(item["step"], item["metrics"])
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keeps and reports an evaluation."""
+        """Keeps and reports an evaluation; with it the points up to here, since Tune may take the trial away on it."""
         self.flops = metrics.get("cost/flops", 0.0)
         if step <= self.last_step:
             return
         self.last_step = step
         with self._file.open("a") as stream:
             stream.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
+        with suppress(StorageError):  # else later: before a checkpoint behind it, and before the ending
+            self.exchange.send(REPORTS, f"{OUTBOX}/{POINTS_FILES}")
         self._tell(step, metrics)
 
     def release(self) -> None:
@@ -401,3 +459,18 @@ class Reports:
             self._held = report
         else:
             tune.report(report)
+
+
+def last_reported_step(folder: Path) -> int:
+    """Step of the newest evaluation of the trial of a folder; 0 before the first."""
+    return _last_step([json.loads(line) for line in _whole_lines(folder / REPORTS)[0].splitlines()])
+
+
+def _whole_lines(file: Path) -> tuple[str, str]:
+    """The lines of a file, and what is left of one that was not written to its end."""
+    whole, _, torn = file.read_text().rpartition("\n") if file.is_file() else ("", "", "")
+    return whole, torn
+
+
+def _last_step(reports: Sequence[Mapping[str, Any]]) -> int:
+    return max((item["step"] for item in reports), default=0)
