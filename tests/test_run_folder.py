@@ -11,7 +11,7 @@ from orchestrator.commands.flush import flush_command
 from orchestrator.errors import ClusterError, SpecError
 from orchestrator.runs.file_exchange import BucketExchange, CommonFolder, exchange_at
 from orchestrator.runs.job import bucket_of, checkpoints_of
-from orchestrator.scheduling.run_folder import check_bucket_of, forget, shared, take_up
+from orchestrator.scheduling.run_folder import check_bucket_of, forget, model_for_all, shared, take_up
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.run_record import driving
 from orchestrator.tracking.tracker import MetricLog
@@ -42,6 +42,15 @@ def test_only_runs_in_a_bucket_exchange_files(tmp_path: Path) -> None:
     assert bucket_of(spec(PRETRAIN), tmp_path) is None
     assert bucket_of(spec(PRETRAIN, checkpoint__storage=RUNS, search=SEARCH), tmp_path) == f"{RUNS}/{tmp_path.name}"
     assert isinstance(exchange_at(tmp_path, None), CommonFolder)
+
+
+def test_a_model_is_found_by_all_in_the_bucket_that_its_machines_met_in(tmp_path: Path) -> None:
+    run, trial = tmp_path / "run", tmp_path / "run" / "trials" / "00-full"
+    trial.mkdir(parents=True)
+    assert model_for_all("/here/model", run) == "/here/model"
+    (run / "bucket.json").write_text('{"uri": "s3://b/runs/run"}')
+    assert model_for_all("/here/model", run) == "s3://b/runs/run/model"
+    assert model_for_all("/here/trials/00-full/model", trial) == "s3://b/runs/run/trials/00-full/model"
 
 
 @pytest.mark.slow

@@ -80,8 +80,8 @@ def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: d
     """
     line = console.ProgressLine()
     with listening(line) as listener:
+        from orchestrator.runs.job import bucket_of
         from orchestrator.scheduling.launch import launch
-        from orchestrator.scheduling.run_folder import exchanged_at
         from orchestrator.scheduling.run_stages import newest_begun, run_stages
 
         def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
@@ -114,7 +114,7 @@ def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: d
     for label, value in (
         ("model", result.model_path),
         ("run folder", result.run_folder),
-        ("kept in", None if isinstance(spec, StagedSpec) else exchanged_at(spec, Path(result.run_folder))),
+        ("kept in", None if isinstance(spec, StagedSpec) else bucket_of(spec, Path(result.run_folder))),
         ("MLflow run", result.mlflow_run_id),
     ):
         if value:

@@ -126,9 +126,12 @@ def life_of(folder: Path) -> str:
 
 
 def model_for_all(model: str, folder: Path) -> str:
-    """Where every machine finds a run's model: in the bucket that the run's machines met in, else at its path."""
-    bucket = read_json(folder / _BUCKET)
-    return model if bucket is None else f"{bucket['uri']}/{MODEL}"
+    """Where every machine finds the model of a run, or of a trial: in the bucket that its machines met in, else at its
+    path."""
+    is_trial = folder.parent.name == TRIALS
+    bucket = read_json((folder.parent.parent if is_trial else folder) / _BUCKET)
+    inside = f"{TRIALS}/{folder.name}/{MODEL}" if is_trial else MODEL
+    return model if bucket is None else f"{bucket['uri']}/{inside}"
 
 
 def fetch_points(folder: Path) -> None:

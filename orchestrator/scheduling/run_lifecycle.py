@@ -307,13 +307,17 @@ def end_run(tracker: Tracker, result: RunResult, *, trials: Sequence[Path] = ())
     """Says how a training, or a search with its trials, ended."""
     tags = {f"{TAG}restarts": str(result.restarts)}
     if result.model_path is not None:
-        tags[f"{TAG}model_path"] = result.model_path
-        tags[f"{TAG}model_uri"] = model_for_all(result.model_path, Path(result.model_path).parent)
+        tags |= tags_of_model(result.model_path)
     if result.status == "stopped_by_budget":
         tags[STOP_REASON_TAG] = "budget"
     if result.best is not None:
         tracker.show_best(Path(result.best["run_folder"]), trials)
     tracker.end_run("finished", tags=tags)
+
+
+def tags_of_model(model_path: str) -> dict[str, str]:
+    """By which `model.base: runs:/ID` finds a model, on this machine and on others."""
+    return {f"{TAG}model_path": model_path, f"{TAG}model_uri": model_for_all(model_path, Path(model_path).parent)}
 
 
 def shipped(result: RunResult, tracker: Tracker) -> RunResult:

@@ -54,6 +54,7 @@ from orchestrator.scheduling.run_lifecycle import (
     remembered_run_id,
     say_held_out,
     shipped,
+    tags_of_model,
     tracked,
     what_is_tracked,
 )
@@ -432,7 +433,8 @@ def _say_ending(ending: Ending, tracker: Tracker) -> None:
     if ending.outcome is not None:
         outcome = ending.outcome
         tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step, at_ms=ending.at_ms)
-        tags[f"{TAG}model_path"] = str(outcome.model_path)
+        if outcome.model_path is not None:
+            tags |= tags_of_model(outcome.model_path)
     if ending.status != "finished":
         tags[STOP_REASON_TAG] = ending.status.removeprefix("stopped_by_")
         tags[f"{TAG}stopped_at_step"] = str(ending.step)
