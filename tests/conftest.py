@@ -55,9 +55,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on a cluster have all cores to themselves; the other slow ones share them."""
+    """Tests on a cluster have all cores to themselves; the other slow ones share them, and plays of hosts, which wait
+    most of their time, are among those."""
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()) or "end_to_end" in item.path.parts:
+        plays = item.get_closest_marker("plays") is not None
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or ("end_to_end" in item.path.parts and not plays):
             item.add_marker(pytest.mark.cluster)
 
 

@@ -11,7 +11,7 @@ from tests.chaos import servers
 from tests.end_to_end import played_hosts
 from tests.end_to_end.aws import FILE, SAVED_EVERY, STEPS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.plays, pytest.mark.timeout(played_hosts.PLAY_S + 60)]
 
 
 @pytest.fixture(scope="module")

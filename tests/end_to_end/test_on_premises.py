@@ -14,7 +14,7 @@ from tests.end_to_end import played_hosts
 from tests.end_to_end.on_premises import FILE, STEPS
 from tests.end_to_end.played_hosts import commands
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.plays, pytest.mark.timeout(played_hosts.PLAY_S + 60)]
 
 
 @pytest.fixture(scope="module")

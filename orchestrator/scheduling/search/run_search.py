@@ -429,7 +429,7 @@ def _say_ending(ending: Ending, tracker: Tracker) -> None:
     if ending.status == "failed":
         tracker.end_run("failed", error=ending.error, at_ms=ending.at_ms)
         return
-    tags = {}
+    tags: dict[str, str] = {}
     if ending.outcome is not None:
         outcome = ending.outcome
         tracker.show_model(outcome.metrics, step=outcome.step, model_step=outcome.model_step, at_ms=ending.at_ms)
