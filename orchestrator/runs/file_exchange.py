@@ -214,17 +214,28 @@ class BucketExchange:
 
     def _send(self, part: str, may_send: Callable[[], bool]) -> None:
         for file in _visible_files(self._folder, part):
-            name = str(file.relative_to(self._folder))
-            state = _state(file)
-            if self._sent.get(name) != state:
-                if not may_send():
+            try:
+                if not self._send_file(file, may_send):
                     return
-                key = f"{self._prefix}/{name}"
-                upload(self._files, file, key)
-                if _state(file) == state and not name.endswith(_GROWING):  # as old as its copy, by one clock
-                    _set_time(file, self._files.get_file_info(key).mtime)
-                    state = _state(file)
-                self._sent[name] = state
+            except FileNotFoundError:
+                if file.exists():
+                    raise
+                # else its writer has removed it meanwhile, as weights that are the best no more
+
+    def _send_file(self, file: Path, may_send: Callable[[], bool]) -> bool:
+        """Whether more may be sent."""
+        name, state = str(file.relative_to(self._folder)), _state(file)
+        if self._sent.get(name) == state:
+            return True
+        if not may_send():
+            return False
+        key = f"{self._prefix}/{name}"
+        upload(self._files, file, key)
+        if _state(file) == state and not name.endswith(_GROWING):  # as old as its copy, by one clock
+            _set_time(file, self._files.get_file_info(key).mtime)
+            state = _state(file)
+        self._sent[name] = state
+        return True
 
     def _objects(self, part: str) -> list[Any]:
         from pyarrow.fs import FileSelector, FileType

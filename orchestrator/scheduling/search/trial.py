@@ -356,7 +356,7 @@ def _train(task: TrialTask, reports: Reports, claim: _Claim) -> Outcome:
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
         claim.check()
-        reports.add(step, metrics)
+        reports.add(step, metrics, may_send=claim.holds)
 
     if plan.workers > 1:
         return _train_on_workers(job, report, claim)
@@ -435,8 +435,9 @@ class Reports:
         for item in self._earlier:
             self._tell(item["step"], item["metrics"])
 
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keeps and reports an evaluation; with it the points up to here, since Tune may take the trial away on it."""
+    def add(self, step: int, metrics: Mapping[str, float], *, may_send: Callable[[], bool] = lambda: True) -> None:
+        """Keeps and reports an evaluation; with it the points up to here, since Tune may take the trial away on it.
+        `may_send` as of `Exchange.send`: the process may have been stopped since it was asked last."""
         self.flops = metrics.get("cost/flops", 0.0)
         if step <= self.last_step:
             return
@@ -444,7 +445,7 @@ class Reports:
         with self._file.open("a") as stream:
             stream.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
         with suppress(StorageError):  # else later: before a checkpoint behind it, and before the ending
-            self.exchange.send(REPORTS, f"{OUTBOX}/{POINTS_FILES}")
+            self.exchange.send(REPORTS, f"{OUTBOX}/{POINTS_FILES}", may_send=may_send)
         self._tell(step, metrics)
 
     def release(self) -> None:
