@@ -161,15 +161,14 @@ class Request:
             return {}
         return added_up(*({node: self._bundles[int(index)]} for index, node in row["bundles_to_node_id"].items()))
 
-    def renew(self, bundles: Sequence[Mapping[str, float]], *, without: Collection[str] = ()) -> None:
-        """Has these, which are free, for a moment, and lets go: to the autoscaler their nodes are idle only from then.
+    def renew(self) -> None:
+        """Has for a moment what was asked for and is free: to the autoscaler its nodes are idle only from then on.
 
         A node that stood idle for as long as it waited for the others is otherwise taken away at the first look after
         the request, seconds before the workers are there (seen on Ray 2.60.0, which looks every 5 s).
         """
-        self.ask(bundles, without=without)
-        assert self._group is not None, "it was asked for"
-        self._group.wait(_HOLD_S)
+        if self._group is not None:
+            self._group.wait(_HOLD_S)
         self.close()
 
     def close(self) -> None:

@@ -101,7 +101,8 @@ class Capacity:
     def start(self, plan: RunPlan, *, times: int = 1, without: Collection[str] = ()) -> None:
         """There is room: what was asked for is let go, for the workers of so many trainings to take."""
         if can_grow():
-            self._request.renew([resources_of_worker(plan)] * (plan.workers * times), without=without)
+            self.ask(plan, plan.workers * times, without=without)
+            self._request.renew()
         self._request.close()
         self._place.take(*_amounts(plan, plan.workers * times), state="starting")
 

@@ -68,7 +68,8 @@ while not request.held():
     time.sleep(0.2)
 request.close()
 time.sleep({IDLE_S} - 1)
-request.renew([{{"CPU": 1.0}}])
+request.ask([{{"CPU": 1.0}}])
+request.renew()
 time.sleep({IDLE_S} - 2)
 print(alive_nodes(sys.argv[1]))
 """
