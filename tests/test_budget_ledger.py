@@ -226,6 +226,17 @@ def test_the_hours_of_a_search_pass_once_however_many_trials_run(ledger: Ledger,
     assert not ledger.claim(budget, "a", half).go_on, "its own hours do not matter, the search's do"
 
 
+def test_what_a_search_has_spent_is_what_its_runs_have_and_of_hours_its_own(ledger: Ledger, clock: Clock) -> None:
+    by_flops, by_hours = Budget(amount=10.0, unit="flops"), Budget(amount=10.0, unit="hours")
+    for member in ("a", "b"):
+        ledger.claim(by_flops, member, Entry(spent=Cost(flops=2.0, hours=1.0), ahead=flops(3.0)))
+    assert ledger.spent(by_flops) == 4.0, "what is held is not spent"
+    assert ledger.spent(by_hours) == 2.0
+    ledger.start_clock()
+    clock.now_s += 1800
+    assert ledger.spent(by_hours) == 0.5
+
+
 def test_the_hours_of_a_search_stand_still_while_its_driver_is_dead(ledger: Ledger, clock: Clock) -> None:
     budget = Budget(amount=1.0, unit="hours")
     ledger.start_clock()

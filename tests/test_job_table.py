@@ -25,6 +25,14 @@ def test_a_row_says_where_a_job_stands() -> None:
     assert cells(row) == ("a", "a-1", "ada", "running", "", "40/200", "1m05s", "0.12usd", "4.88usd", "")
 
 
+def test_a_search_stands_by_its_trials() -> None:
+    log = ["trial 0 step 4: eval/loss 3", "trials 1/4  ETA 3m00s  spent 0.5usd of 2usd", "trial 1 step 4: eval/loss 3"]
+    row = row_of(job("s-1", metadata={"name": "s"}), standing(log))
+    assert cells(row) == ("s", "s-1", "", "running", "", "1/4 trials", "3m00s", "0.5usd", "1.5usd", "")
+    assert (row.trials, row.trial, row.step) == ("1/4", "1 step 4", None)
+    assert cells(row_of(job("s-1"), standing(log[:1])))[5] == "0 step 4"
+
+
 def test_a_job_that_waits_has_its_place_and_one_that_is_over_waits_for_nothing() -> None:
     waiting = standing(["waiting for room: 8 GPUs; place 3 in the queue"])
     assert (row_of(job("a-1"), waiting).state, row_of(job("a-1"), waiting).place) == ("waiting for room", 3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.progress_line import describe, parse, standing, telling
+from orchestrator.progress_line import describe, describe_search, parse, parse_search, standing, telling
 
 FIGURES = st.floats(min_value=1e-6, max_value=1e6)
 SHARES = st.one_of(st.none(), st.integers(0, 10_000).map(lambda n: n / 10_000))
@@ -98,6 +98,18 @@ def test_a_run_that_waits_says_so_until_it_goes_on() -> None:
 
 def test_of_a_search_the_trial_is_told_that_reported_last() -> None:
     assert standing(["trial 0 step 5: eval/loss 3", "trial 2 step 10: eval/loss 2.5"]).trial == "2 step 10"
+
+
+def test_a_search_says_how_many_trials_have_ended_and_what_is_left_of_time_and_money() -> None:
+    line = describe_search(3, 12, eta_s=1862.0, spent=0.12, unit="usd", budget="5usd")
+    assert line == "trials 3/12  ETA 31m02s  spent 0.12usd of 5usd"
+    told = {"ended": 3, "trials": 12, "eta_s": 1862.0, "spent": 0.12, "unit": "usd", "budget": "5usd"}
+    assert parse_search(line) == told
+    assert parse(line) is None
+    assert parse_search("step 3/12  spent 0.1usd") is None
+    assert describe_search(12, 12, eta_s=0.0, spent=0.0, unit="usd", budget=None) == "trials 12/12"
+    stands = standing(["trial 0 finished at step 5 (3 of 12)", line, "trial 2 step 10: eval/loss 2.5"])
+    assert (stands.search, stands.trial, stands.doing) == (told, "2 step 10", "")
 
 
 def test_macro_f1_is_shown_where_it_says_other_than_the_accuracy() -> None:

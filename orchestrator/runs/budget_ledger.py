@@ -206,6 +206,14 @@ class Ledger:
         """What a run has written last."""
         return self._look()[0].get(member)
 
+    def spent(self, budget: Budget) -> float:
+        """What all runs together have spent, in the budget's unit; of hours those that a search has run."""
+        entries, ticks = self._look()
+        search_s = _search_s(ticks, self._now_s())
+        if budget.unit == "hours" and search_s is not None:
+            return search_s / 3600
+        return sum(entry.spent.of(budget) for entry in entries.values())
+
     def claim(self, budget: Budget, member: str, entry: Entry) -> BudgetDecision:
         """Holds what an entry asks for if that fits beside all others, else only what it takes to close."""
         self._write(member, replace(entry, running=True, noted_s=self._now_s()))

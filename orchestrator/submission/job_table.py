@@ -42,8 +42,10 @@ class JobRow:
     steps: int | None
     trial: str | None
     """Of a search: the trial that reported last, and its step."""
+    trials: str | None
+    """Of a search: how many of them have ended, as `3/12`; None before the first."""
     eta_s: float | None
-    """Seconds to its last step."""
+    """Seconds to its last step, or to the last trial's."""
     spent: float | None
     """What it has cost, in `unit`."""
     unit: str | None
@@ -78,7 +80,7 @@ def job_name(job: Job) -> str:
 
 def row_of(job: Job, standing: Standing) -> JobRow:
     """A job with what its output says of it."""
-    progress: Mapping[str, Any] = standing.progress or {}
+    progress: Mapping[str, Any] = standing.search or standing.progress or {}
     spent, budget = progress.get("spent") or None, progress.get("budget")
     amount = None if budget is None else float(budget.removesuffix(progress["unit"]))
     waits = standing.waits and job.status == "running"
@@ -92,6 +94,7 @@ def row_of(job: Job, standing: Standing) -> JobRow:
         step=progress.get("step"),
         steps=progress.get("steps"),
         trial=standing.trial,
+        trials=None if standing.search is None else f"{standing.search['ended']}/{standing.search['trials']}",
         eta_s=None if job.is_over else progress.get("eta_s") or None,
         spent=spent,
         unit=progress.get("unit") if spent is not None else None,
@@ -109,13 +112,14 @@ COLUMNS = ("name", "job", "owner", "state", "place", "step", "ETA", "spent", "re
 def cells(row: JobRow) -> tuple[str, ...]:
     """A row as `COLUMNS` show it; empty for what is not known."""
     step = "" if row.step is None else f"{row.step}/{row.steps}"
+    trials = "" if row.trials is None else f"{row.trials} trials"
     return (
         row.name,
         row.submission_id,
         row.owner or "",
         row.state,
         "" if row.place is None else str(row.place),
-        step or row.trial or "",
+        step or trials or row.trial or "",
         "" if row.eta_s is None else human_duration(row.eta_s),
         "" if row.spent is None else f"{row.spent:.3g}{row.unit}",
         "" if row.remaining is None else f"{row.remaining:.3g}{row.unit}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_a_submitted_search_succeeds(head: Head, folder: Path) -> None:
     done = head.submit("jobs.tune", write(searched, folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert head.result("job-tune")[1].info.status == "FINISHED"
+    assert re.search(r"^trials 2/2  spent [0-9.e-]+usd$", done.stdout, re.MULTILINE), "what `jobs` reads"
 
 
 def test_a_mistake_ends_the_job_with_our_message_and_no_traceback(head: Head, folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
 from orchestrator.planning.search_plan import trials_at_a_time
+from orchestrator.progress_line import describe_search
 from orchestrator.ranking import Goal, Measured, check_alike
 from orchestrator.runs.attempts import ATTEMPTS, Attempts, Fence
 from orchestrator.runs.file_exchange import Exchange, begin_life, following
@@ -70,6 +72,7 @@ from orchestrator.scheduling.search.trial import (
     last_reported_step,
     left_undone,
     reopen,
+    reported_usd,
     trial_main,
 )
 from orchestrator.search_space import trials
@@ -317,6 +320,7 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         self.budget = SharedBudget(tasks[0].prepared.spec.parsed_budget, tasks[0].open_ledger())
         self._open: dict[int, Tracker] = {}
         self._ended: set[int] = set()
+        self._since_s, self._ran = time.monotonic(), 0
         self._left_out: set[int] = set()
 
     def is_over(self) -> bool:
@@ -408,6 +412,22 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         )
         if index in self._open:
             _say_ending(ending, self._open.pop(index))
+            self._ran += 1
+            with suppress(StorageError):  # it is for people alone
+                self._say(self._totals())
+
+    def _totals(self) -> str:
+        """Where the search stands; trials to come are taken to last as those that have ended, as many at a time."""
+        left, budget = len(self._tasks) - len(self._ended), self._tasks[0].prepared.spec.parsed_budget
+        spent = self.budget.spent()
+        return describe_search(
+            len(self._ended),
+            len(self._tasks),
+            eta_s=(time.monotonic() - self._since_s) / self._ran * left,
+            spent=sum(reported_usd(task.folder) for task in self._tasks) if spent is None else spent,
+            unit="usd" if budget is None else budget.unit,
+            budget=None if budget is None else str(budget),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles callbacks into its snapshot; the terminal and the store stay here."""

@@ -187,6 +187,10 @@ class SharedBudget:
         if self._budget is not None:
             self._ledger.tick()
 
+    def spent(self) -> float | None:
+        """What all trials have spent, in the budget's unit; None without a budget."""
+        return None if self._budget is None else self._ledger.spent(self._budget)
+
     def admit(self, task: TrialTask) -> BudgetDecision:
         """Lets a trial begin, or go on where a smaller budget had stopped it, if it can come to something."""
         if self._budget is None:
@@ -465,6 +469,12 @@ class Reports:
 def last_reported_step(folder: Path) -> int:
     """Step of the newest evaluation of the trial of a folder; 0 before the first."""
     return _last_step([json.loads(line) for line in _whole_lines(folder / REPORTS)[0].splitlines()])
+
+
+def reported_usd(folder: Path) -> float:
+    """What the trial of a folder had cost at its newest evaluation."""
+    lines = _whole_lines(folder / REPORTS)[0].splitlines()
+    return float(json.loads(lines[-1])["metrics"].get("cost/usd", 0.0)) if lines else 0.0
 
 
 def _whole_lines(file: Path) -> tuple[str, str]:
