@@ -47,11 +47,11 @@ check: install ## formatting, lint, types and the fast tests: a minute and a hal
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow" -n auto
 
-# A process for each core, and one for the plays of hosts, which mostly wait; but for what shares a cluster, which takes
-# all cores itself.
+# A process for each core, and one for the plays of hosts, which mostly wait and come first, in the order of their names;
+# but for what shares a cluster, which takes all cores itself.
 test: install ## all tests, with real Ray, DeepSpeed and MLflow
 	$(BIN)/python -m pytest -m "not slow" -n auto
-	$(BIN)/python -m pytest -m "slow and not cluster" -n $$(( $$(nproc) + 1 )) --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not cluster" -n $$(( $$(nproc) + 1 )) --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m "slow and cluster"
 
 # Faults are real: as root the suite makes namespaces of its own (hosts, links, small disks) that end with it.
