@@ -22,7 +22,7 @@ from typing import Any
 
 from orchestrator.atomic_file import draft_of, read_json, write_json
 from orchestrator.errors import DataError, SpecError, StorageError, one_line
-from orchestrator.object_store import check_keeps_no_secret, download, is_lasting, open_bucket, patiently
+from orchestrator.object_store import check_readable_uri, download, is_lasting, open_bucket, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,18 @@ _WORTH_SAYING = 100e6
 def local_copy(uri: str, cache: Path) -> str:
     """Path on this machine with what a URI names: a file, a folder, or a pattern of which all matches are copied.
 
-    One process looks once. Raises SpecError for a URI with credentials, DataError where nothing lies there, and
-    StorageError where it cannot be read or this disk has no room for it.
+    One process looks once. Raises SpecError for a URI with credentials or of no known scheme, DataError where it cannot
+    be opened or nothing lies there, and StorageError where it cannot be read or this disk has no room for it.
     """
     try:
-        check_keeps_no_secret(uri, what="a location")
+        check_readable_uri(uri, what="a location")
     except ValueError as error:
         raise SpecError(str(error)) from error
     fixed, pattern = _split(uri)
-    files, prefix = open_bucket(fixed)
+    try:
+        files, prefix = open_bucket(fixed)
+    except StorageError as error:  # nothing has answered at such an address: it is taken for a mistake in it
+        raise DataError(error.what, got=error.got, allowed=error.allowed, do=error.do) from error
     place = cache / hashlib.sha256(fixed.encode()).hexdigest()[:16]
     target = place / (PurePosixPath(prefix).name or "all")
     try:

@@ -34,6 +34,10 @@ _IN_PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _AZURE = ("abfs", "abfss")
 _AZURE_KEYS = ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN")
 """What adlfs takes from the environment and pyarrow does not."""
+_NOWHERE = {
+    "memory": "each process has a memory of its own",
+    "data": "the text would stand in the address",
+}
 _UNWRITABLE = {
     "package": "it names an installed package",
     "sysconfig": "it names Python's own folders",
@@ -60,6 +64,18 @@ def check_keeps_no_secret(uri: str, *, what: str) -> None:
             f"{what} holds credentials ({hide(uri)}), which every worker would be sent: remove them, and give each "
             "node the variables of its cloud (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a credentials file or a role"
         )
+
+
+def check_readable_uri(uri: str, *, what: str) -> None:
+    """Raises ValueError for a URI that nothing can be read from; nothing is asked of the network."""
+    check_keeps_no_secret(uri, what=what)
+    scheme, _, rest = uri.partition("://")
+    if scheme in ("file", "local"):
+        raise ValueError(f"give the path, {rest or '/'}; got {uri}")
+    if scheme in _NOWHERE:
+        raise ValueError(f"{what} cannot be {scheme}://, as {_NOWHERE[scheme]}: use one such as {_EXAMPLES}")
+    if scheme not in (*_IN_PYARROW, "az") and scheme not in _fsspec_protocols():
+        raise ValueError(f"{what} is of no scheme that pyarrow or fsspec knows: use one such as {_EXAMPLES}; got {uri}")
 
 
 def check_writable_uri(uri: str, *, what: str) -> None:

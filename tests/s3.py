@@ -47,7 +47,7 @@ def s3_server() -> Iterator[Any]:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             for name, value in as_user(OWNER, port=port).items():
                 patch.setenv(name, value)
-            client = boto3.client("s3")
+            client = boto3.session.Session().client("s3")  # the default one remembers the keys of an earlier test
             stack.callback(client.close)
             if _comes_up(server, client):
                 yield client

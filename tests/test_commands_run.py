@@ -266,6 +266,7 @@ def test_a_failed_run_answers_with_the_parts_of_its_error_and_what_is_left_of_it
         "model_path": None,
         "metrics": {},
         "restarts": 0,
+        "evaluation": None,
         "stages": None,
     }
     assert shown.err == f"error: {error}\n"

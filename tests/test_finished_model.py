@@ -53,6 +53,13 @@ def test_a_run_is_found_by_experiment_and_name_the_newest_that_has_left_a_model(
             based_on(absent)
 
 
+def test_a_run_as_base_without_its_store_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    nowhere = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(ModelError, match="the MLflow store that it would be in is not there") as refused:
+        with_base_found(spec(CLASSIFY, model__base="runs:/1234", tracking__uri=nowhere))
+    assert "set tracking.uri" in str(refused.value)
+
+
 @pytest.mark.parametrize("own", [None, [], "x", {"training.seed": [1, 2]}, {"training.seed": None}])
 def test_what_is_no_distribution_is_left_to_be_refused_by_its_name(own: Any) -> None:
     searching = spec(CLASSIFY, search={"space": {"method": {"grid": {"full": own}}}, "scheduler": "none"})

@@ -147,6 +147,20 @@ def test_credentials_in_a_location_are_refused_and_not_shown(tmp_path: Path) -> 
     assert "very-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [("file:///tmp/x", "give the path, /tmp/x"), ("memory://x", "memory of its own"), ("gopher://x/y", "no scheme")],
+)
+def test_what_is_no_store_is_refused_before_anything_is_asked(tmp_path: Path, uri: str, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        local_copy(uri, tmp_path)
+
+
+def test_an_address_that_cannot_be_opened_is_a_mistake_in_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the object store cannot be opened"):
+        local_copy("ftp://no-such-host.invalid/x", tmp_path)
+
+
 def test_what_fsspec_opens_is_copied_alike(tmp_path: Path, downloads: list[str]) -> None:
     from orchestrator.object_store import open_bucket, upload
 

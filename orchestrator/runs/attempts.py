@@ -247,6 +247,12 @@ class Fence:
             self._looked_s = self._clock()
         return self._holds
 
+    def holds_here(self) -> bool:
+        """Whether this machine has been told of no newer attempt by now: no answer of before it was told will do, as a
+        process that was stopped for a while may have two threads ask within an instant."""
+        self._looked_s = float("-inf")
+        return self.holds()
+
     def check(self) -> None:
         """Raises FencedError when a newer attempt has begun."""
         if not self.holds(now=True):

@@ -65,7 +65,8 @@ class Exchange(Protocol):
 
     def send(self, *parts: str, patience_s: float = 0.0, may_send: Callable[[], bool] = _always) -> None:
         """Shows them to the others; what has not changed since is not sent again. `may_send` is asked before each file
-        and again after each failure: whoever was fenced out while the bucket was away writes over nothing.
+        and again after each failure: whoever was fenced out while the bucket was away writes over nothing, but for the
+        one file that was on its way when this process was stopped, say, and arrives when it goes on.
 
         Raises StorageError, where the bucket is away only after so many seconds.
         """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from orchestrator import locations
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, StorageError
 from orchestrator.object_store import is_remote
 from orchestrator.tracking import run_record
 
@@ -81,7 +81,14 @@ def _model_of_run(uri: str, run_id: str) -> str:
     from orchestrator.tracking import store
 
     store.check_store(uri)
-    client = store.client(uri, create=False)
+    try:
+        client = store.client(uri, create=False)
+    except StorageError as error:
+        raise ModelError(
+            "model.base names a run, and the MLflow store that it would be in is not there",
+            got=f"{_PREFIX}{run_id} in {uri} ({error.what})",
+            do="set tracking.uri, or MLFLOW_TRACKING_URI, to the store of that run",
+        ) from error
     try:
         tags = _newest_named(client, run_id, uri) if "/" in run_id else client.get_run(run_id).data.tags
     except MlflowException as error:

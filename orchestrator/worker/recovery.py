@@ -78,7 +78,7 @@ class RecoveryManager:
         self._following = ExitStack()
         sent = _BY_LEADER if self._leads else ()
         self._following.enter_context(
-            following(self._exchange, fetch=(ATTEMPTS,), send=sent, may_send=self._fence.holds)
+            following(self._exchange, fetch=(ATTEMPTS,), send=sent, may_send=self._fence.holds_here)
         )
         if self._leads:
             self._exchange.fetch(_REWINDS, LEDGER, BEST, job.budget_stop_file.name, patience_s=PATIENCE_S)

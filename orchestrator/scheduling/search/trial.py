@@ -293,7 +293,7 @@ class _Claim:
 
     def held_lately(self) -> bool:
         """The same as far as this machine knows by itself."""
-        return self._fence.holds()
+        return self._fence.holds_here()
 
     def check(self) -> None:
         """Raises FencedError when one has."""
