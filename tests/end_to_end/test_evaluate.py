@@ -92,7 +92,7 @@ def test_three_workers_find_what_one_does_on_rows_that_they_cannot_share_evenly(
 def test_a_measurement_that_is_stopped_says_so_and_begins_anew(trained: RunResult, rows: Path, tmp_path: Path) -> None:
     heading, *lines = (rows / "rows.csv").read_text().splitlines()
     (tmp_path / "many.csv").write_text("\n".join((heading, *lines * 400)) + "\n")
-    values = {**_ANY, "name": "stopped", "task": "text-classification", "resources": {"workers": 2}}
+    values = {**_ANY, "name": "measured-in-part", "task": "text-classification", "resources": {"workers": 2}}
     values |= {"model": {"base": model_folder(str(trained.model_path))}}
     values |= {"data": {"validation": str(tmp_path / "many.csv"), "sequence_length": 16}}
     stop = threading.Event()
