@@ -182,7 +182,7 @@ def follow_until(head: Head, arguments: tuple[str, ...], line: str) -> str:
     while process.stdout.readline() not in (line, ""):
         pass
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 1
     return said
 
