@@ -6,6 +6,7 @@ A disk that fails or was full may still leave one torn: `read_json` takes that f
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -63,6 +64,14 @@ def damaged(what: str, file: Path, error: Exception) -> StorageError:
     return StorageError(
         f"{what} is damaged", got=f"{file} ({error})", do="bring it back from a backup, or start over with --fresh"
     )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits for its turn at a file that is there for this alone; raises OSError when it cannot be made."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, also when the process dies
+        yield
 
 
 @contextmanager

@@ -8,19 +8,16 @@ Processes of one machine take turns, so that the ranks of a training copy a mode
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import glob
 import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.atomic_file import draft_of, read_json, write_json
+from orchestrator.atomic_file import draft_of, locked, read_json, write_json
 from orchestrator.errors import DataError, SpecError, StorageError, one_line
 from orchestrator.object_store import check_readable_uri, download, is_lasting, open_bucket, patiently
 
@@ -52,7 +49,7 @@ def local_copy(uri: str, cache: Path) -> str:
     target = place / (PurePosixPath(prefix).name or "all")
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with _turn(place.with_suffix(".lock")):
+        with locked(place.with_suffix(".lock")):
             found = patiently(functools.partial(_list, files, prefix, pattern), patience_s=_PATIENCE_S)
             if not found:
                 raise _nothing(uri, files, prefix)
@@ -127,13 +124,6 @@ def _update(files: Any, target: Path, found: dict[str, Any], record: Path, uri: 
 def _state(info: Any) -> list[Any]:
     """Another one after every change, as far as the store tells."""
     return [info.size, None if info.mtime is None else info.mtime.timestamp()]
-
-
-@contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, also when the process dies
-        yield
 
 
 def _nothing(uri: str, files: Any, prefix: str) -> DataError:

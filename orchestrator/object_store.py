@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,12 +39,10 @@ _NOWHERE = {
     "data": "the text would stand in the address",
 }
 _UNWRITABLE = {
+    **_NOWHERE,
     "package": "it names an installed package",
     "sysconfig": "it names Python's own folders",
-    "memory": "each process has a memory of its own",
-    "http": "nothing can be written there",
-    "https": "nothing can be written there",
-    "data": "nothing can be written there",
+    **dict.fromkeys(("http", "https", "data"), "nothing can be written there"),
 }
 _EXAMPLES = "s3://BUCKET/PATH, gs://BUCKET/PATH, abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH, hdfs://HOST/PATH"
 
@@ -57,37 +55,34 @@ def is_remote(location: str) -> bool:
     return bool(found) and scheme not in _HERE
 
 
-def check_keeps_no_secret(uri: str, *, what: str) -> None:
-    """Raises ValueError for a URI with credentials in it, which logs, job lists and every worker would be shown."""
+def _check_scheme(uri: str, *, what: str, unfit: Mapping[str, str], unknown: str) -> tuple[str, str]:
+    """(scheme, the rest). Raises ValueError for credentials, which logs, job lists and every worker would be shown, for
+    a path's scheme, for those that are unfit, by their reasons, and with `unknown` for those that nobody knows."""
     if hide(uri) != uri:
         raise ValueError(
             f"{what} holds credentials ({hide(uri)}), which every worker would be sent: remove them, and give each "
             "node the variables of its cloud (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a credentials file or a role"
         )
+    scheme, _, rest = uri.partition("://")
+    if scheme in ("file", "local"):
+        raise ValueError(f"give the path, {rest or '/'}; got {uri}")
+    if scheme in unfit:
+        raise ValueError(f"{what} cannot be {scheme}://, as {unfit[scheme]}: use one such as {_EXAMPLES}")
+    if scheme not in (*_IN_PYARROW, "az") and scheme not in _fsspec_protocols():
+        raise ValueError(unknown)
+    return scheme, rest
 
 
 def check_readable_uri(uri: str, *, what: str) -> None:
     """Raises ValueError for a URI that nothing can be read from; nothing is asked of the network."""
-    check_keeps_no_secret(uri, what=what)
-    scheme, _, rest = uri.partition("://")
-    if scheme in ("file", "local"):
-        raise ValueError(f"give the path, {rest or '/'}; got {uri}")
-    if scheme in _NOWHERE:
-        raise ValueError(f"{what} cannot be {scheme}://, as {_NOWHERE[scheme]}: use one such as {_EXAMPLES}")
-    if scheme not in (*_IN_PYARROW, "az") and scheme not in _fsspec_protocols():
-        raise ValueError(f"{what} is of no scheme that pyarrow or fsspec knows: use one such as {_EXAMPLES}; got {uri}")
+    unknown = f"{what} is of no scheme that pyarrow or fsspec knows: use one such as {_EXAMPLES}; got {uri}"
+    _check_scheme(uri, what=what, unfit=_NOWHERE, unknown=unknown)
 
 
 def check_writable_uri(uri: str, *, what: str) -> None:
     """Raises ValueError for a URI that no run can be kept at; nothing is asked of the network."""
-    check_keeps_no_secret(uri, what=what)
-    scheme, _, rest = uri.partition("://")
-    if scheme in ("file", "local"):
-        raise ValueError(f"give the path, {rest or '/'}; got {uri}")
-    if scheme in _UNWRITABLE:
-        raise ValueError(f"{what} cannot be {scheme}://, as {_UNWRITABLE[scheme]}: use one such as {_EXAMPLES}")
-    if scheme not in (*_IN_PYARROW, "az") and scheme not in _fsspec_protocols():
-        raise ValueError(f"{what} must be a folder that every node sees, or a URI such as {_EXAMPLES}; got {uri}")
+    unknown = f"{what} must be a folder that every node sees, or a URI such as {_EXAMPLES}; got {uri}"
+    scheme, rest = _check_scheme(uri, what=what, unfit=_UNWRITABLE, unknown=unknown)
     if not rest.partition("/")[0].strip():
         raise ValueError(f"{what} names no bucket: use {scheme}://BUCKET/PATH; got {uri}")
     if {".", ".."} & set(rest.split("/")):

@@ -19,13 +19,13 @@ from orchestrator.data.labelled_rows import Rows, Texts, read_rows
 from orchestrator.data.labels import refuse_no_classes, refuse_single_rows
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
+from orchestrator.planning.base_fit import own_name
 from orchestrator.spec import RunSpec
 from orchestrator.spec_data import DataSpec
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 _PIECE_ROWS = 1 << 16
-_UNNAMED = re.compile(r"LABEL_(\d+)")
 Sources = Sequence[Source]
 LabelledRows = tuple[Texts, np.ndarray]
 """Texts, read when they are iterated over, and the class number of each."""
@@ -200,7 +200,7 @@ def model_classes(found: Sequence[str], classes: Sequence[str]) -> tuple[str, ..
     which are their numbers unless the data says so too."""
     if set(found) <= set(classes):
         return tuple(classes)
-    return tuple(match[1] if (match := _UNNAMED.fullmatch(name)) else name for name in classes)
+    return tuple(map(own_name, classes))
 
 
 def _class_names(rows: Rows, column: str) -> tuple[str, ...]:

@@ -183,7 +183,13 @@ def classes_of(config: Mapping[str, Any]) -> list[str]:
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
     """A base's classes by number; those that transformers numbered itself are their numbers."""
-    return [match[1] if (match := _UNNAMED.fullmatch(name)) else name for name in classes_of(config)]
+    return [own_name(name) for name in classes_of(config)]
+
+
+def own_name(label: str) -> str:
+    """A class's name; transformers calls one without a name LABEL_ and its number, which is its name then."""
+    match = _UNNAMED.fullmatch(label)
+    return label if match is None else match[1]
 
 
 def saved_as_classifier(config: Mapping[str, Any]) -> bool:

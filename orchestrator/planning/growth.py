@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.planning.hardware import find_device
+from orchestrator.planning.hardware import catalogue_name, find_device
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
 
 _GIB_PER_CPU = 4.0
@@ -134,15 +134,8 @@ def pinned(limits: Limits | None, device_name: str) -> dict[str, float]:
     A thousandth is what Ray itself asks for by `accelerator_type` (ray.air.config, 2.60.0).
     """
     named = [] if limits is None else [one.accelerator for one in limits.types if one.shape.gpus and one.accelerator]
-    fitting = sorted({name for name in named if _catalogued(name) == device_name})
+    fitting = sorted({name for name in named if catalogue_name(name) == device_name})
     return {f"{ACCELERATOR}{fitting[0]}": 0.001} if fitting and len({*named}) > 1 else {}
-
-
-def _catalogued(accelerator: str) -> str:
-    try:
-        return find_device(accelerator).name
-    except SpecError:
-        return accelerator
 
 
 def _added(types: Sequence[NodeType], at_most: int) -> tuple[NodeShape, ...]:

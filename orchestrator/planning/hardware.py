@@ -181,10 +181,10 @@ def local_cluster() -> ClusterShape:
     gpus = _nvidia_gpus()
     node = NodeShape(cpus=_usable_cores(), gpus=len(gpus), memory_gib=_usable_memory_gib())
     smallest = min(gpus, key=lambda gpu: gpu[1])[0] if gpus else "cpu"
-    return ClusterShape(nodes=(node,), device_name=_catalogue_name(smallest))
+    return ClusterShape(nodes=(node,), device_name=catalogue_name(smallest))
 
 
-def _catalogue_name(name: str) -> str:
+def catalogue_name(name: str) -> str:
     """The catalogue's name, or the name as it is: planning refuses it later, other uses need not."""
     try:
         return find_device(name).name

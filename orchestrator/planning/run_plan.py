@@ -164,6 +164,11 @@ class RunPlan:
     """Why each choice was made, one sentence each; when it does not fit, the smallest change that would."""
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint: fp32 weights, and masters and two moments of those that are trained."""
+        return 4 * self.parameters + 12 * self.trainable_parameters
+
+    @property
     def kept(self) -> Kept:
         """What a later attempt of the same run must keep."""
         return Kept(

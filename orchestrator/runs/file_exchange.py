@@ -15,7 +15,6 @@ the bucket and read from there (`put`, `texts`). Checkpoints lie in the same buc
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.atomic_file import draft_of, read_json, write_json
+from orchestrator.atomic_file import draft_of, locked, read_json, write_json
 from orchestrator.errors import StorageError, one_line
 from orchestrator.object_store import download, open_bucket, patiently, upload
 
@@ -318,8 +317,7 @@ def renew(folder: Path, life: str) -> None:
     if read_json(folder / _LIFE) == life:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("a") as lock:  # ranks of this machine do it once
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.parent / f".{folder.name}.lock"):  # ranks of this machine do it once
         if read_json(folder / _LIFE) != life:
             shutil.rmtree(folder, ignore_errors=True)
             begin_life(folder, life)

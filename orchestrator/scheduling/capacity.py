@@ -103,7 +103,8 @@ class Capacity:
         if can_grow():
             self.ask(plan, plan.workers * times, without=without)
             self._request.renew()
-        self._request.close()
+        else:
+            self._request.close()
         self._place.take(*_amounts(plan, plan.workers * times), state="starting")
 
     def started(self) -> None:

@@ -81,15 +81,13 @@ class Installations:
 
 
 def needs_of(spec: RunSpec, plan: RunPlan, data: PreparedData) -> Needs:
-    """What a training takes on each node. A checkpoint passes through its disk on the way to a bucket: fp32 weights of
-    all parameters, masters and two moments of those that are trained."""
-    checkpoint = 4 * plan.parameters + 12 * plan.trainable_parameters if spec.checkpoint.in_a_bucket else 0
+    """What a training takes on each node; a checkpoint passes through its disk on the way to a bucket."""
     return Needs(
         data={
             folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             for folder in data.folders
         },
-        scratch=checkpoint,
+        scratch=plan.checkpoint_bytes if spec.checkpoint.in_a_bucket else 0,
         compiles=plan.offload != "none",
     )
 

@@ -6,7 +6,6 @@ Importing this module does not import mlflow; the first client does (1 to 2 s).
 from __future__ import annotations
 
 import base64
-import fcntl
 import logging
 import os
 import socket
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from orchestrator import locations
-from orchestrator.atomic_file import draft_of, read_json, write_json
+from orchestrator.atomic_file import draft_of, locked, read_json, write_json
 from orchestrator.credentials import escaped, revealed
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
 
@@ -183,7 +182,7 @@ def client(uri: str, *, create: bool = True) -> MlflowClient:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that both find no tables both create them, and one fails: one at a time.
-        with _locked(path.with_name(path.name + ".lock")):
+        with locked(path.with_name(path.name + ".lock")):
             if not path.exists():
                 _create_sqlite(path)
             return MlflowClient(tracking_uri=absolute(uri))
@@ -399,10 +398,3 @@ def _check_login(uri: str) -> None:
 
     with _translated_opening(uri):
         create_engine(uri, poolclass=NullPool).connect().close()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file closes, also when the process dies
-        yield

@@ -22,11 +22,10 @@ from orchestrator.tasks.base import Objective
 from orchestrator.tasks.names import PACKED
 from orchestrator.tasks.registry import task_of
 from orchestrator.worker.consensus import Consensus, ControlSignal
-from orchestrator.worker.engine import join_process_group
 from orchestrator.worker.evaluation import Evaluator
 from orchestrator.worker.models import load_as_is
 from orchestrator.worker.objectives import Batch
-from orchestrator.worker.untrained import UntrainedRank
+from orchestrator.worker.untrained import UntrainedRank, carried_out
 
 _STATUS: dict[ControlSignal, Status] = {
     ControlSignal.STOP: "interrupted",
@@ -40,13 +39,7 @@ def measure(job: TrainingJob, context: WorkerContext) -> Outcome:
     Raises ModelError where the model cannot be loaded with its own head of the task, StorageError when what was found
     cannot be kept, FencedError when a newer attempt has begun.
     """
-    context.heartbeat.enter("loading", 0)
-    join_process_group(job.plan, context)
-    measuring = _Measuring(job, context)
-    try:
-        return measuring.finish(measuring.run())
-    finally:
-        measuring.close()
+    return carried_out(_Measuring, job, context)
 
 
 class _AsItIs:

@@ -195,9 +195,7 @@ class Account:
         return self.pace_s * self._evaluation_batches if self._evaluation_s is None else self._evaluation_s
 
     def _next_saving_s(self) -> float:
-        plan = self._plan
-        checkpoint_bytes = 4 * plan.parameters + 12 * plan.trainable_parameters  # fp32 weights, masters and moments
-        return checkpoint_bytes / _WRITE_BYTES_PER_SECOND if self._saving_s is None else self._saving_s
+        return self._plan.checkpoint_bytes / _WRITE_BYTES_PER_SECOND if self._saving_s is None else self._saving_s
 
     def _cost_of_steps(self, steps: int) -> Cost:
         return self._cost_of(steps * self.pace_s, steps * self._plan.flops_per_step)

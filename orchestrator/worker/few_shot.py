@@ -31,10 +31,9 @@ from orchestrator.samples.open_split import open_split
 from orchestrator.samples.prompts import BETWEEN, CONTENT_FREE, Question, draw_examples, opening, questions, written
 from orchestrator.tasks.registry import task_of
 from orchestrator.worker.consensus import ControlSignal
-from orchestrator.worker.engine import join_process_group
 from orchestrator.worker.models import load_language_model
 from orchestrator.worker.scorer import Scorer
-from orchestrator.worker.untrained import UntrainedRank
+from orchestrator.worker.untrained import UntrainedRank, carried_out
 
 PROMPT, SCORES = "prompt.txt", "scores.npy"
 """In a run folder: the prompt with places for a row and its class, and the scores, (held-out rows, classes)."""
@@ -49,13 +48,7 @@ def ask(job: TrainingJob, context: WorkerContext) -> Outcome:
     `few_shot.words` are others than the data's classes, StorageError when the scores cannot be kept, FencedError when
     a newer attempt has begun.
     """
-    context.heartbeat.enter("loading", 0)
-    join_process_group(job.plan, context)
-    asking = _Asking(job, context)
-    try:
-        return asking.finish(asking.run())
-    finally:
-        asking.close()
+    return carried_out(_Asking, job, context)
 
 
 class _Asking(UntrainedRank):

@@ -16,7 +16,18 @@ from orchestrator.runs.job import LoopState, Outcome, Progress, Status, Training
 from orchestrator.tracking.tracker import MetricLog
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import ControlSignal
-from orchestrator.worker.engine import device_of, forget_peak, peak_gib
+from orchestrator.worker.engine import device_of, forget_peak, join_process_group, peak_gib
+
+
+def carried_out(kind: type[UntrainedRank], job: TrainingJob, context: WorkerContext) -> Outcome:
+    """Runs one rank to the end, its budget's end or a requested stop; rank 0's outcome is the run's."""
+    context.heartbeat.enter("loading", 0)
+    join_process_group(job.plan, context)
+    rank = kind(job, context)
+    try:
+        return rank.finish(rank.run())
+    finally:
+        rank.close()
 
 
 class UntrainedRank(ABC):
@@ -39,6 +50,10 @@ class UntrainedRank(ABC):
             if job.attempt:
                 attempts.note_resumed(job.attempt, 0)
             self._log = MetricLog(job.run_folder, attempt=max(1, job.attempt), holds=self._fence.holds)
+
+    @abstractmethod
+    def run(self) -> Status:
+        """The work, to its end, its budget's end or a requested stop."""
 
     @property
     @abstractmethod

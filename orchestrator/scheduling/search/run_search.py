@@ -72,7 +72,6 @@ from orchestrator.scheduling.search.trial import (
     last_reported_step,
     left_undone,
     reopen,
-    reported_usd,
     trial_main,
 )
 from orchestrator.search_space import trials
@@ -321,6 +320,8 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         self._open: dict[int, Tracker] = {}
         self._ended: set[int] = set()
         self._since_s, self._ran = time.monotonic(), 0
+        self._usd: dict[str, float] = {}
+        """What each trial had cost at its newest evaluation."""
         self._left_out: set[int] = set()
 
     def is_over(self) -> bool:
@@ -355,6 +356,7 @@ class _Desk(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         task, value = self._tasks[trial.config["trial"]], result.get(self._goal.metric)
+        self._usd[task.trial.name] = result.get("cost/usd", 0.0)
         _note_attempts(task)
         if value is not None:
             self._say(f"trial {task.trial.name} step {result[STEP]}: {self._goal.metric} {value:.4g}")
@@ -424,7 +426,7 @@ class _Desk(tune.Callback):  # type: ignore[misc]
             len(self._ended),
             len(self._tasks),
             eta_s=(time.monotonic() - self._since_s) / self._ran * left,
-            spent=sum(reported_usd(task.folder) for task in self._tasks) if spent is None else spent,
+            spent=sum(self._usd.values()) if spent is None else spent,
             unit="usd" if budget is None else budget.unit,
             budget=None if budget is None else str(budget),
         )

@@ -471,12 +471,6 @@ def last_reported_step(folder: Path) -> int:
     return _last_step([json.loads(line) for line in _whole_lines(folder / REPORTS)[0].splitlines()])
 
 
-def reported_usd(folder: Path) -> float:
-    """What the trial of a folder had cost at its newest evaluation."""
-    lines = _whole_lines(folder / REPORTS)[0].splitlines()
-    return float(json.loads(lines[-1])["metrics"].get("cost/usd", 0.0)) if lines else 0.0
-
-
 def _whole_lines(file: Path) -> tuple[str, str]:
     """The lines of a file, and what is left of one that was not written to its end."""
     whole, _, torn = file.read_text().rpartition("\n") if file.is_file() else ("", "", "")
