@@ -109,6 +109,7 @@ def _command(folder: Path, port: int, others: list[int]) -> list[str]:
     """`weed server`: one process with everything that stands behind its S3 interface."""
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
     ports = [f"-{name}={number}" for name, number in zip((*names, "s3.port.grpc"), others, strict=True)]
+    ports += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed otherwise, so that a second server would end
     small = ["-volume.max=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
     return [
         f"{sysconfig.get_path('scripts')}/weed",
