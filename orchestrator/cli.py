@@ -88,6 +88,7 @@ def run(
     run_command(str(spec), overrides or (), fresh=fresh, as_json=as_json)
 
 
+History = Annotated[str | None, typer.Option(metavar="MLFLOW_URI", help="Learn from the runs of a store.")]
 ClusterFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Plan for the nodes that this cluster file may start.", show_default=False),
@@ -252,7 +253,7 @@ def advise(
     gpus: Annotated[int | None, typer.Option(help="How many of them.")] = None,
     goal: Annotated[str, typer.Option(metavar="quality|cost|retain", help="What counts most.")] = "quality",
     inference_tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens the result will process.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="MLFLOW_URI", help="Learn from the runs of a store.")] = None,
+    history: History = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the dataset that holds the text.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the class.")] = None,
     delimiter: Annotated[
@@ -282,16 +283,18 @@ def plan(
     gpus: Annotated[int, typer.Option(help="How many of them, over all nodes.")] = 1,
     nodes: Annotated[int, typer.Option(help="On how many machines.")] = 1,
     cluster: ClusterFile = None,
+    history: History = None,
     as_json: AsJson = False,
 ) -> None:
     """What will it take? Looks at the data; workers, ZeRO stage, batch, memory, hours and money; nothing is started.
 
     Example: orchestrator plan configs/pretrain/demo.yaml --gpu H100 --gpus 8 resources.workers=8
     """
-    from orchestrator.commands.plan import plan_command
+    from orchestrator.commands.plan import Where, plan_command
 
     with console.reporting_failures(as_json=as_json):
-        plan_command(str(spec), overrides or (), gpu=gpu, gpus=gpus, nodes=nodes, cluster_file=cluster, as_json=as_json)
+        where = Where(gpu=gpu, gpus=gpus, nodes=nodes, cluster_file=cluster)
+        plan_command(str(spec), overrides or (), where=where, history=history, as_json=as_json)
 
 
 Size = Annotated[int | None, typer.Option(help="Of the model; that of published models when not given.")]

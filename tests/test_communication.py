@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.methods.registry import PRICED
-from orchestrator.planning.communication import Step, collective_seconds, nodes_of, offload_seconds, slowdown
+from orchestrator.planning.communication import (
+    GLOO_EFFICIENCY,
+    Step,
+    collective_seconds,
+    nodes_of,
+    offload_seconds,
+    sent_bytes,
+    slowdown,
+)
 from orchestrator.planning.hardware import find_device
 
 FULL = PRICED["full"].cost
@@ -58,12 +66,50 @@ def test_links_within_a_node_are_faster_than_the_network() -> None:
     assert far / near == pytest.approx(12)
 
 
-def test_zero_3_pays_for_every_micro_batch_and_stage_2_once() -> None:
+def test_zero_2_and_3_pay_for_every_micro_batch_and_others_once() -> None:
     def grows(stage: int) -> float:
         step = replace(STEP, parameters=7e9, trainable=7e9, zero_stage=stage)
         return collective_seconds(replace(step, accumulation=4), A100) / collective_seconds(step, A100)
 
-    assert (grows(3), grows(2)) == (4, 1)
+    assert (grows(3), grows(1), grows(0)) == (4, 1, 1)
+    assert grows(2) == pytest.approx((4 * 2 + 1) / (2 + 1))  # the gathering of the weights comes once
+
+
+CPU = find_device("cpu")
+SMALL = replace(STEP, parameters=2e6, trainable=2e6, workers=2, nodes=2, zero_stage=2, element_bytes=4, accumulation=2)
+
+
+@pytest.mark.parametrize(("stage", "accumulation", "copies"), [(0, 2, 2), (1, 2, 3), (2, 1, 3), (2, 2, 5), (3, 2, 8)])
+def test_what_two_hosts_send_is_what_was_counted_at_their_cards(stage: int, accumulation: int, copies: int) -> None:
+    """In copies of the weights, of which a rank of two sends half. Of 1.97M weights 7.9, 11.8, 11.8, 19.7 and 31.5 MB;
+    counted 8.9, 11.3, 11.3, 19.7 and 29.2, start and control messages among them, and small weights kept whole by
+    ZeRO-3."""
+    step = replace(SMALL, zero_stage=stage, accumulation=accumulation)
+    assert sent_bytes(step, CPU) == pytest.approx(copies * 4 * 2e6 / 2)
+
+
+def test_a_cpu_sends_after_it_has_computed_and_a_gpu_meanwhile() -> None:
+    step = replace(SMALL, network_gb_s=0.0125)
+    sending = collective_seconds(step, CPU)
+    assert sending == pytest.approx(20e6 / (12.5e6 * GLOO_EFFICIENCY))
+    computing = 6 * 2e6 * 4096 / 1e10
+    slower, reasons = slowdown(step, CPU, flops_per_second=1e10)
+    assert slower == pytest.approx((computing + sending) / computing)
+    assert "of computation" in reasons[0]
+    on_gpu, _ = slowdown(step, A100, flops_per_second=1e10)
+    assert on_gpu == 1.0
+
+
+def test_a_network_of_unknown_speed_is_said_not_guessed() -> None:
+    slower, (reason,) = slowdown(SMALL, CPU, flops_per_second=1e10)
+    assert slower == 1.0
+    assert "resources.network_gbit" in reason
+
+
+def test_a_network_that_was_measured_counts_instead_of_the_catalogues() -> None:
+    known = collective_seconds(STEP, A100)
+    assert A100.network_gb_s is not None
+    assert collective_seconds(replace(STEP, network_gb_s=A100.network_gb_s / 4), A100) == pytest.approx(4 * known)
 
 
 def test_frozen_and_quantised_weights_are_cheaper_to_gather() -> None:

@@ -7,9 +7,10 @@ data does not lie on this machine, as when a plan is made for another, the plan 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from orchestrator.errors import CapacityError, DataError, SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import local_cluster, requested_cluster
 from orchestrator.planning.plan import check_follows, make_plan, plan_stage
-from orchestrator.planning.run_plan import ClusterShape, RunPlan
+from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, RunPlan
 from orchestrator.planning.search_plan import SearchPlan, plan_search, trials_at_a_time
 from orchestrator.planning.stages_plan import StagesPlan, plan_stages
+from orchestrator.planning.throughput import MeasuredSpeed
 from orchestrator.planning.views import plan_answer, plan_table, stages_table
 from orchestrator.ranking import Measured, check_alike
 from orchestrator.scheduling.search.rungs import rung_steps
@@ -35,6 +37,7 @@ from orchestrator.tracking.finished_model import with_base_found
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from orchestrator.policy.corrections import Corrections
     from orchestrator.samples.forms.data_figures import DataLook
 
 
@@ -67,27 +70,31 @@ class Preview:
         }
 
 
-def plan_command(
-    path: str,
-    overrides: Sequence[str],
-    *,
-    gpu: str | None,
-    gpus: int,
-    nodes: int,
-    cluster_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Looks, plans and shows. Raises what `load_any`, `look` and `make_plan` raise."""
-    loaded = load_any(path, overrides)
-    if cluster_file is not None and gpu is not None:
-        raise SpecError("--cluster says which GPUs there are, and --gpu too", do="give one of both")
-    if cluster_file is not None:
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """What a plan is made for; this machine where nothing is given."""
+
+    gpu: str | None
+    gpus: int
+    nodes: int
+    cluster_file: Path | None
+
+    def clusters(self) -> tuple[ClusterShape, ...]:
+        """The clusters to try, in this order. Raises SpecError where options contradict each other."""
+        if self.cluster_file is None:
+            return (local_cluster() if self.gpu is None else requested_cluster(self.gpu, self.gpus, self.nodes),)
+        if self.gpu is not None:
+            raise SpecError("--cluster says which GPUs there are, and --gpu too", do="give one of both")
         from orchestrator.cluster_files.largest import largest_clusters
 
-        clusters = largest_clusters(cluster_file)
-    else:
-        clusters = (local_cluster() if gpu is None else requested_cluster(gpu, gpus, nodes),)
-    found = preview_on_first(loaded, clusters)
+        return largest_clusters(self.cluster_file)
+
+
+def plan_command(path: str, overrides: Sequence[str], *, where: Where, history: str | None, as_json: bool) -> None:
+    """Looks, plans and shows. Raises what `load_any`, `look`, `read_history` and `make_plan` raise."""
+    loaded = load_any(path, overrides)
+    planner = Planner() if history is None else _learnt(history)
+    found = preview_on_first(loaded, where.clusters(), planner=planner)
     if as_json:
         console.print_json(found.to_dict())
     elif isinstance(found, StagesPreview):
@@ -96,23 +103,52 @@ def plan_command(
         console.print_table(plan_table(found.plan, data=found.sentences(), metrics=found.metrics, search=found.search))
 
 
-def preview_on_first(loaded: RunSpec | StagedSpec, clusters: Sequence[ClusterShape]) -> Preview | StagesPreview:
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Makes plans with what past runs say of a device's speed, where there are some."""
+
+    corrections: Corrections | None = None
+
+    def plan(self, make: Callable[[MeasuredSpeed | None], RunPlan]) -> RunPlan:
+        """What `make` plans at that speed; of device and size it learns by planning at the catalogue's first."""
+        first = make(None)
+        if self.corrections is None:
+            return first
+        found = self.corrections.throughput(
+            first.device_name, first.precision, parameters=first.parameters, devices=first.workers
+        )
+        if not found.runs:
+            return replace(first, reasons=(*first.reasons, f"history: {found.reason}"))
+        return make(MeasuredSpeed(factor=found.factor, reason=found.reason))
+
+
+def _learnt(history: str) -> Planner:
+    from orchestrator.policy.corrections import corrections
+    from orchestrator.tracking.past_runs import read_history
+
+    return Planner(corrections=corrections(read_history(history).records))
+
+
+def preview_on_first(
+    loaded: RunSpec | StagedSpec, clusters: Sequence[ClusterShape], *, planner: Planner | None = None
+) -> Preview | StagesPreview:
     """The plan on the first of some clusters that has room for it.
 
     Raises what `preview` raises, of the first where none has room.
     """
     short: CapacityError | None = None
+    planner = planner or Planner()
     for cluster in clusters:
         try:
             if isinstance(loaded, StagedSpec):
-                return preview_stages(loaded, cluster)
-            return preview(with_base_found(loaded), cluster)
+                return preview_stages(loaded, cluster, planner)
+            return preview(with_base_found(loaded), cluster, planner)
         except CapacityError as error:
             short = short or error
     raise short or CapacityError("the cluster can have no node but its head", do="raise max_workers in its file")
 
 
-def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:
+def preview(spec: RunSpec, cluster: ClusterShape, planner: Planner) -> Preview:
     """The plan of a spec on a cluster, made after a look at its data."""
     from orchestrator.samples.metric_names import check_goal, logged_metrics
 
@@ -120,13 +156,13 @@ def preview(spec: RunSpec, cluster: ClusterShape) -> Preview:
     make_plan(spec, cluster)  # what is wrong without the data is refused before it is read
     eyes = _Eyes()
     data, why_not = eyes.look(spec)
-    plan = make_plan(spec, cluster, counts=None if data is None else data.counts)
+    counts = None if data is None else data.counts
     return Preview(
-        plan=plan,
+        plan=planner.plan(partial(_planned, spec, cluster, counts)),
         data=data,
         why_not=why_not,
         metrics=logged_metrics(spec),
-        search=None if spec.search is None else _search(spec, trials(spec), cluster, eyes),
+        search=None if spec.search is None else _search(spec, cluster, eyes, planner),
     )
 
 
@@ -160,7 +196,7 @@ class StagesPreview:
         )
 
 
-def preview_stages(staged: StagedSpec, cluster: ClusterShape) -> StagesPreview:
+def preview_stages(staged: StagedSpec, cluster: ClusterShape, planner: Planner) -> StagesPreview:
     """The plans of all stages on a cluster, each made after a look at its data.
 
     Raises what `preview` raises, with the stage that it is about.
@@ -169,7 +205,7 @@ def preview_stages(staged: StagedSpec, cluster: ClusterShape) -> StagesPreview:
 
     eyes, first = _Eyes(), with_base_found(staged.first)
     with staged.stages[0].named():
-        found = [preview(first, cluster)]
+        found = [preview(first, cluster, planner)]
         is_known = first.model.base is not None or found[0].data is not None
         base = stand_in_for_base(first, cache=locations.data_cache()) if is_known else nullcontext(first.model)
     with base as model:
@@ -178,26 +214,22 @@ def preview_stages(staged: StagedSpec, cluster: ClusterShape) -> StagesPreview:
             with stage.named():
                 check_follows(spec, before=before.spec.task)
                 looked = eyes.look(spec) if is_known else (None, "it needs the tokenizer of the first stage's data")
-                found.append(_planned_stage(spec, before, cluster, *looked))
+                found.append(_planned_stage(spec, before, cluster, planner, looked))
     plans = [one.plan for one in found]
     return StagesPreview(staged=staged, whole=plan_stages(staged, plans), stages=tuple(found))
 
 
 def _planned_stage(
-    spec: RunSpec, before: Stage, cluster: ClusterShape, data: DataLook | None, why_not: str | None
+    spec: RunSpec, before: Stage, cluster: ClusterShape, planner: Planner, looked: tuple[DataLook | None, str | None]
 ) -> Preview:
     from orchestrator.samples.metric_names import check_goal, logged_metrics
 
     check_goal(spec)
+    data, why_not = looked
     begins_with = f"base: the model that stage {before.label} leaves; here its architecture alone is known"
     counts = None if data is None else data.counts
-    return Preview(
-        plan=plan_stage(spec, cluster, counts=counts, begins_with=begins_with),
-        data=data,
-        why_not=why_not,
-        metrics=logged_metrics(spec),
-        search=None,
-    )
+    plan = planner.plan(lambda speed: plan_stage(spec, cluster, counts=counts, begins_with=begins_with, measured=speed))
+    return Preview(plan=plan, data=data, why_not=why_not, metrics=logged_metrics(spec), search=None)
 
 
 class _Eyes:
@@ -238,15 +270,16 @@ def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
     return look(spec, cache=locations.data_cache()), None
 
 
-def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes: _Eyes) -> SearchPlan:
+def _search(spec: RunSpec, cluster: ClusterShape, eyes: _Eyes, planner: Planner) -> SearchPlan:
     assert spec.search is not None
+    points = trials(spec)
     looks = [eyes.look(trial.spec)[0] for trial in points]
     check_alike(
         {trial.name: _measured(trial.spec, data) for trial, data in zip(points, looks, strict=True) if data},
         spec.goal.metric,
     )
     plans = [
-        make_plan(trial.spec, cluster, counts=None if data is None else data.counts)
+        planner.plan(partial(_planned, trial.spec, cluster, None if data is None else data.counts))
         for trial, data in zip(points, looks, strict=True)
     ]
     asked = spec.search.max_concurrent
@@ -258,6 +291,12 @@ def _search(spec: RunSpec, points: Sequence[Trial], cluster: ClusterShape, eyes:
         at_a_time=trials_at_a_time(plans, cluster, most=None if asked == "auto" else asked),
         budget=spec.parsed_budget,
     )
+
+
+def _planned(
+    spec: RunSpec, cluster: ClusterShape, counts: DatasetCounts | None, measured: MeasuredSpeed | None
+) -> RunPlan:
+    return make_plan(spec, cluster, counts=counts, measured=measured)
 
 
 def _measured(spec: RunSpec, data: DataLook) -> Measured:

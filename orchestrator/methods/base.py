@@ -29,7 +29,7 @@ class MethodCost:
     flops_per_weight: float
     """Of a token: 2 forward, 2 for the gradients of activations, 2 for those of weights (Kaplan 2020, section 2.1)."""
     bytes_per_weight: float
-    """That ZeRO-3 moves for a micro-batch: 2 to gather weights for each pass, 2 to scatter gradients."""
+    """That ZeRO-3 moves for a micro-batch in 16 bits: 2 to gather weights for each pass, 2 to scatter gradients."""
     trains_all: bool = False
     """Whether every weight has a gradient."""
     backward_share: float = 1.0

@@ -39,6 +39,8 @@ class Site:
     usd_per_device_hour: float | None
     """None where no price is known."""
     reason: str
+    network_gb_s: float | None = None
+    """GB/s from one device to other nodes: its share of `resources.network_gbit`, None where that is not given."""
 
 
 def worker_counts(spec: RunSpec, cluster: ClusterShape) -> tuple[int, ...]:
@@ -106,7 +108,13 @@ def place_workers(spec: RunSpec, cluster: ClusterShape, workers: int) -> Site:
             f"workers: {workers} on {what} (gpus_per_worker: {resources.gpus_per_worker}; the cluster has "
             f"{cluster.gpus} GPUs and {cluster.cpus} CPU cores); {why_price}"
         ),
+        network_gb_s=_share_of_network(spec, min(workers, max(count for _, count in slots))),
     )
+
+
+def _share_of_network(spec: RunSpec, on_a_node: int) -> float | None:
+    gbit = spec.resources.network_gbit
+    return None if gbit is None else gbit / 8 / on_a_node
 
 
 def _gpus_per_worker(spec: RunSpec, cluster: ClusterShape) -> int:

@@ -31,7 +31,14 @@ from orchestrator.planning.placement import (
 )
 from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, Kept, RunPlan, SizePlan
 from orchestrator.planning.supported import check_supported
-from orchestrator.planning.throughput import STARTUP_SECONDS, PricedRun, RunCost, flops_per_token, run_cost
+from orchestrator.planning.throughput import (
+    STARTUP_SECONDS,
+    MeasuredSpeed,
+    PricedRun,
+    RunCost,
+    flops_per_token,
+    run_cost,
+)
 from orchestrator.quantities import human_count
 from orchestrator.tasks.registry import task_of
 
@@ -59,6 +66,8 @@ class _Job:
     length: Length
     asking: Asking | None = None
     """What is read where nothing is trained."""
+    measured: MeasuredSpeed | None = None
+    """What past runs say of the device's speed."""
 
     @property
     def steps(self) -> int | None:
@@ -133,6 +142,8 @@ class _Job:
                 nodes=site.nodes,
                 tokens_per_device_step=self.padded_tokens_per_step / layout.workers,
                 accumulation=batch // layout.workers // layout.micro_batch,
+                network_gb_s=site.network_gb_s,
+                measured=self.measured,
             )
         )
 
@@ -159,18 +170,20 @@ def make_plan(
     counts: DatasetCounts | None = None,
     workers: int | None = None,
     kept: Kept | None = None,
+    measured: MeasuredSpeed | None = None,
 ) -> RunPlan:
     """How to carry out a training on a cluster; a search is planned as its base training.
 
     Without `counts` a length in epochs stays open: `steps`, hours and money are None. `workers` overrides the spec's
     number; of a range, the largest size with room is taken when it is None. `kept` is what an earlier attempt of the
-    same run settled, `RunPlan.kept`. Raises SpecError or ModelError for settings that cannot work, DataError for too
-    little data, and CapacityError for more workers than there is room for. What may need more memory than there is
-    comes back with `fits=False`.
+    same run settled, `RunPlan.kept`; `measured` is how fast past runs were on such devices. Raises SpecError or
+    ModelError for settings that cannot work, DataError for too little data, and CapacityError for more workers than
+    there is room for. What may need more memory than there is comes back with `fits=False`.
     """
     if kept is not None:
         spec = settle(spec, kept)
-    return _planned(_job(spec, counts), cluster, counts=counts, workers=workers, kept=kept)
+    job = replace(_job(spec, counts), measured=measured)
+    return _planned(job, cluster, counts=counts, workers=workers, kept=kept)
 
 
 def _planned(
@@ -354,10 +367,17 @@ def about_length(spec: RunSpec, counts: DatasetCounts) -> tuple[str, ...]:
     return _job(spec, counts).length.reasons
 
 
-def plan_stage(spec: RunSpec, cluster: ClusterShape, *, counts: DatasetCounts | None, begins_with: str) -> RunPlan:
+def plan_stage(
+    spec: RunSpec,
+    cluster: ClusterShape,
+    *,
+    counts: DatasetCounts | None,
+    begins_with: str,
+    measured: MeasuredSpeed | None = None,
+) -> RunPlan:
     """`make_plan` for a stage whose base is not there yet: the spec's model stands in for it, and what would be told
     of that one's head is not true of the base. `begins_with` says in a sentence what it will be."""
-    job = replace(_job(spec, counts), about_base=())
+    job = replace(_job(spec, counts), about_base=(), measured=measured)
     plan = _planned(job, cluster, counts=counts, workers=None, kept=None)
     return replace(plan, reasons=(*plan.reasons, begins_with))
 

@@ -87,6 +87,16 @@ def usual_batch_tokens(parameters: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredSpeed:
+    """How fast past runs were."""
+
+    factor: Interval
+    """Times the speed that the catalogue expects: where the next run will lie."""
+    reason: str
+    """Whose runs, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PricedRun:
     """A training to be priced."""
 
@@ -117,6 +127,10 @@ class PricedRun:
     """None is a usual batch over the workers."""
     accumulation: int = 1
     """Micro-batches that a step comes in."""
+    network_gb_s: float | None = None
+    """GB/s from one device to other nodes; None is the catalogue's."""
+    measured: MeasuredSpeed | None = None
+    """What past runs say of the device's speed; None takes the catalogue's."""
 
 
 def run_cost(run: PricedRun) -> RunCost:
@@ -127,6 +141,9 @@ def run_cost(run: PricedRun) -> RunCost:
     fraction, goodput, reasons = _fraction(
         run.device, run.precision, work / cores, workers=run.workers, parameters=run.parameters
     )
+    if run.measured is not None:
+        fraction *= run.measured.factor.mid
+        reasons += (f"history: {run.measured.reason}",)
     repeated, slower = RECOMPUTATION if run.activation_checkpointing else 1.0, 1.0
     if run.parameters is not None:
         usual = max(usual_batch_tokens(run.parameters) / run.workers, SHORTEST_DEVICE_STEP)
@@ -140,10 +157,14 @@ def run_cost(run: PricedRun) -> RunCost:
             tokens_per_device=run.tokens_per_device_step or usual,
             accumulation=run.accumulation,
             method=run.method,
+            element_bytes=4 if run.precision == "fp32" else 2,
+            network_gb_s=run.network_gb_s,
         )
         slower, why = slowdown(step, run.device, flops_per_second=speed * fraction / repeated)
         reasons += why
     reached = run.device.utilization.interval(fraction)
+    if run.measured is not None:
+        reached = run.measured.factor.scaled(fraction / run.measured.factor.mid)
     wall = _wall_hours(work * repeated * slower / (run.workers * speed), reached)
     device_hours = wall.scaled(run.workers)
     return RunCost(
