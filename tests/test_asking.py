@@ -189,7 +189,6 @@ def test_a_slip_of_the_keyboard_in_what_is_left_out_is_refused(base: str) -> Non
         ({"retain": {"l2sp": 1.0}}, "remove retain"),
         ({"layerwise": {"decay": 0.5}}, "remove layerwise"),
         ({"deepspeed__zero_stage": 2}, "set deepspeed=auto"),
-        ({"checkpoint__storage": "s3://bucket/path"}, "a shared one"),
         ({"search": {"space": {"few_shot.examples": {"grid": [1, 2]}}}}, "remove search"),
         ({"few_shot": {"examples": -1}}, "from 0 on"),
     ],

@@ -13,8 +13,11 @@ import pytest
 
 from orchestrator import locations
 from orchestrator.errors import ModelError
-from orchestrator.runs.job import TrainingJob
+from orchestrator.runs.file_exchange import exchange_at
+from orchestrator.runs.job import TrainingJob, bucket_of
+from orchestrator.scheduling.run_folder import SHARED
 from tests import specs, training_runs
+from tests.s3 import BUCKET
 
 pytestmark = pytest.mark.slow
 
@@ -149,6 +152,32 @@ def test_a_run_that_was_stopped_goes_on_with_the_rows_that_are_left(tmp_path: Pa
     assert first["step"] == len(scores(job)) - left, "rows that are known are not asked about again"
     assert ended.status == "finished"
     assert np.array_equal(scores(job), scores(whole))
+
+
+def test_another_machine_goes_on_with_the_scores_that_lie_in_the_runs_bucket(s3: Any, tmp_path: Path) -> None:
+    """Both machines are folders here; what the driver fetches in the end is there too."""
+    whole = asked(tmp_path / "whole", training__micro_batch=1)
+    training_runs.run(whole)
+
+    def on(machine: str) -> TrainingJob:
+        storage = f"s3://{BUCKET}/asked"
+        job = asked(tmp_path / machine / "run", training__micro_batch=1, checkpoint__storage=storage)
+        return replace(job, exchanged_at=bucket_of(job.spec, job.run_folder))
+
+    second, events = on("second"), training_runs.Events
+    group = training_runs.Workers(1)  # started now, so that the environment leads to the store
+    try:
+        assert group.run(on("first"), events(stop_at=5)).status == "interrupted"
+        assert group.run(second, events()).status == "finished"
+    finally:
+        group.end()
+    assert np.array_equal(scores(second), scores(whole))
+    first = json.loads((second.run_folder / "history.jsonl").read_text().splitlines()[0])
+    assert first["step"] > 0, "rows that are known are not asked about again"
+    driver = tmp_path / "driver" / "run"
+    exchange_at(driver, second.exchanged_at).fetch(*SHARED)
+    assert np.array_equal(np.load(driver / "scores.npy"), scores(whole))
+    assert {file.name for file in driver.iterdir()} >= {"outcome.json", "prompt.txt", "outbox"}
 
 
 def test_scores_of_another_shape_or_torn_are_not_taken_up(tmp_path: Path) -> None:

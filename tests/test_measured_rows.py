@@ -96,7 +96,6 @@ def test_rows_held_out_of_a_training_are_the_same_by_the_numbers_of_the_model(tm
         ({"export": "adapter"}, "trains no model to export"),
         ({"search": {"space": {"training.seed": {"grid": [1, 2]}}}}, "has no training to search over"),
         ({"deepspeed": {"zero_stage": 3}}, "keeps the base whole on each device"),
-        ({"checkpoint__storage": "s3://bucket/runs"}, "keeps its answers in a folder"),
     ],
 )
 def test_what_has_no_meaning_for_a_measured_model_is_refused(changes: dict[str, Any], why: str) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from orchestrator.architectures.families import ModelShape
     from orchestrator.spec import RunSpec
 
+PROMPT, SCORES = "prompt.txt", "scores.npy"
+"""In a run folder: the prompt with places for a row and its class, and the scores, (held-out rows, classes)."""
+
 
 class FewShot(Untrained):
     """See the module."""

@@ -48,5 +48,3 @@ class Untrained(Method):
             yield "has no training to search over: remove search, and compare runs instead"
         if settings.zero_stage not in ("auto", 0) or settings.offload not in ("auto", "none"):
             yield "keeps the base whole on each device: set deepspeed=auto"
-        if spec.checkpoint.in_a_bucket:
-            yield "keeps its answers in a folder: set checkpoint.storage to a shared one"

@@ -10,6 +10,8 @@ from pathlib import Path
 from orchestrator import locations
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.methods.as_is import EVALUATION
+from orchestrator.methods.few_shot import PROMPT, SCORES
 from orchestrator.object_store import PATIENCE_S, check_bucket
 from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER
@@ -25,7 +27,7 @@ from orchestrator.tracking.run_record import OUTBOX, check_undriven, find_runs
 
 RESULT = "result.json"
 """In a run folder: what the run answered, and its budget; it is over, or over until it is given a larger budget."""
-SHARED = (ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL)
+SHARED = (ATTEMPTS, OUTBOX, LEDGER, OUTCOME, RESULT, MODEL, EVALUATION, PROMPT, SCORES)
 """In a run folder: what a driver needs that others may have written."""
 POINTS_OF_TRIALS = f"{TRIALS}/*/{OUTBOX}/*"
 """In the run folder of a search: what its trials have left for MLflow."""

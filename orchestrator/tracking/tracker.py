@@ -32,6 +32,9 @@ from orchestrator.tracking.mlflow_backend import ERROR_TAG, MODEL_STEP_TAG, STOP
 from orchestrator.tracking.reconcile import Shipment, Shipper
 from orchestrator.tracking.run_record import OUTBOX, Description, DesiredRun, RunHandle
 
+POINTS = f"{OUTBOX}/{outbox.POINTS_FILES}"
+"""In a run folder: the points of all attempts."""
+
 RunStatus = Literal["finished", "failed", "killed"]
 
 NOTHING = Description()

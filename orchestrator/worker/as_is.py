@@ -164,4 +164,5 @@ class _Measuring(UntrainedRank):
         }
         with storage_errors(self._job.run_folder):
             write_json(self._job.run_folder / EVALUATION, answer)
+        self._show(EVALUATION)
         return self._found if found is None else self._found | found.metrics

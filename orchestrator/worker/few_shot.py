@@ -23,7 +23,9 @@ from orchestrator.architectures.families import model_config, model_shape
 from orchestrator.atomic_file import draft_of
 from orchestrator.checkpoints.catalog import storage_errors
 from orchestrator.errors import DataError, ModelError
+from orchestrator.methods.few_shot import PROMPT, SCORES
 from orchestrator.methods.registry import method_of
+from orchestrator.object_store import PATIENCE_S
 from orchestrator.planning.asking import words_of
 from orchestrator.runs.job import Outcome, Status, TrainingJob, WorkerContext
 from orchestrator.samples.forms.labelled_texts import LabelledSamples
@@ -35,8 +37,6 @@ from orchestrator.worker.models import load_language_model
 from orchestrator.worker.scorer import Scorer
 from orchestrator.worker.untrained import UntrainedRank, carried_out
 
-PROMPT, SCORES = "prompt.txt", "scores.npy"
-"""In a run folder: the prompt with places for a row and its class, and the scores, (held-out rows, classes)."""
 _KEEP_EVERY_S = 30.0
 """Between writings of the scores so far: what a death costs at most, beside the start (a guess)."""
 
@@ -65,6 +65,8 @@ class _Asking(UntrainedRank):
             self._fence.check()
             with storage_errors(job.run_folder):
                 (job.run_folder / PROMPT).write_text(prompts.pattern, encoding="utf-8")
+            self._show(PROMPT)
+            self._exchange.fetch(SCORES, patience_s=PATIENCE_S)
         self._scores = _kept(job.run_folder, (len(self._rows), len(job.data.label_names or ())))
         shared = torch.from_numpy(self._scores).to(self._device)
         dist.broadcast(shared, src=0)
@@ -151,6 +153,7 @@ class _Asking(UntrainedRank):
             with draft.open("wb") as stream:
                 np.save(stream, self._scores)
             draft.replace(self._job.run_folder / SCORES)
+        self._show(SCORES)
 
 
 def _labelled(path: Path, split: Any) -> LabelledSamples:

@@ -29,16 +29,14 @@ from orchestrator.runs.budget_ledger import LEDGER
 from orchestrator.runs.file_exchange import following
 from orchestrator.runs.job import BEST, REPORTS, LoopState, TrainingJob, WorkerContext, best_file
 from orchestrator.samples.batches import batch_number
-from orchestrator.tracking.outbox import POINTS_FILES
-from orchestrator.tracking.run_record import OUTBOX
+from orchestrator.tracking.tracker import POINTS
 from orchestrator.worker.divergence_guard import Rewind, Verdict, decide_rewind, diverged, skipped_batches
 from orchestrator.worker.engine import Engine, needed_by
 
 INTERVAL_METRIC, COST_METRIC = "checkpoint/interval_steps", "checkpoint/lost_s"
 """Under `every_steps: auto`: steps to the next checkpoint, and seconds of training that one costs."""
 _REWINDS = "rewinds.json"
-_POINTS = f"{OUTBOX}/{POINTS_FILES}"
-_BY_LEADER = (_POINTS, LEDGER)
+_BY_LEADER = (POINTS, LEDGER)
 """What rank 0 writes in a run's folder all the time."""
 _RESTART_S = 20.0
 """From a death to the first new step: 18 to 19 s on two cores (measured); it only enters the stated overhead."""
@@ -113,7 +111,7 @@ class RecoveryManager:
         """A run that goes on from a checkpoint looks for its curves, for the weights of its best evaluation and, as a
         trial, for what its search was told."""
         best = [] if state.best_step is None else [best_file(state.best_step)]
-        self._exchange.send(_POINTS, REPORTS, *best, patience_s=PATIENCE_S, may_send=self.still_holds)
+        self._exchange.send(POINTS, REPORTS, *best, patience_s=PATIENCE_S, may_send=self.still_holds)
 
     # -- going on and going back -------------------------------------------------------------------------------
 

@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import torch.distributed as dist
 
 from orchestrator.atomic_file import write_json
 from orchestrator.checkpoints.catalog import storage_errors
-from orchestrator.runs.attempts import Attempts
+from orchestrator.errors import StorageError
+from orchestrator.object_store import PATIENCE_S
+from orchestrator.runs.attempts import ATTEMPTS, Attempts
+from orchestrator.runs.file_exchange import following
 from orchestrator.runs.job import LoopState, Outcome, Progress, Status, TrainingJob, WorkerContext
-from orchestrator.tracking.tracker import MetricLog
+from orchestrator.tracking.tracker import POINTS, MetricLog
 from orchestrator.worker.budget import Account
 from orchestrator.worker.consensus import ControlSignal
 from orchestrator.worker.engine import device_of, forget_peak, join_process_group, peak_gib
@@ -39,8 +44,15 @@ class UntrainedRank(ABC):
         self._account = Account(job.plan, evaluated_samples=0, started_s_ago=job.started_s_ago)
         self._account.resume(LoopState(), job.held_before)
         self._account.add_saving(0.0)  # no checkpoint is written
-        attempts = Attempts(job.run_folder, job.exchange())
+        self._exchange = job.exchange()
+        attempts = Attempts(job.run_folder, self._exchange)
+        attempts.refresh()
         self._fence = attempts.fence(job.attempt)
+        self._following = ExitStack()
+        sent = (POINTS,) if self._leads else ()
+        self._following.enter_context(
+            following(self._exchange, fetch=(ATTEMPTS,), send=sent, may_send=self._fence.holds_here)
+        )
         self._notes: tuple[str, ...] = ()
         self._device = device_of(job.plan, context)
         forget_peak(self._device)
@@ -109,6 +121,7 @@ class UntrainedRank(ABC):
             file = self._job.outcome_file if status == "finished" else self._job.budget_stop_file
             with storage_errors(self._job.run_folder):
                 write_json(file, outcome.to_dict())
+            self._show(file.name)
         dist.barrier()
         return outcome
 
@@ -117,7 +130,15 @@ class UntrainedRank(ABC):
         if self._leads:
             self._context.progress(Progress(step=done, steps=of, phase="evaluating"))
 
+    def _show(self, name: str) -> None:
+        """What rank 0 has written into the run's folder becomes visible to other machines."""
+        self._exchange.send(name, patience_s=PATIENCE_S, may_send=partial(self._fence.holds, now=True))
+
     def close(self) -> None:
         """Lets go of the metrics' file."""
         if self._log is not None:
             self._log.close()
+        self._following.close()
+        if self._leads and self._fence.holds():
+            with suppress(StorageError):  # what ended the work is told, not this
+                self._exchange.send(POINTS)

@@ -66,6 +66,17 @@ def test_a_stage_begins_with_the_model_that_the_one_before_left_in_the_store(pla
     assert classify.params["model.base"] == f"{STORE}/runs/{folder}/model"
 
 
+def test_a_model_of_the_store_is_measured_and_what_was_found_stays_there(s3: Any, place: Place, done: Done) -> None:
+    model = f"runs:/{done.answer['stages'][1]['mlflow_run_id']}"
+    data = ("--label-column", "label", f"checkpoint.storage={STORE}/runs", "name=measured")
+    measured = place.run("evaluate", model, f"{STORE}/rows/*.csv", *data, "--json")
+    assert measured.code == 0, measured.err
+    assert sum(each["rows"] for each in measured.answer["evaluation"]["classes"]) == 64
+    kept = s3.list_objects_v2(Bucket=BUCKET, Prefix="runs/measured-")["Contents"]
+    names = {entry["Key"].partition("/outbox/")[0].rpartition("/")[2] for entry in kept}
+    assert names >= {"evaluation.json", "outcome.json", "result.json"}
+
+
 def test_another_machine_is_told_what_the_run_has_given(s3: Any, place: Place, done: Done, tmp_path: Path) -> None:
     """It has the spec, the store and an empty home; MLflow's store was the first machine's own."""
     elsewhere = Place(folder=tmp_path)

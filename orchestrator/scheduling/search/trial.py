@@ -48,8 +48,8 @@ from orchestrator.scheduling.run_folder import ledger_folder
 from orchestrator.scheduling.run_lifecycle import Prepared
 from orchestrator.scheduling.run_training import attempt_in_words, run_training
 from orchestrator.search_space import Trial
-from orchestrator.tracking.outbox import POINTS_FILES
-from orchestrator.tracking.run_record import OUTBOX, now_ms
+from orchestrator.tracking.run_record import now_ms
+from orchestrator.tracking.tracker import POINTS
 
 STEP = "training_step"
 """Name of the optimizer step in what Tune is told."""
@@ -449,7 +449,7 @@ class Reports:
         with self._file.open("a") as stream:
             stream.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
         with suppress(StorageError):  # else later: before a checkpoint behind it, and before the ending
-            self.exchange.send(REPORTS, f"{OUTBOX}/{POINTS_FILES}", may_send=may_send)
+            self.exchange.send(REPORTS, POINTS, may_send=may_send)
         self._tell(step, metrics)
 
     def release(self) -> None:
