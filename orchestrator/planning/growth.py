@@ -72,6 +72,14 @@ def limits_of(cluster_file: Mapping[str, Any]) -> Limits:
     return Limits(types=tuple(types), at_most=most)
 
 
+def named_machines(cluster_file: Mapping[str, Any]) -> int:
+    """Machines that a cluster file names, the head counted; 0 where a cloud starts them."""
+    provider = cluster_file.get("provider")
+    if not isinstance(provider, Mapping) or provider.get("type") != "local":
+        return 0
+    return 1 + len(provider.get("worker_ips") or ())
+
+
 def node_shape(resources: Mapping[str, float]) -> NodeShape:
     """A node of so much of Ray's `CPU`, `GPU` and `memory` (bytes)."""
     cpus = int(resources.get("CPU", 0))

@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster_files.kubernetes_checks import autoscaling_config
-from orchestrator.planning.growth import Limits, limits_of
+from orchestrator.planning.growth import Limits, limits_of, named_machines
 
 _HEAD = "node:__internal_head__"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -35,11 +35,22 @@ _HOLD_S = 3.0
 """For Ray to set free resources aside: it tries anew once a second where they came only now."""
 
 
-@functools.cache
 def limits(gcs_address: str) -> Limits | None:
-    """What the connected cluster's autoscaler may start; None without an autoscaler, or where its file is not found.
+    """What the connected cluster's autoscaler may start; None without an autoscaler, or where its file is not found."""
+    found = _file(gcs_address)
+    return None if found is None else limits_of(found)
 
-    It is looked for once: it does not change while a driver is connected.
+
+def machines_named(gcs_address: str) -> int:
+    """Machines that the connected cluster's file names; 0 where it names none, or is not found."""
+    found = _file(gcs_address)
+    return 0 if found is None else named_machines(found)
+
+
+@functools.cache
+def _file(gcs_address: str) -> dict[str, Any] | None:
+    """The connected cluster's file. It is looked for once: it does not change while a driver is connected.
+
     No interface of Ray says it (`get_cluster_config` is empty, Ray 2.60.0), but the file that the autoscaler was
     started with does, and under KubeRay the cluster's own resource. Both are within reach of the head, where the driver
     of a submitted job runs too.
@@ -52,7 +63,7 @@ def limits(gcs_address: str) -> Limits | None:
         )
         with suppress(ray.exceptions.RayError):
             found = ray.get(task, timeout=_PATIENCE_S)
-    return None if found is None else limits_of(found)
+    return found
 
 
 def cluster_file(gcs_address: str) -> dict[str, Any] | None:

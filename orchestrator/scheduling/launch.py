@@ -6,6 +6,7 @@ What can be refused is refused before Ray starts: `look_ahead` and the checks be
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from orchestrator import locations
 from orchestrator.atomic_file import read_json
-from orchestrator.errors import Interrupted, StorageError
+from orchestrator.errors import CapacityError, Interrupted, StorageError
 from orchestrator.methods.as_is import EVALUATION
 from orchestrator.methods.registry import method_of
 from orchestrator.object_store import PATIENCE_S
@@ -54,7 +55,13 @@ from orchestrator.scheduling.run_lifecycle import (
     tracking_uri,
 )
 from orchestrator.scheduling.run_training import TrainingResult, run_training
-from orchestrator.scheduling.session import expected_shape, placement_groups_given_back, ray_session
+from orchestrator.scheduling.session import (
+    expected_shape,
+    live_shape,
+    machines_to_come,
+    placement_groups_given_back,
+    ray_session,
+)
 from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.finished_model import with_base_found
@@ -63,6 +70,8 @@ from orchestrator.tracking.run_record import HANDLE, OUTBOX, check_undriven
 from orchestrator.tracking.store import check_uri
 from orchestrator.tracking.tracker import note_attempt, note_recovery
 
+_LOOK_S = 1.0
+"""Between looks whether machines have joined."""
 ONLY_MEMBER = "run"
 """Name in its ledger of a training that is not part of a search."""
 
@@ -84,12 +93,11 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False, part_of: P
         check_uri(tracking_uri(spec))
     if folder is not None:
         check_undriven(folder)
-    with connected_session(listener) as cluster:
+    with connected_session(listener, spec) as cluster:
         if spec.search is not None:
             from orchestrator.scheduling.search.run_search import run_search
 
             return run_search(spec, cluster, listener, fresh=fresh)
-        plan_to_run(spec, cluster)  # refuses what the cluster cannot do before any data is read
         prepared = replace(prepare_run(spec, cluster, listener), part_of=part_of)
         if fresh:
             forget(spec, prepared.run_folder)
@@ -111,14 +119,39 @@ def known_result(spec: RunSpec, listener: Listener) -> RunResult | None:
 
 
 @contextmanager
-def connected_session(listener: Listener) -> Iterator[ClusterShape]:
-    """A session on Ray whose placement groups are given back, with a listener that knows of it. Raises as `ray_session`
-    does, and Interrupted when it was asked to stop meanwhile."""
+def connected_session(listener: Listener, spec: RunSpec) -> Iterator[ClusterShape]:
+    """A session on Ray for a spec whose placement groups are given back, with a listener that knows of it.
+
+    Raises as `ray_session` does, what `plan_to_run` raises for what the cluster cannot do, before any data is read,
+    and Interrupted when it was asked to stop meanwhile.
+    """
     listener.connecting()
     with ray_session() as cluster, placement_groups_given_back():
         listener.connected()
         check_stop(listener)
-        yield cluster
+        yield _with_its_machines(cluster, spec, listener)
+
+
+def _with_its_machines(cluster: ClusterShape, spec: RunSpec, listener: Listener) -> ClusterShape:
+    """The cluster as soon as there is room for the spec: after `ray up` on machines of one's own the head is there
+    minutes before the others, which nobody has to ask for."""
+    patience_s, began_s, told = spec.resources.capacity_timeout_s, time.monotonic(), 0
+    while True:
+        try:
+            plan_to_run(spec, cluster)
+        except CapacityError:
+            missing = machines_to_come()
+            if not missing or time.monotonic() - began_s > patience_s:
+                raise
+        else:
+            return cluster
+        if missing != told:
+            machines = "1 machine" if missing == 1 else f"{missing} machines"
+            listener.say(f"waiting for {machines} of the cluster file to join, {patience_s:g} s at most")
+            told = missing
+        listener.watcher.stop.wait(_LOOK_S)
+        check_stop(listener)
+        cluster = live_shape()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,8 @@ def run_stages(staged: StagedSpec, listener: Listener, *, fresh: bool = False) -
         return whole.result(step)
     with ExitStack() as stack:
         if isinstance(step, Begin):
-            cluster = stack.enter_context(connected_session(listener))
+            with staged.stages[0].named():
+                cluster = stack.enter_context(connected_session(listener, staged.first))
             if is_elsewhere:
                 _check_all(staged, cluster=cluster)
         tracker = stack.enter_context(_tracked(staged, folder, listener))

@@ -155,6 +155,14 @@ def can_grow() -> bool:
     return found is not None and bool(found.types)
 
 
+def machines_to_come() -> int:
+    """Machines that the connected cluster's file names and that have not joined yet; none on a private Ray."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return 0
+    named = autoscaler.machines_named(ray.get_runtime_context().gcs_address)
+    return max(0, named - len([node for node in ray.nodes() if node["Alive"]]))
+
+
 def limits() -> Limits | None:
     """What the connected cluster's autoscaler may start; a private Ray has none."""
     return autoscaler.limits(ray.get_runtime_context().gcs_address) if os.environ.get("RAY_ADDRESS") else None

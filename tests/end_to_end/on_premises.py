@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ FILLED = {
 }
 
 
-def prepare(dist: Path) -> Play:
-    """The hosts' network, a folder that all of them see, a key of whoever types, and the checkout."""
+def prepare(dist: Path, names: Mapping[str, str] = FILLED) -> Play:
+    """The hosts' network, a folder that all of them see, a key of whoever types, and the checkout with these names."""
     network = played_hosts.make_place()
     SHARED.mkdir()
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(KEY)], check=True)
     AUTHORIZED_KEYS.write_bytes(KEY.with_suffix(".pub").read_bytes())
-    text = played_hosts.filled_in(FILE, FILLED)
+    text = played_hosts.filled_in(FILE, names)
     return played_hosts.lay_out(network, file=FILE, text=text, dist=dist, user="root")
 
 
@@ -56,13 +57,13 @@ def play(corpus: Path, stage: Play, seen: dict[str, Any]) -> None:
     stage.type_in(typed["ray up"])
     seen["shells"] = {shell: stage.type_in(f"{_ssh(stage, HEAD)} {shell}") for shell in SHELLS}
     with played_hosts.dashboard(stage):
-        await_true(lambda: len(addresses()) == len(NAMES), "the workers")
-        seen["nodes"] = addresses()
         spec = runs.pretraining(corpus, "on-premises", training__steps=STEPS, checkpoint__every_steps=None)
         submit = typed["ray job submit"].replace("configs/pretrain/demo.yaml", str(write(spec)))
         files = RunFiles(runs=SHARED / "orchestrator" / "runs", name=spec.name)
         stage.type_in(submit.replace("submit", "submit --no-wait --submission-id first", 1))
-        await_true(lambda: files.step >= 20, "the first steps")
+        await_true(lambda: files.step >= 20, "the first steps")  # the workers were not there yet
+        seen["said"] = ask("/api/jobs/first/logs")["logs"]
+        seen["nodes"] = addresses()
         seen["ranks"] = sorted(line.partition(":")[0] for line in stage.left() if "RayTrainWorker" in line)
         ask("/api/jobs/first/stop", method="POST")  # `ray job stop` takes seconds to start, and the training goes on
         await_true(lambda: ask("/api/jobs/first")["status"] != "RUNNING", "the job's end")

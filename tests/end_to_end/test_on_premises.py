@@ -42,6 +42,11 @@ def test_the_head_and_both_workers_are_in_the_cluster(seen: dict[str, Any]) -> N
     assert seen["nodes"] == ["10.77.0.2", "10.77.0.3", "10.77.0.4"]
 
 
+def test_a_training_waits_for_machines_that_are_still_being_set_up(seen: dict[str, Any]) -> None:
+    assert re.search(r"^waiting for [12] machines? of the cluster file to join, 1800 s at most$", seen["said"], re.M)
+    assert "starting workers" in seen["said"].partition("to join")[2]
+
+
 def test_ray_is_on_the_path_of_every_shell_that_ray_uses(seen: dict[str, Any]) -> None:
     assert len(seen["shells"]) == 3
     for shell, printed in seen["shells"].items():
