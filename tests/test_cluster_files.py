@@ -22,6 +22,8 @@ NODE = CLUSTER / "node"
 LAUNCHED = [CLUSTER / f"{name}.yaml" for name in ("on-premises", "aws", "gcp", "azure")]
 """Files for `ray up`."""
 ALL = [CLUSTER / file for file in SHIPPED.values()]
+MLFLOW = CLUSTER / "kubernetes" / "mlflow.yaml"
+"""Beside a cluster on Kubernetes; no cluster itself."""
 COMMANDS = ("setup_commands", "head_setup_commands", "worker_setup_commands")
 START_COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")
 
@@ -50,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_file_is_shipped_and_no_other() -> None:
-    assert sorted(ALL) == sorted(CLUSTER.rglob("*.yaml"))
+    assert sorted([*ALL, MLFLOW]) == sorted(CLUSTER.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", ALL, ids=stem)
@@ -71,7 +73,7 @@ def test_the_names_to_fill_in_stand_above_all_else(path: Path) -> None:
     assert last < min(body.index(mark) for mark in marks if mark in body)
 
 
-@pytest.mark.parametrize("path", ALL, ids=stem)
+@pytest.mark.parametrize("path", [*ALL, MLFLOW], ids=stem)
 def test_the_commands_on_top_name_the_file(path: Path) -> None:
     comment = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
     assert comment is not None

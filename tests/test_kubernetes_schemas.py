@@ -21,7 +21,7 @@ import yaml
 from orchestrator.cluster_files import kubernetes_checks
 from orchestrator.cluster_files.common_checks import PLACEHOLDER
 from orchestrator.cluster_files.render import render
-from orchestrator.cluster_files.shipped import SHIPPED, shipped_text
+from orchestrator.cluster_files.shipped import SHIPPED, folder, shipped_text
 
 KUBERNETES = "1.37"
 MANIFESTS = [name for name in SHIPPED if name.startswith("kubernetes")]
@@ -65,6 +65,39 @@ every_manifest = pytest.mark.parametrize("name", [*MANIFESTS, *(f"{name} rendere
 @every_manifest
 def test_pods_are_what_kubernetes_takes(name: str) -> None:
     assert check_pods(manifest(name)) >= 2, "the head's and the workers'"
+
+
+def mlflow() -> list[dict[str, Any]]:
+    """The documents of the server's manifest."""
+    text = (folder() / "kubernetes" / "mlflow.yaml").read_text(encoding="utf-8")
+    filled = PLACEHOLDER.sub(lambda found: found[0].lower().replace("_", "-"), text)
+    return list(yaml.safe_load_all(filled))
+
+
+def test_the_tracking_server_is_what_kubernetes_takes() -> None:
+    for made in mlflow():
+        kubernetes_validate.validate(made, KUBERNETES, strict=True)
+    assert check_pods(mlflow()[0]) == 1
+
+
+@every_manifest
+def test_pods_find_the_tracking_server_by_its_secret_and_name(name: str) -> None:
+    server, service = mlflow()
+    (secret,) = server["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    for template in pod_templates(manifest(name)):
+        (taken,) = template["spec"]["containers"][0]["envFrom"]
+        assert taken["secretRef"] == {**secret["secretRef"], "optional": True}
+    address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    top = (folder() / "kubernetes" / "mlflow.yaml").read_text(encoding="utf-8").partition("apiVersion")[0]
+    assert f"MLFLOW_TRACKING_URI={address}" in top
+
+
+def test_the_image_has_the_servers_script_where_its_pod_looks_for_it() -> None:
+    command = mlflow()[0]["spec"]["template"]["spec"]["containers"][0]["command"]
+    image = (folder() / "kubernetes" / "Dockerfile").read_text(encoding="utf-8")
+    assert command[1] == "/home/ray/tracking-server.sh"
+    assert "WORKDIR /home/ray" in image
+    assert "COPY dist/tracking-server.sh tracking-server.sh" in image
 
 
 def test_a_mistake_in_a_pod_would_be_found() -> None:

@@ -22,6 +22,7 @@ from orchestrator.quantities import MOST_WORKERS
 
 CPUS_LEFT = 4
 """Cores of a machine that a GPU pod leaves to Kubernetes: a guess."""
+_QUEUED_JOB = "python -m jobs.pretrain --config configs/pretrain/demo.yaml"
 _CLOUDS: dict[str, Cloud] = {"aws": "aws", "gcp": "gcp", "azure": "azure"}
 _WORKERS = "available_node_types.gpu_workers"
 _TYPE_PATHS: dict[Cloud, str] = {
@@ -106,6 +107,7 @@ def _own_values(provider: str, device: Device, each: int, count: int) -> dict[st
     }
     if provider == "kubernetes-kueue":  # admitted whole
         values |= {f"{group}.replicas": count, f"{group}.minReplicas": count}
+        values["spec.entrypoint"] = f"{_QUEUED_JOB} resources.workers={count * each}"
     return values
 
 
