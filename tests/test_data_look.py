@@ -64,6 +64,25 @@ def test_a_look_foresees_the_held_out_set_of_the_run(tmp_path: Path, make: Calla
     assert seen.to_dict()["held_out"]["fingerprint"] == data.held_out_fingerprint
 
 
+@pytest.mark.parametrize("make", [table, text])
+def test_what_a_look_found_is_kept_to_the_last_figure_for_as_long_as_the_data_is_the_same(
+    tmp_path: Path, make: Callable[[Path], RunSpec], sampled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, cache = make(tmp_path), tmp_path / "cache"
+    first = look(asked, cache=cache)
+    with monkeypatch.context() as blind:
+        for form in (labelled_texts.LabelledTexts, document_blocks.DocumentBlocks):
+            blind.setattr(form, "look", lambda *_: pytest.fail("it was looked at again"))
+        again = look(asked, cache=cache)
+    assert repr(again) == repr(first), "whole numbers too"
+    (kept,) = (cache / "looks").iterdir()
+    kept.write_text(kept.read_text()[:100])
+    assert look(asked, cache=cache) == first, "a torn file counts as none"
+    file = next(path for path in tmp_path.rglob("*") if path.suffix in (".csv", ".txt"))
+    file.write_text(file.read_text() + "film good story,a\n")
+    assert look(asked, cache=cache).train_bytes != first.train_bytes
+
+
 def test_a_look_at_much_text_leaves_it_to_the_run_to_find_held_out_text_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

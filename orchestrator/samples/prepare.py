@@ -130,7 +130,7 @@ def find_data(
     need not be `exactly` the ids of `AutoTokenizer`, with a tokenizer that loads without transformers."""
     inputs = _find_inputs(spec, base, exactly=exactly)
     if inputs.is_exact:  # else nothing was encoded with this tokenizer, which `prepare` would have kept
-        folder = cache / _fingerprint(inputs)
+        folder = cache / fingerprint_of(inputs)
         if is_whole(folder):
             return _load(folder, inputs, cached=True)
     return Unprepared(inputs=inputs, split=form_of(task_of(spec.task)).split(inputs))
@@ -186,13 +186,13 @@ def _prepare(
 ) -> PreparedData:
     """The data of one block."""
     inputs = _find_inputs(spec, base)
-    fingerprint = _fingerprint(inputs)
+    fingerprint = fingerprint_of(inputs)
     folder = cache / fingerprint
     if is_whole(folder):
         return _load(folder, inputs, cached=True)
     with whole_folder(folder) as partial:
         _write(inputs, partial, encode, pause)
-        if _fingerprint(inputs) != fingerprint:
+        if fingerprint_of(inputs) != fingerprint:
             raise DataError("the data has changed while it was read", do="run the same command again once it is whole")
     return _load(folder, inputs, cached=False)
 
@@ -237,7 +237,8 @@ def _classes(spec: RunSpec) -> tuple[str, ...] | None:
     return tuple(classes_of(model_config(spec.model)))
 
 
-def _fingerprint(inputs: Inputs) -> str:
+def fingerprint_of(inputs: Inputs) -> str:
+    """Hex digits over everything that shapes the encoded data."""
     spec, data = inputs.spec, inputs.spec.data
     drawn = not (inputs.validation and inputs.tokenizer) or data.max_train_examples or data.max_validation_examples
     parts: dict[str, Any] = {
