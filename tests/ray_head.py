@@ -60,6 +60,20 @@ class Head:
             [*RAY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
 
+    def typed(self, line: str) -> subprocess.CompletedProcess[str]:
+        """A command line in the project's folder, as on a laptop that knows the dashboard alone."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-c", line],
+            cwd=ROOT,
+            env={**self.outside(), "RAY_ADDRESS": self.dashboard, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
     def orchestrator(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """A command as on a laptop that knows the dashboard alone, without a terminal."""
         return subprocess.run(
@@ -93,7 +107,7 @@ class Head:
 
     def result(self, name: str) -> tuple[Path, Any]:
         """(run folder, MLflow run) of a run by name."""
-        (folder,) = (self.home / "runs").glob(f"{name}-*")
+        (folder,) = (self.home / "runs").glob(f"{name}-{'?' * 8}")  # and not that of a longer name
         run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
         return folder, runs.mlflow_run(run_id, uri=f"sqlite:///{self.home / 'mlflow.db'}")
 

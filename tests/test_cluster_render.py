@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,17 @@ from typer.testing import CliRunner
 
 from orchestrator import cli
 from orchestrator.cluster_files.check import check_file
+from orchestrator.cluster_files.common_checks import PLACEHOLDER
 from orchestrator.cluster_files.kubernetes_checks import autoscaling_config
 from orchestrator.cluster_files.machine_types import choose_machines
 from orchestrator.cluster_files.patching import patch
 from orchestrator.cluster_files.render import render
-from orchestrator.cluster_files.shipped import SHIPPED
+from orchestrator.cluster_files.shipped import SHIPPED, shipped_text
 from orchestrator.errors import SpecError
 from orchestrator.planning.growth import grown, limits_of
 from orchestrator.planning.hardware import find_device
+
+ROOT = Path(__file__).parents[1]
 
 
 def rendered(provider: str, gpu: str = "H100", gpus: int = 16) -> dict[str, Any]:
@@ -77,8 +83,11 @@ def test_what_is_rendered_elsewhere_counts_on_machines_of_eight() -> None:
 
 
 def test_a_job_in_a_queue_asks_for_all_its_pods_at_once() -> None:
-    group = rendered("kubernetes-kueue")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    job = rendered("kubernetes-kueue")["spec"]
+    group = job["rayClusterSpec"]["workerGroupSpecs"][0]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 2
+    shipped = yaml.safe_load(shipped_text("kubernetes-kueue"))["spec"]["entrypoint"]
+    assert job["entrypoint"] == shipped == f"{shipped.rpartition('=')[0]}=16", "a worker for each GPU"
 
 
 def test_a_rendered_file_keeps_the_comments_and_names_itself_in_its_commands() -> None:
@@ -147,3 +156,28 @@ def test_text_that_reads_as_something_else_is_quoted() -> None:
 def test_a_path_that_is_not_there_is_an_error() -> None:
     with pytest.raises(KeyError, match=r"b\.g is not in the file"):
         patch(TEXT, {"b.g": 1})
+
+
+def test_the_printed_commands_render_a_file_and_check_it(tmp_path: Path) -> None:
+    """As the README has them, in an empty folder; between them the names are filled in."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    make, check = (
+        line.strip() for line in lines if line.startswith("    orchestrator cluster ") and "aws.local" in line
+    )
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    def typed(line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    for made in ("dist/orchestrator-0.1.0-py3-none-any.whl", ".ray/auth_token"):
+        (tmp_path / made).parent.mkdir()
+        (tmp_path / made).touch()
+    assert typed(make).returncode == 0
+    file = tmp_path / "aws.local.yaml"
+    assert typed(check).returncode == 2, "the names are missing"
+    file.write_text(PLACEHOLDER.sub(lambda name: name[0].lower().replace("_", "-"), file.read_text(encoding="utf-8")))
+    done = typed(check)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is wrong" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,12 +56,39 @@ def write(spec: RunSpec, folder: Path) -> Path:
     return file
 
 
-def test_a_submitted_pretraining_leaves_its_results_outside_the_jobs_working_dir(head: Head, folder: Path) -> None:
-    spec = runs.pretraining(folder / "corpus", "job-pretrain", training__steps=4)
-    done = head.submit("jobs.pretrain", write(spec, folder))
+def printed(begins: str) -> list[str]:
+    """Commands of the README's chapter about jobs, as they stand there."""
+    chapter = (ROOT / "README.md").read_text(encoding="utf-8").partition("### From a laptop to a cluster\n")[2]
+    lines = chapter.partition("\n###")[0].splitlines()
+    found = [line.strip().removeprefix("$ ") for line in lines if line.startswith("    ")]
+    return [line for line in found if line.startswith(begins)]
+
+
+SHORTER = {
+    "jobs.pretrain": "training.tokens=null training.steps=4",
+    "jobs.finetune": "training.epochs=null training.steps=4 data.max_train_examples=64 data.max_validation_examples=32",
+    "jobs.tune": "data.max_train_examples=64 data.max_validation_examples=32",
+    "jobs.evaluate": "data.max_validation_examples=64",
+}
+"""Put behind a printed command, so that it does the same on less data."""
+
+
+def typed(head: Head, module: str) -> str:
+    """What the printed job of a module says, which succeeds."""
+    (line,) = (line for line in printed("ray job submit") if f" {module} " in line)
+    done = head.typed(f"{line} {SHORTER[module]}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout + done.stderr
-    run_folder, run = head.result("job-pretrain")
+    return done.stdout
+
+
+def test_no_printed_job_is_left_out() -> None:
+    assert [line.partition(" -m ")[2].split()[0] for line in printed("ray job submit")] == list(SHORTER)
+
+
+def test_the_printed_pretraining_leaves_its_results_outside_the_jobs_working_dir(head: Head) -> None:
+    typed(head, "jobs.pretrain")
+    run_folder, run = head.result("gpt-stdlib")
     assert run.info.status == "FINISHED"
     assert (run_folder / "model" / "model.safetensors").is_file()
     session = (head.temp / "session_latest").resolve()  # a link beside the session itself: neither is counted twice
@@ -70,13 +98,30 @@ def test_a_submitted_pretraining_leaves_its_results_outside_the_jobs_working_dir
     assert 0 < size < UPLOAD_LIMIT_BYTES
 
 
-def test_a_submitted_search_succeeds(head: Head, folder: Path) -> None:
-    search = {"space": {"training.seed": {"grid": [0, 1]}}, "scheduler": "none"}
-    searched = runs.classification(folder, "job-tune", training__steps=2, search=search)
-    done = head.submit("jobs.tune", write(searched, folder))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert head.result("job-tune")[1].info.status == "FINISHED"
-    assert re.search(r"^trials 2/2  spent [0-9.e-]+usd$", done.stdout, re.MULTILINE), "what `jobs` reads"
+def test_the_printed_finetuning_finds_base_and_data_on_the_node(head: Head) -> None:
+    typed(head, "jobs.finetune")
+    assert head.result("reviews")[1].data.params["training.steps"] == "4"
+
+
+def test_the_printed_search_leaves_the_model_that_the_printed_evaluation_measures(head: Head) -> None:
+    said = typed(head, "jobs.tune")
+    assert head.result("reviews-search")[1].info.status == "FINISHED"
+    assert re.search(r"^trials 5/5  spent [0-9.e-]+usd$", said, re.MULTILINE), "what `jobs` reads"
+    assert "measured on 64 rows" in typed(head, "jobs.evaluate")
+
+
+def test_the_printed_submission_is_followed_listed_and_its_log_read_again(head: Head) -> None:
+    submit, jobs, _ = printed("orchestrator ")[-3:]
+    done = head.typed(submit)
+    assert done.returncode == 0, done.stderr
+    (resume,) = re.findall(r"resume:\s+(.*)", done.stdout + done.stderr)
+    assert submit == f"{resume} --yes"
+    listed = head.typed(jobs).stdout
+    assert re.search(r"^demo-b +demo-b-1 +\S+ +succeeded +60/60 ", listed, re.MULTILINE)
+    (logs,) = (line.partition("   ")[0] for line in printed("orchestrator logs"))
+    again = head.typed(logs.replace("NAME", "demo-b"))
+    assert again.returncode == 0
+    assert "step 60/60" in again.stdout
 
 
 def test_a_mistake_ends_the_job_with_our_message_and_no_traceback(head: Head, folder: Path) -> None:
@@ -136,34 +181,36 @@ def test_a_spec_is_submitted_with_its_files_followed_and_told_of_and_mlflow_know
 
 
 def test_a_name_in_use_is_refused_its_job_is_stopped_with_a_checkpoint_and_the_same_command_goes_on(
-    head: Head, folder: Path
+    head: Head,
 ) -> None:
-    spec = runs.pretraining(folder / "corpus", "long", **SLOW)
-    submit = ("submit", str(write(spec, folder)), "--yes")
-    said = follow_until(head, submit, "starting workers\n")
-    assert f"note: {folder / 'corpus'} does not travel" in said
-    assert "long-1 goes on; only its log is not followed any more" in said
-    refused = head.orchestrator(*submit)
+    """The printed commands, but for the length of the training and an option."""
+    printed_submit, _, stop = printed("orchestrator ")[-3:]
+    submit = printed_submit.replace("steps=60", "steps=4000").replace("demo-b", "demo-c")
+    said = follow_until(head, tuple(shlex.split(submit)[1:]), "starting workers\n")
+    assert "demo-c-1 goes on; only its log is not followed any more" in said
+    refused = head.typed(submit)
     assert refused.returncode == 2
-    assert "a job named long is running" in refused.stderr
-    assert "orchestrator stop long" in refused.stderr
-    runs.wait_until(lambda: (head.row("long")["step"] or 0) > 0, within_s=120)
-    stopped = head.orchestrator("stop", "long", "--json")
+    assert "a job named demo-c is running" in refused.stderr
+    assert stop in refused.stderr
+    runs.wait_until(lambda: (head.row("demo-c")["step"] or 0) > 0, within_s=120)
+    stopped = head.typed(f"{stop} --json")
     assert stopped.returncode == 0, stopped.stderr
     answer = json.loads(stopped.stdout)
-    assert (answer["status"], answer["submission_id"]) == ("stopped", "long-1")
-    (checkpoint,) = head.home.glob("runs/long-*/checkpoints/*")
-    assert answer["checkpoint"] == str(checkpoint)
-    assert head.result("long")[1].info.status == "KILLED"
-    reached = int(checkpoint.name.removeprefix("step-"))
-    again = head.orchestrator(*submit, "--no-follow")
+    assert (answer["status"], answer["submission_id"]) == ("stopped", "demo-c-1")
+    newest = max(head.home.glob("runs/demo-c-*/checkpoints/*"))
+    assert answer["checkpoint"] == str(newest)
+    assert head.result("demo-c")[1].info.status == "KILLED"
+    reached = int(newest.name.removeprefix("step-"))
+    again = head.typed(f"{submit} --no-follow")
     assert again.returncode == 0, again.stderr
-    runs.wait_until(lambda: (head.row("long")["step"] or 0) > reached, within_s=120)
-    assert len(list(head.home.glob("runs/long-*"))) == 1
-    assert head.orchestrator("stop", "long").returncode == 0
-    followed = head.orchestrator("logs", "long", "--follow")
+    runs.wait_until(lambda: (head.row("demo-c")["step"] or 0) > reached, within_s=120)
+    assert len(list(head.home.glob("runs/demo-c-*"))) == 1
+    told = head.typed(stop)
+    assert told.returncode == 0
+    assert re.search(r"^demo-c-2 stopped at step \d+ of 4000, with a checkpoint$", told.stdout, re.MULTILINE)
+    followed = head.typed("orchestrator logs demo-c --follow")
     assert followed.returncode == 1
-    assert "long-2 stopped at step " in followed.stderr
+    assert "demo-c-2 stopped at step " in followed.stderr
     assert "error: stopped at step " in followed.stdout
     runs.wait_until(lambda: head.workers() == [], within_s=30)
 
@@ -194,6 +241,7 @@ def test_a_mistake_that_only_the_cluster_knows_fails_the_command_with_the_jobs_o
     done = head.orchestrator("submit", str(file), "--yes")
     assert done.returncode == 1
     assert "not looked at" in done.stdout
+    assert f"note: {folder / 'nowhere'} does not travel" in done.stderr
     assert "absent-1 failed: " in done.stderr
     assert "does not exist" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
