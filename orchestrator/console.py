@@ -20,7 +20,6 @@ from typing import Any, TextIO
 from orchestrator import errors
 from orchestrator.credentials import public, without_credentials
 from orchestrator.errors import ClusterError, Interrupted, OrchestratorError, SpecError, StorageError
-from orchestrator.progress_line import describe
 
 _PLAIN_EVERY_S = 5.0
 """In a log, a progress line at most this often, and one for every evaluation."""
@@ -53,6 +52,8 @@ class ProgressLine:
             if not self._rewrites and not news and not last_step and now - self._last_s < _PLAIN_EVERY_S:
                 return
             self._last_s, self._last_evaluation = now, evaluation
+            from orchestrator.progress_line import describe  # commands that answer at once need none
+
             text = shown(describe(progress))
             if self._rewrites:
                 width = os.get_terminal_size(self._stream.fileno()).columns

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import refuse_gguf
 from orchestrator.architectures.text_part import text_part
-from orchestrator.architectures.weight_names import HEAD_MODULES, weights_of
+from orchestrator.architectures.weight_names import HEAD_MODULES, Shape, weights_of
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.architectures.pickled_weights import Shape, read_pickle
+from orchestrator.architectures.weight_names import Shape
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 
@@ -134,6 +134,8 @@ def _read_pickle(file: Path) -> dict[str, Shape]:
     with file.open("rb") as stream:
         if stream.read(len(_LFS)) == _LFS:
             raise _pointer(file)
+    from orchestrator.architectures.pickled_weights import read_pickle
+
     return read_pickle(file)
 
 

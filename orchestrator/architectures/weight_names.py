@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.architectures.pickled_weights import Shape
-
+Shape = tuple[int, ...]
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3")
 Weights = dict[str, Shape]
 Sizes = Mapping[str, Any]

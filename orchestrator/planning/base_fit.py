@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.architectures.families import ModelShape, configuration_beside
 from orchestrator.architectures.masked_lm_heads import MASKED_LM_TRANSFORMS, lacks_masked_lm_head
-from orchestrator.architectures.pickled_weights import Shape
 from orchestrator.architectures.stored_weights import StoredWeights, read_weights
-from orchestrator.architectures.weight_names import HEAD_MODULES, is_in_head
+from orchestrator.architectures.weight_names import HEAD_MODULES, Shape, is_in_head
 from orchestrator.errors import DataError, ModelError
 from orchestrator.locations import resolve
 from orchestrator.method_names import EVALUATE

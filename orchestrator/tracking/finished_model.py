@@ -13,7 +13,6 @@ import yaml
 from orchestrator import locations
 from orchestrator.errors import ModelError, StorageError
 from orchestrator.object_store import is_remote
-from orchestrator.tracking import run_record
 
 if TYPE_CHECKING:
     from orchestrator.spec import RunSpec
@@ -136,6 +135,8 @@ def _newest_named(client: Any, name: str, uri: str) -> Mapping[str, str]:
 def spec_behind(model: Path) -> dict[str, Any] | None:
     """The spec of the run that left a model in its folder, as a plain mapping; None where no run did, or none that is
     tracked."""
+    from orchestrator.tracking import run_record  # 10 ms, which most commands need not wait for
+
     run = run_record.read(model.parent)
     text = None if run is None else run.artifacts.get("spec.yaml")
     return None if text is None else dict(yaml.safe_load(text))
