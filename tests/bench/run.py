@@ -26,10 +26,9 @@ from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.spec import RunSpec
+from tests.bench.pace import loss_times, steps_per_second
 
 SPEC = "configs/pretrain/demo.yaml"
-WARM_STEPS = 5
-"""Steps left out of a throughput: allocators and caches fill."""
 
 
 def main() -> None:
@@ -49,6 +48,8 @@ def main() -> None:
             "guards",
             "methods",
             "submitting",
+            "packing",
+            "hosts",
         ),
         default=None,
     )
@@ -78,6 +79,10 @@ def main() -> None:
             rows += method_rows(rounds=options.rounds)
         if options.only in (None, "submitting"):
             rows.append(submit_row(rounds=options.rounds))
+        if options.only in (None, "packing"):
+            rows.append(packing_row(Path(folder)))
+        if options.only in (None, "hosts"):
+            rows += host_rows(rounds=min(options.rounds, HOST_ROUNDS), steps=options.steps, folder=Path(folder))
     print_rows(rows)
 
 
@@ -112,7 +117,7 @@ def training_rows(spec: RunSpec, data: PreparedData, folder: Path, *, rounds: in
         for name, contest in contestants.items():
             started, ends = contest()
             starts[name].append(ends[0] - started)
-            paces[name].append((len(ends) - 1 - WARM_STEPS) / (ends[-1] - ends[WARM_STEPS]))
+            paces[name].append(steps_per_second(ends))
             print(f"{name:10} first step {starts[name][-1]:6.2f} s  {paces[name][-1]:.3f} steps/s", file=sys.stderr)
     pace = {name: statistics.median(values) for name, values in paces.items()}
     start = {name: statistics.median(values) for name, values in starts.items()}
@@ -200,17 +205,6 @@ def orchestrator_run(spec: RunSpec, folder: Path, *, tracking: bool) -> tuple[fl
     return started, loss_times(log)
 
 
-def loss_times(outbox: Path) -> list[float]:
-    """Seconds since the epoch at which each step's loss was logged, from the run's own metric log."""
-    times: dict[int, float] = {}
-    for file in outbox.rglob("*.jsonl"):
-        for line in file.read_text().splitlines():
-            item = json.loads(line)
-            if item["key"] == "train/loss":
-                times[item["step"]] = item["timestamp_ms"] / 1000
-    return [times[step] for step in sorted(times)]
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -272,13 +266,71 @@ def advice_row() -> tuple[str, str, str, str]:
 def submit_row(*, rounds: int) -> tuple[str, str, str, str]:
     from tests.bench.submitting import run
 
-    taken = run(rounds, loss_times)
+    taken = run(rounds)
     return (
         "submit to first step / `run` on the same head",
         f"{taken['submit'] / taken['run']:.2f}",
         "<= 1.15",
         f"{taken['submit']:.1f} s, {taken['run']:.1f} s",
     )
+
+
+def packing_row(folder: Path) -> tuple[str, str, str, str]:
+    from tests.bench.packing import packed
+
+    taken, there, travels = packed(folder)
+    return (
+        "packing a clone of 5 GB, environments inside / 3 s",
+        f"{taken / 3:.2f}",
+        "<= 1.00",
+        f"{taken:.2f} s; {travels / 1e6:.1f} MB of {there / 1e9:.1f} GB travel",
+    )
+
+
+def host_rows(*, rounds: int, steps: int, folder: Path) -> list[tuple[str, str, str, str]]:
+    """Of hosts made of namespaces; none where they cannot be played."""
+    from tests.bench.bringing_up import first_step_s
+    from tests.end_to_end.played_hosts import why_not
+
+    if reason := why_not():
+        print(f"left out: {reason}", file=sys.stderr)
+        return []
+    up = first_step_s(folder)
+    module = [sys.executable, "-m", "tests.bench.on_hosts", str(rounds), str(steps)]
+    links = json.loads(subprocess.run(module, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    pace = {name: link["steps_per_second"] for name, link in links.items()}
+    step = {name: f"{1e3 / value:.0f} ms a step" for name, value in pace.items()}
+    apart = (
+        "throughput of two workers: on two hosts / on one",
+        f"{pace['two hosts'] / pace['one host']:.2f}",
+        ">= 0.90",
+        f"{step['two hosts']}, {step['one host']}",
+    )
+    shaped = [
+        (
+            f"throughput over {name}: measured / planned",
+            f"{pace[name] / links[name]['planned']:.2f}",
+            "0.85 to 1.15",
+            f"{step[name]}, {1e3 / links[name]['planned']:.0f} ms; {links[name]['megabytes_per_step']:.1f} MB a step",
+        )
+        for name in list(links)[2:]
+    ]
+    return [
+        (
+            "`ray up` of three hosts to the first step, packages at hand / 13 minutes",
+            f"{up['first step'] / BEFORE_S:.2f}",
+            "<= 0.25",
+            ", ".join(f"{what} {seconds:.0f} s" for what, seconds in up.items()),
+        ),
+        apart,
+        *shaped,
+    ]
+
+
+HOST_ROUNDS = 1
+"""Of six minutes each: over a link of 100 Mbit/s every step takes two seconds."""
+BEFORE_S = 780.0
+"""What three hosts took when each installed everything by itself."""
 
 
 def checkpoint_rows(*, rounds: int) -> list[tuple[str, str, str, str]]:

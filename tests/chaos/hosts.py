@@ -6,6 +6,7 @@ Ray's files; the rest of the disk is shared, as a cluster's shared folder is.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -115,6 +116,23 @@ class Network:
     def heal(self, name: str) -> None:
         """Puts it back."""
         _run("ip", "link", "set", self._device(name), "up")
+
+    def shape(self, name: str, gbit: float | None) -> None:
+        """Lets a host receive so many Gbit/s at most; None lifts it."""
+        device = self._device(name)
+        if gbit is None:
+            subprocess.run(["tc", "qdisc", "del", "dev", device, "root"], capture_output=True, check=False)
+        else:
+            # A burst is what passes at full speed: enough for a tick of the kernel's clock at 1 Gbit/s.
+            limits = ("rate", f"{1000 * gbit:g}mbit", "burst", "256kb", "latency", "50ms")
+            _run("tc", "qdisc", "replace", "dev", device, "root", "tbf", *limits)
+
+    def received(self, name: str) -> int:
+        """Bytes that have gone to a host since it started."""
+        shown = subprocess.run(
+            ["ip", "-json", "-stats", "link", "show", self._device(name)], capture_output=True, text=True, check=True
+        )
+        return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"])
 
     def _device(self, name: str) -> str:
         return f"veth{self._numbers[name]}"
