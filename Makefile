@@ -42,7 +42,7 @@ demo: install ## pretrain, search a fine-tuning, compare: minutes on a laptop, n
 tracking-server: install ## an MLflow server for several people: PostgreSQL, artifacts, a name and a password
 	PATH="$(abspath $(BIN)):$$PATH" bash cluster/tracking-server.sh
 
-check: install ## formatting, lint, types and the fast tests: a minute and a half on two cores
+check: install ## formatting, lint, types and the fast tests: a minute on two cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
