@@ -21,7 +21,7 @@ from orchestrator.errors import CapacityError, DataError, SpecError
 from orchestrator.load_stages import load_any
 from orchestrator.planning.hardware import local_cluster, requested_cluster
 from orchestrator.planning.plan import check_follows, make_plan, plan_stage
-from orchestrator.planning.run_plan import ClusterShape, DatasetCounts, RunPlan
+from orchestrator.planning.run_plan import ClusterShape, RunPlan
 from orchestrator.planning.search_plan import SearchPlan, plan_search, trials_at_a_time
 from orchestrator.planning.stages_plan import StagesPlan, plan_stages
 from orchestrator.planning.throughput import MeasuredSpeed
@@ -109,9 +109,10 @@ class Planner:
 
     corrections: Corrections | None = None
 
-    def plan(self, make: Callable[[MeasuredSpeed | None], RunPlan]) -> RunPlan:
-        """What `make` plans at that speed; of device and size it learns by planning at the catalogue's first."""
-        first = make(None)
+    def plan(self, make: Callable[..., RunPlan]) -> RunPlan:
+        """What `make` plans where it is told of that speed, as `measured`; of device and size it learns by planning at
+        the catalogue's first."""
+        first = make()
         if self.corrections is None:
             return first
         found = self.corrections.throughput(
@@ -119,7 +120,7 @@ class Planner:
         )
         if not found.runs:
             return replace(first, reasons=(*first.reasons, f"history: {found.reason}"))
-        return make(MeasuredSpeed(factor=found.factor, reason=found.reason))
+        return make(measured=MeasuredSpeed(factor=found.factor, reason=found.reason))
 
 
 def _learnt(history: str) -> Planner:
@@ -158,7 +159,7 @@ def preview(spec: RunSpec, cluster: ClusterShape, planner: Planner) -> Preview:
     data, why_not = eyes.look(spec)
     counts = None if data is None else data.counts
     return Preview(
-        plan=planner.plan(partial(_planned, spec, cluster, counts)),
+        plan=planner.plan(partial(make_plan, spec, cluster, counts=counts)),
         data=data,
         why_not=why_not,
         metrics=logged_metrics(spec),
@@ -228,7 +229,7 @@ def _planned_stage(
     data, why_not = looked
     begins_with = f"base: the model that stage {before.label} leaves; here its architecture alone is known"
     counts = None if data is None else data.counts
-    plan = planner.plan(lambda speed: plan_stage(spec, cluster, counts=counts, begins_with=begins_with, measured=speed))
+    plan = planner.plan(partial(plan_stage, spec, cluster, counts=counts, begins_with=begins_with))
     return Preview(plan=plan, data=data, why_not=why_not, metrics=logged_metrics(spec), search=None)
 
 
@@ -279,7 +280,7 @@ def _search(spec: RunSpec, cluster: ClusterShape, eyes: _Eyes, planner: Planner)
         spec.goal.metric,
     )
     plans = [
-        planner.plan(partial(_planned, trial.spec, cluster, None if data is None else data.counts))
+        planner.plan(partial(make_plan, trial.spec, cluster, counts=None if data is None else data.counts))
         for trial, data in zip(points, looks, strict=True)
     ]
     asked = spec.search.max_concurrent
@@ -291,12 +292,6 @@ def _search(spec: RunSpec, cluster: ClusterShape, eyes: _Eyes, planner: Planner)
         at_a_time=trials_at_a_time(plans, cluster, most=None if asked == "auto" else asked),
         budget=spec.parsed_budget,
     )
-
-
-def _planned(
-    spec: RunSpec, cluster: ClusterShape, counts: DatasetCounts | None, measured: MeasuredSpeed | None
-) -> RunPlan:
-    return make_plan(spec, cluster, counts=counts, measured=measured)
 
 
 def _measured(spec: RunSpec, data: DataLook) -> Measured:

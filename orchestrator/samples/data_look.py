@@ -18,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.atomic_file import read_json, write_json
 from orchestrator.intervals import Interval
 from orchestrator.ratio_estimates import exactly
-from orchestrator.samples.forms.base import Inputs, SampleForm
+from orchestrator.samples.forms.base import SampleForm
 from orchestrator.samples.forms.data_figures import DataLook
 from orchestrator.samples.forms.registry import form_of
-from orchestrator.samples.prepare import PreparedData, find_data, fingerprint_of, of_general_data
+from orchestrator.samples.prepare import PreparedData, Unprepared, find_data, of_general_data
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
 
@@ -51,7 +51,7 @@ def _look(spec: RunSpec, cache: Path) -> DataLook:
     found = find_data(spec, cache=cache, exactly=False)
     if isinstance(found, PreparedData):
         return _encoded(found, form)
-    file = cache / "looks" / f"{_key(found.inputs)}.json"
+    file = cache / "looks" / f"{_key(found)}.json"
     if (kept := _kept(file)) is not None:
         return kept
     seen = form.look(found.inputs, found.split)
@@ -70,9 +70,10 @@ def _kept(file: Path) -> DataLook | None:
         return None
 
 
-def _key(inputs: Inputs) -> str:
+def _key(data: Unprepared) -> str:
     """Of all that shapes what is found."""
-    parts = [_FORMAT, fingerprint_of(inputs), inputs.is_exact, inputs.spec.data.split_seed, inputs.notes]
+    inputs = data.inputs
+    parts = [_FORMAT, data.fingerprint, inputs.is_exact, inputs.spec.data.split_seed, inputs.notes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -106,6 +106,8 @@ class Unprepared:
     """Data that was split, and that `prepare` would encode."""
 
     inputs: Inputs
+    fingerprint: str
+    """Of what it would encode."""
     split: Any
     """The examples to train on and those held out, as the form of the samples has them."""
 
@@ -129,11 +131,12 @@ def find_data(
     """As `find_prepared`, of `data` without `retain.data`, with what was read of data that is not encoded yet; where it
     need not be `exactly` the ids of `AutoTokenizer`, with a tokenizer that loads without transformers."""
     inputs = _find_inputs(spec, base, exactly=exactly)
-    if inputs.is_exact:  # else nothing was encoded with this tokenizer, which `prepare` would have kept
-        folder = cache / fingerprint_of(inputs)
-        if is_whole(folder):
-            return _load(folder, inputs, cached=True)
-    return Unprepared(inputs=inputs, split=form_of(task_of(spec.task)).split(inputs))
+    fingerprint = _fingerprint(inputs)
+    folder = cache / fingerprint
+    # Where the tokenizer is not exact nothing was encoded with it, which `prepare` would have kept.
+    if inputs.is_exact and is_whole(folder):
+        return _load(folder, inputs, cached=True)
+    return Unprepared(inputs=inputs, fingerprint=fingerprint, split=form_of(task_of(spec.task)).split(inputs))
 
 
 def prepare(
@@ -186,13 +189,13 @@ def _prepare(
 ) -> PreparedData:
     """The data of one block."""
     inputs = _find_inputs(spec, base)
-    fingerprint = fingerprint_of(inputs)
+    fingerprint = _fingerprint(inputs)
     folder = cache / fingerprint
     if is_whole(folder):
         return _load(folder, inputs, cached=True)
     with whole_folder(folder) as partial:
         _write(inputs, partial, encode, pause)
-        if fingerprint_of(inputs) != fingerprint:
+        if _fingerprint(inputs) != fingerprint:
             raise DataError("the data has changed while it was read", do="run the same command again once it is whole")
     return _load(folder, inputs, cached=False)
 
@@ -237,8 +240,7 @@ def _classes(spec: RunSpec) -> tuple[str, ...] | None:
     return tuple(classes_of(model_config(spec.model)))
 
 
-def fingerprint_of(inputs: Inputs) -> str:
-    """Hex digits over everything that shapes the encoded data."""
+def _fingerprint(inputs: Inputs) -> str:
     spec, data = inputs.spec, inputs.spec.data
     drawn = not (inputs.validation and inputs.tokenizer) or data.max_train_examples or data.max_validation_examples
     parts: dict[str, Any] = {

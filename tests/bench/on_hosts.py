@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.commands.plan import Planner
@@ -125,7 +126,7 @@ def _planned(store: str, gbit: float | None, steps: int) -> float:
     node = NodeShape(cpus=1, gpus=0, memory_gib=local_cluster().nodes[0].memory_gib)
     cluster = ClusterShape(nodes=(node,) * len(APART), device_name="cpu")
     planner = Planner(corrections=corrections(read_history(store).records))
-    plan = planner.plan(lambda measured: make_plan(spec, cluster, measured=measured))
+    plan = planner.plan(partial(make_plan, spec, cluster))
     assert plan.wall_hours is not None
     return steps / (3600 * plan.wall_hours.mid - STARTUP_SECONDS.mid)
 
