@@ -22,7 +22,7 @@ from orchestrator.planning.run_plan import ClusterShape, NodeShape
 from orchestrator.planning.throughput import STARTUP_SECONDS
 from orchestrator.policy.corrections import corrections
 from orchestrator.tracking.past_runs import read_history
-from tests.bench.pace import loss_times, steps_per_second
+from tests.bench.pace import loss_times, steps_alone, steps_per_second
 from tests.chaos import hosts
 from tests.chaos.cluster import HEAD, Cluster, Layout
 from tests.chaos.processes import ROOT
@@ -111,11 +111,7 @@ def _settings(cluster: Cluster) -> list[str]:
 
 def _changes(steps: int, gbit: float | None) -> list[str]:
     return [
-        "training.tokens=null",
-        f"training.steps={steps}",
-        "training.eval_every_steps=null",
-        "checkpoint.every_steps=null",
-        "data.max_validation_examples=1",
+        *steps_alone(steps),
         *(() if gbit is None else (f"resources.network_gbit={gbit:g}",)),
     ]
 

@@ -10,6 +10,17 @@ WARM_STEPS = 5
 """Steps left out of a throughput: allocators and caches fill."""
 
 
+def steps_alone(steps: int) -> list[str]:
+    """What makes the demo's training one of so many steps, without evaluations and checkpoints on the way."""
+    return [
+        "training.tokens=null",
+        f"training.steps={steps}",
+        "training.eval_every_steps=null",
+        "checkpoint.every_steps=null",
+        "data.max_validation_examples=1",
+    ]
+
+
 def loss_times(outbox: Path) -> list[float]:
     """Seconds since the epoch at which each step's loss was logged, from the run's own metric log."""
     times: dict[int, float] = {}

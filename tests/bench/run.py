@@ -26,7 +26,7 @@ from orchestrator.planning.hardware import local_cluster
 from orchestrator.planning.plan import make_plan
 from orchestrator.samples.prepare import PreparedData, encode_here, prepare
 from orchestrator.spec import RunSpec
-from tests.bench.pace import loss_times, steps_per_second
+from tests.bench.pace import loss_times, steps_alone, steps_per_second
 
 SPEC = "configs/pretrain/demo.yaml"
 
@@ -88,11 +88,7 @@ def main() -> None:
 
 def bench_spec(steps: int, **more: str) -> RunSpec:
     overrides = [
-        "training.tokens=null",
-        f"training.steps={steps}",
-        "training.eval_every_steps=null",
-        "checkpoint.every_steps=null",
-        "data.max_validation_examples=1",
+        *steps_alone(steps),
         *(f"{key.replace('__', '.')}={value}" for key, value in more.items()),
     ]
     return load_spec(SPEC, overrides)
@@ -189,11 +185,7 @@ def orchestrator_run(spec: RunSpec, folder: Path, *, tracking: bool) -> tuple[fl
             SPEC,
             "--fresh",
             "--json",
-            "training.tokens=null",
-            f"training.steps={spec.training.steps}",
-            "training.eval_every_steps=null",
-            "checkpoint.every_steps=null",
-            "data.max_validation_examples=1",
+            *steps_alone(spec.training.steps),
             f"tracking.enabled={str(tracking).lower()}",
         ],
         check=True,

@@ -10,17 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.pace import loss_times
+from tests.bench.pace import loss_times, steps_alone
 from tests.ray_head import ROOT, Head, ray_head
 
 SPEC = "configs/pretrain/demo.yaml"
-SHORT = (
-    "training.tokens=null",
-    "training.steps=3",
-    "training.eval_every_steps=null",
-    "checkpoint.every_steps=null",
-    "data.max_validation_examples=1",
-)
+STEPS = 3
 
 
 def run(rounds: int) -> dict[str, float]:
@@ -44,7 +38,7 @@ def run(rounds: int) -> dict[str, float]:
 
 def _seconds(name: str, head: Head) -> float:
     within = {**os.environ, "RAY_ADDRESS": head.gcs, "ORCHESTRATOR_HOME": str(head.home)}
-    command = [sys.executable, "-m", "orchestrator", name, SPEC, "--fresh", f"name={name}", *SHORT]
+    command = [sys.executable, "-m", "orchestrator", name, SPEC, "--fresh", f"name={name}", *steps_alone(STEPS)]
     started = time.time()
     subprocess.run(
         command if name == "run" else [*command, "--yes"],
