@@ -180,15 +180,18 @@ def gradient(plan):
 plan = planned(1, 256, 1)
 expected = gradient(planned(1, 16, 16))
 mapped_bytes = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + (160 << 20), resource.RLIM_INFINITY))
 tried = []
-while True:
-    try:
-        found = gradient(plan)
+for more_mib in range(384, -1, -32):  # what a step takes depends on the machine's kernels: the most that is too little
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + (more_mib << 20), resource.RLIM_INFINITY))
+    while True:
+        try:
+            found = gradient(plan)
+            break
+        except Exception as error:
+            tried.append({"micro_batch": plan.micro_batch, "error": str(error), "known": is_out_of_memory(error)})
+        plan = smaller_micro_batch(plan)
+    if tried:
         break
-    except Exception as error:
-        tried.append({"micro_batch": plan.micro_batch, "error": str(error), "known": is_out_of_memory(error)})
-    plan = smaller_micro_batch(plan)
 print(json.dumps({
     "tried": tried, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation,
     "difference": float((found - expected).abs().max() / expected.abs().max()),
@@ -204,7 +207,7 @@ def test_a_step_that_runs_into_the_memory_limit_passes_with_smaller_micro_batche
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["tried"], "the limit is meant to stop the first try"
+    assert result["tried"], "some limit is meant to stop the first try"
     assert all(each["known"] for each in result["tried"]), result["tried"]
     assert "DefaultCPUAllocator: can't allocate memory" in result["tried"][0]["error"]
     assert 1 < result["micro_batch"] < 256
