@@ -32,7 +32,7 @@ LAYERS = (
     {"tasks"},
     {"ranking"},
     {"spec_survival"},
-    {"spec_data", "spec_search", "spec_methods"},
+    {"spec_data", "spec_deepspeed", "spec_search", "spec_methods"},
     {"spec_retain"},
     {"spec", "console"},
     {"methods", "spec_stages", "spec_evaluation"},
