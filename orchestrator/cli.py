@@ -104,7 +104,8 @@ def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, glob or hub name, as in data.train.")],
     overrides: Overrides = None,
     task: Annotated[
-        str | None, typer.Option(help="causal-lm, masked-lm or text-classification; the model's own when not given.")
+        str | None,
+        typer.Option(help="causal-lm, masked-lm, text-classification, chat; by default the model's own."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column that holds the text.")] = None,
     label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column that holds the class.")] = None,
@@ -233,7 +234,7 @@ def advise(
         str | None, typer.Option(metavar="N", help="Labelled examples, when there is no dataset.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Tokens of the data, such as 20M.")] = None,
-    task: Annotated[str | None, typer.Option(help="causal-lm, masked-lm, text- or image-classification.")] = None,
+    task: Annotated[str | None, typer.Option(help="causal-lm, masked-lm, chat, text- or image-classification.")] = None,
     labels_per_class: Annotated[str | None, typer.Option(metavar="N", help="Labelled examples of each class.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="N", help="Number of classes.")] = None,
     base_model: Annotated[

@@ -23,16 +23,20 @@ from orchestrator.spec_numbers import Count, CountOrZero, Rate, RateOrZero, Samp
 from orchestrator.spec_retain import RetainSpec
 from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_survival import BadStepsSpec, Block, CheckpointSpec, ResourcesSpec, StopSpec
-from orchestrator.tasks.names import TrainedTask
+from orchestrator.tasks.names import ANSWERED_CHAT, TrainedTask
 from orchestrator.tasks.registry import task_of
 
 Kind = Literal["pretrain", "finetune", "evaluate"]
 Task = TrainedTask
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ClassWeights = Literal["none", "balanced"]
 
+OF_CLASSES = ("label_smoothing", "class_weights")
+"""Fields of `training` that are for classification."""
 MASKING_RATE = 0.15
 """Share of the tokens that a masked language model predicts: Devlin et al. 2019, and nearly everyone since."""
+
 
 class ModelSpec(Block):
     """Which model: new weights from an architecture (`config`), or pretrained ones (`base`)."""
@@ -103,6 +107,12 @@ class TrainingSpec(Block):
     """Seeds initial weights, dropout, data order and masks."""
     masking_rate: Annotated[float, Field(gt=0, lt=1)] = MASKING_RATE
     """Share of the tokens of each block that `task: masked-lm` predicts."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For classification, share of the target that is spread over all classes (Szegedy et al. 2016). Evaluations are
+    without it."""
+    class_weights: ClassWeights = "none"
+    """For classification, `balanced` has all classes count alike in the loss, however few rows they have. Evaluations
+    count rows."""
     eval_every_steps: Count | None = None
     """Evaluate on the held-out data every so many steps; always also at the end."""
     stop: StopSpec | None = None
@@ -172,8 +182,8 @@ class RunSpec(MethodChoice):
     model: ModelSpec
     """Which model."""
     task: Task = "causal-lm"
-    """What is learnt: the next token (`causal-lm`), tokens that are hidden from an encoder (`masked-lm`), or the class
-    of a text (`text-classification`)."""
+    """What is learnt: the next token (`causal-lm`), tokens that are hidden from an encoder (`masked-lm`), the class of
+    a text (`text-classification`), or what an assistant answers (`chat`)."""
     data: DataSpec
     """Which examples."""
     training: TrainingSpec
@@ -204,7 +214,7 @@ class RunSpec(MethodChoice):
 
     @model_validator(mode="after")
     def _kind_task_and_method_agree(self) -> Self:
-        if self.kind == "pretrain" and not self.models_language:
+        if self.kind == "pretrain" and not task_of(self.task).reads_raw_text:
             raise ValueError(
                 f"kind: pretrain learns task: causal-lm or masked-lm; for task: {self.task} use kind: finetune"
             )
@@ -222,6 +232,18 @@ class RunSpec(MethodChoice):
             raise ValueError("kind: finetune needs model.base; to compare with new weights use method: scratch")
         if self.models_language and self.data.label_column is not None:
             raise ValueError("data.label_column is for task: text-classification; remove it, or set that task")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_are_of_the_task(self) -> Self:
+        if not task_of(self.task).is_classification:
+            for name in OF_CLASSES:
+                if getattr(self.training, name) != TrainingSpec.model_fields[name].default:
+                    raise ValueError(f"training.{name} is for classification, and this is task: {self.task}: remove it")
+        if task_of(self.task).form != "chats":
+            for name in ("chat_template", "too_long"):
+                if getattr(self.data, name) != DataSpec.model_fields[name].default:
+                    raise ValueError(f"data.{name} is for task: {ANSWERED_CHAT}: remove it, or set that task")
         return self
 
     @model_validator(mode="after")
@@ -321,7 +343,7 @@ class RunSpec(MethodChoice):
 
     @property
     def models_language(self) -> bool:
-        """Whether the examples are raw text, whose own tokens are predicted."""
+        """Whether tokens of the examples themselves are predicted, by the output layer that a base has."""
         return task_of(self.task).models_language
 
     @property
@@ -366,17 +388,21 @@ class RunSpec(MethodChoice):
     def identity(self) -> dict[str, Any]:
         """Everything that shapes the result, as plain JSON values.
 
-        Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget; and
-        what is not used or not set, so that runs keep the fingerprint they had before there was such a field.
+        Left out: where results and checkpoints go, the number of workers, failures, bad steps, price and budget; what
+        the model is measured on once it is there; and what is not used or not set, so that runs keep the fingerprint
+        they had before there was such a field.
         """
         left_out: dict[str, Any] = dict.fromkeys(
             ("tracking", "checkpoint", "resources", "budget", "deepspeed", "name"), True
         )
         unused = set() if task_of(self.task).hides_tokens else {"masking_rate"}
         unused |= set() if self.training.stop else {"stop"}
+        unused |= {
+            name for name in OF_CLASSES if getattr(self.training, name) == TrainingSpec.model_fields[name].default
+        }
         usual = type(self.data).model_fields
-        later = ("split_seed", "delimiter", "incomplete_rows", "validation_split")
-        unset = {name for name in later if getattr(self.data, name) == usual[name].default}
+        later = ("split_seed", "delimiter", "incomplete_rows", "validation_split", "chat_template", "too_long")
+        unset = {name for name in later if getattr(self.data, name) == usual[name].default} | {"test", "test_split"}
         left_out |= {
             "training": {"bad_steps", *unused},
             "data": unset,

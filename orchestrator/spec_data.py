@@ -11,6 +11,7 @@ from orchestrator.spec_survival import Block
 
 DataFormat = Literal["auto", "text", "jsonl", "csv", "parquet", "hub"]
 IncompleteRows = Literal["refuse", "leave-out"]
+TooLong = Literal["cut", "leave-out", "refuse"]
 SplitName = Literal["train", "validation", "test"]
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
@@ -38,6 +39,11 @@ class DataSpec(Block):
     """Held-out data; none given splits off `validation_fraction` of the training data."""
     validation_split: SplitName = "validation"
     """Which split of `validation` is read where names of files, or the hub, tell of several."""
+    test: str | tuple[str, ...] | None = None
+    """Data that nothing is chosen by, located like `train`: the model that is left is measured on all of it, once, at
+    the end. Its figures are logged as `test/...`."""
+    test_split: SplitName = "test"
+    """Which split of `test` is read where names of files, or the hub, tell of several."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the training data held out when `validation` is not given: of the bytes for language modelling, where a
     document is cut to meet it; of the rows for classification, stratified by label."""
@@ -49,18 +55,27 @@ class DataSpec(Block):
     format: DataFormat = "auto"
     """How to read the files; `auto` goes by their endings and reads unknown text files as text."""
     text_column: str | None = None
-    """Column that holds the text; none given is the column `text`, or else the one that reads like text."""
+    """Column that holds the text; none given is the column `text`, or else the one that reads like text. For
+    `task: chat` that of the turns, where a usual name does not tell."""
     label_column: str | None = None
     """Column that holds the class, for classification; none given is the one that a usual name or its content tells."""
     delimiter: Delimiter | None = None
     """What separates the fields of csv, tsv and tab files: comma, semicolon, tab, bar, or another character; none given
     is found in each file's first rows."""
     incomplete_rows: IncompleteRows = "refuse"
-    """What to do with rows for classification that have nothing in the text or the class column."""
+    """What to do with rows for classification that have nothing in the text or the class column, and with
+    conversations in which no assistant says anything."""
+    chat_template: str | None = None
+    """For `task: chat`, what a conversation looks like as text: `zephyr`, `chatml`, `alpaca`, or a file with a Jinja
+    template as transformers has them. None given is the base's own, or `zephyr` where it has none. The model that is
+    left has it."""
+    too_long: TooLong = "cut"
+    """For `task: chat`, what to do with conversations of more than `sequence_length` tokens."""
     sequence_length: Samples = 512
     """Tokens of one sample. For language modelling the block: documents stand one after the other with a separator
     between them, and are cut into blocks that go on over the end of a document; what fills no block at the end of the
-    stream is left out. For classification the cut-off: a batch is as wide as its longest row, in multiples of 8."""
+    stream is left out. For classification the cut-off: a batch is as wide as its longest row, in multiples of 8. For
+    conversations both: as many as fit whole share a block, in which none sees another."""
     max_train_examples: Count | None = None
     """Use at most this many training documents or rows, drawn by `split_seed` (classification: stratified)."""
     max_validation_examples: Count | None = None

@@ -92,15 +92,21 @@ INSTRUCTIONS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
-def test_instructions_are_priced_whole_for_a_decoder_and_no_spec_is_promised(name: str, tmp_path: Path) -> None:
+def test_instructions_are_priced_whole_for_a_decoder_and_said_to_be_what_run_does_with_them(
+    name: str, tmp_path: Path
+) -> None:
     file = write_lines(tmp_path / f"{name}.jsonl", INSTRUCTIONS[name])
     answer = advised(file, base=("--base-params", "1B"))
     assert "the rows are " in said(answer)
-    assert "prompt and answer; `run` cannot train them as such yet" in said(answer)
+    is_chat = name != "preference"
+    run = "learns the answers with task: chat" if is_chat else "cannot train them yet"
+    assert f"prompt and answer; `run` {run}" in said(answer)
     full = next(one for one in answer["candidates"] if one["strategy"] == "full")
     words = sum(len(str(row).split()) for row in INSTRUCTIONS[name])
     assert full["tokens"] > words, "the answers are counted too"
     assert answer["next"].startswith("orchestrator estimate")
+    if is_chat:
+        return
     message = refused(file, "--write-spec", str(tmp_path / "x.yaml"), base=("--base-params", "1B"))
     assert "which `run` cannot train as such yet" in message
 

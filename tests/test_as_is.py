@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.evaluate import model_in
 from orchestrator.errors import ModelError
 from orchestrator.methods.as_is import EVALUATION
+from orchestrator.planning.base_fit import model_in
 from orchestrator.runs.job import TrainingJob
 from tests import training_runs
 

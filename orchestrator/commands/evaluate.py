@@ -14,7 +14,7 @@ from orchestrator.commands.run import answering_failures, run_spec
 from orchestrator.errors import ModelError, SpecError
 from orchestrator.load_spec import apply_override, inline_deepspeed_file, parse_spec
 from orchestrator.method_names import EVALUATE
-from orchestrator.planning.base_fit import adapter_settings, saved_as_classifier
+from orchestrator.planning.base_fit import model_in, saved_as_classifier
 from orchestrator.spec import ModelSpec
 from orchestrator.spec_data import DataSpec
 from orchestrator.tasks.names import LABELLED_TEXT, TrainedTask, raw_text_task
@@ -26,7 +26,7 @@ HELD_OUT = "held-out"
 SPLITS = ("train", "validation", "test", HELD_OUT)
 _SAMPLES = 64
 """Batches of each worker that the plan counts as one."""
-_OF_THE_DATA = ("text_column", "label_column", "delimiter", "format", "exclude", "incomplete_rows")
+_OF_THE_DATA = ("text_column", "label_column", "delimiter", "format", "exclude", "incomplete_rows", "too_long")
 """Fields of `data` that say how it is read: a run's are taken for the data that it was trained on."""
 _OF_THE_SPLIT = ("validation_fraction", "split_seed", "max_train_examples", "max_validation_examples", "validation")
 """Those that say what is held out of it."""
@@ -79,22 +79,6 @@ def model_folder(location: str) -> str:
             "this is no model's folder", got=location, do="give the folder that holds config.json and model.safetensors"
         )
     return location
-
-
-def model_in(folder: str) -> dict[str, str]:
-    """The block `model` of a spec: a model, or an adapter with the base that it names. Raises ModelError for an adapter
-    that names none."""
-    path = Path(locations.resolve(folder))
-    if not (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
-        return {"base": folder}
-    base = adapter_settings(folder).get("base_model_name_or_path")
-    if not base:
-        raise ModelError(
-            "the adapter does not say what it stands beside",
-            got=f"no base_model_name_or_path in the adapter_config.json of {folder}",
-            do="write the base's folder there",
-        )
-    return {"base": str(base), "adapter": folder}
 
 
 def evaluation(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from orchestrator.data.column_looks import WORDY, Look, look_at
 from orchestrator.data.layouts import Layout, recognise
 from orchestrator.errors import DataError
-from orchestrator.tasks.names import CONTINUED_TEXT, LABELLED_TEXT, Task
+from orchestrator.tasks.names import ANSWERED_CHAT, CONTINUED_TEXT, LABELLED_TEXT, Task
 from orchestrator.tasks.registry import advised_task
 
 TEXT_NAMES = (
@@ -163,6 +163,8 @@ def choose_columns(
     text_column = text_column or usual_text(preview.names, label_column)
     looks = {name: look_at(name, [row.get(name) for row in preview.rows]) for name in preview.names}
     layout = recognise(preview.names, preview.rows)
+    if task == ANSWERED_CHAT and (layout is None or not layout.is_conversation):
+        raise no_conversations(preview, layout, asking)
     if layout is not None and text_column is None:
         is_answered = layout.purpose in ("answers", "preferences")
         if takes_answers and is_answered and label_column is None and (wanted is None or wanted.generates):
@@ -373,6 +375,22 @@ def _absent(preview: Preview, name: str, option: Callable[[str], str]) -> DataEr
     )
 
 
+def no_conversations(preview: Preview, layout: Layout | None, asking: Asking, *, named: str | None = None) -> DataError:
+    """The error where a table holds no conversations, or the column that was `named` is not there."""
+    if named is not None and preview.names:
+        return _absent(preview, named, asking.of_text)
+    holds = (
+        layout.title if layout is not None else f"the columns {', '.join(preview.names)}" if preview.names else "text"
+    )
+    return DataError(
+        f"{preview.location} holds no conversations that {asking.task.format(ANSWERED_CHAT)} could learn from",
+        got=holds,
+        allowed="a column messages or conversations with turns, instruction (and input) with output, or prompt with "
+        "completion or response, in jsonl, csv, tsv or parquet files or a hub dataset",
+        do=f"name the columns so, or set {asking.task.format(CONTINUED_TEXT)} for raw text",
+    )
+
+
 def _no_task(preview: Preview, layout: Layout, asking: Asking) -> DataError:
     """What a table is, and what can be done with it today."""
     column, raw = layout.plain or layout.fields[0], ""
@@ -380,14 +398,17 @@ def _no_task(preview: Preview, layout: Layout, asking: Asking) -> DataError:
         raw = f", or train the raw text of one column alone with {asking.of_text(column)} and "
         raw += asking.task.format(CONTINUED_TEXT)
     remedy = {
-        "answers": f"write prompt and answer into one column `text` for {asking.task.format(CONTINUED_TEXT)}{raw}",
+        "answers": f"set {asking.task.format(ANSWERED_CHAT)}{raw}"
+        if layout.is_conversation
+        else f"write prompt and answer into one column `text` for {asking.task.format(CONTINUED_TEXT)}{raw}",
         "preferences": f"write prompt and chosen answer into one column `text`{raw}",
         "pairs": f"write both texts into one column `text` beside the class, or name one of them: "
         f"{asking.of_text(column)}",
         "tags": "a class for every token is not trained yet; a class for the whole row needs a column `text`",
     }[layout.purpose]
     return DataError(
-        f"{preview.location} holds {layout.title}, which no task reads yet",
+        f"{preview.location} holds {layout.title}, which "
+        + ("another task reads" if layout.is_conversation else "no task reads yet"),
         got=f"{', '.join(layout.fields)}, of {', '.join(preview.names)}",
         allowed="one column of raw text, or one of text and one of its class",
         do=remedy,

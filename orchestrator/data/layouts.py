@@ -10,7 +10,8 @@ Purpose = Literal["answers", "preferences", "pairs", "tags"]
 
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogs", "turns", "chat")
 """Usual names of a column of turns: OpenAI's, ShareGPT's, and others' in use on the hub."""
-_ROLES, _WORDS = ("role", "from", "speaker", "author"), ("content", "value", "text", "utterance")
+ROLES, WORDS = ("role", "from", "speaker", "author"), ("content", "value", "text", "utterance")
+"""Usual names, in a turn, of who speaks and of what is said."""
 _PROMPTS = ("prompt", "question", "query", "input", "inputs", "source", "document", "article", "problem", "statement")
 _CONTEXTS = ("context", "passage", "input", "inputs", "system")
 _ANSWERS = (
@@ -46,11 +47,20 @@ class Layout:
     purpose: Purpose
     fields: tuple[str, ...]
     """Columns that hold its text, in reading order."""
+    answer: str | None = None
+    """The last of them, where that is the answer to the others."""
+    has_turns: bool = False
+    """Whether the last of them holds a list of turns."""
     plain: str | None = None
     """The first of them that holds strings, whose raw text alone could be trained on."""
 
     def __str__(self) -> str:
         return f"{self.title}: {', '.join(self.fields)}"
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether each row is what was asked, and what was answered."""
+        return self.has_turns or self.answer is not None
 
     def text(self, row: Mapping[str, object]) -> str:
         """All text of a row, prompt and answer, a line each; roles of a chat are no text."""
@@ -73,7 +83,9 @@ def _recognised(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> L
         return tuple(by_name[name] for name in wanted if name in by_name)
 
     if chats := [name for name in found(*CHATS) if any(_is_chat(row.get(name)) for row in rows)]:
-        return Layout(title="chats", purpose="answers", fields=(chats[0],))
+        return Layout(
+            title="chats", purpose="answers", fields=(*_without(chats, found("system")), chats[0]), has_turns=True
+        )
     if (pairs := found("translation", "translations")) and any(isinstance(row.get(pairs[0]), Mapping) for row in rows):
         return Layout(title="texts with their translations", purpose="answers", fields=(pairs[0],))
     if found("chosen", "rejected")[1:]:
@@ -85,10 +97,11 @@ def _recognised(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> L
             title="instructions with answers",
             purpose="answers",
             fields=(*found("instruction"), *_without(answers, found(*_CONTEXTS)), answers[0]),
+            answer=answers[0],
         )
     if (prompts := _without(answers, found(*_PROMPTS))) and answers and _all_text((prompts[0], answers[0]), rows):
         fields = (*_without((*answers, prompts[0]), found(*_CONTEXTS)), prompts[0], answers[0])
-        return Layout(title="prompts with answers", purpose="answers", fields=fields)
+        return Layout(title="prompts with answers", purpose="answers", fields=fields, answer=answers[0])
     for pair in _PAIRS:
         if len(fields := found(*pair)) == len(pair):
             return Layout(title="pairs of texts", purpose="pairs", fields=fields)
@@ -108,7 +121,7 @@ def _is_chat(value: object) -> bool:
         return False
     return all(
         isinstance(turn, str)
-        or (isinstance(turn, Mapping) and any(key in turn for key in _ROLES) and any(key in turn for key in _WORDS))
+        or (isinstance(turn, Mapping) and any(key in turn for key in ROLES) and any(key in turn for key in WORDS))
         for turn in value
     )
 
@@ -132,7 +145,7 @@ def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        words = [value[key] for key in _WORDS if key in value] if any(key in value for key in _ROLES) else []
+        words = [value[key] for key in WORDS if key in value] if any(key in value for key in ROLES) else []
         for part in words or value.values():
             yield from _strings(part)
     elif isinstance(value, list | tuple):

@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.data import drawing
+from orchestrator.data.conversations import Conversations
 from orchestrator.data.documents import Documents, open_documents
 from orchestrator.data.labelled_rows import Rows, Texts, read_rows
 from orchestrator.data.labels import refuse_no_classes, refuse_single_rows
+from orchestrator.data.layouts import Layout
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.planning.base_fit import own_name
@@ -42,9 +44,9 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """Some documents of a corpus; every iteration reads them anew, so that none has to stay in memory."""
+    """Some documents or conversations; every iteration reads them anew, so that none has to stay in memory."""
 
-    documents: Documents
+    documents: Documents | Conversations
     numbers: np.ndarray
     """Sorted."""
     cut: Cut | None = None
@@ -100,6 +102,33 @@ def split_documents(spec: RunSpec, train_sources: Sources, validation_sources: S
             cut = Cut(number=drawn.cut, share=drawn.end_bytes / float(documents.sizes[drawn.cut]))
         train = Chosen(documents=documents, numbers=rest, cut=cut)
         validation = Chosen(documents=documents, numbers=numbers, cut=cut, end=True)
+    return _at_most(train, data.max_train_examples, seed), _at_most(validation, data.max_validation_examples, seed)
+
+
+def split_conversations(
+    spec: RunSpec, layout: Layout, train_sources: Sources, validation_sources: Sources
+) -> tuple[Chosen, Chosen]:
+    """(train, validation): as given, or the rows drawn by `data.split_seed`.
+
+    Raises DataError for a row that is no conversation, and where there are too few to hold one out.
+    """
+    data, seed = spec.data, spec.data.split_seed
+    read = functools.partial(Conversations, layout=layout, incomplete=data.incomplete_rows)
+    rows = read(train_sources or validation_sources)
+    train = Chosen(documents=rows, numbers=np.arange(len(rows) if train_sources else 0))
+    if validation_sources:
+        held = read(validation_sources) if train_sources else rows
+        validation = Chosen(documents=held, numbers=np.arange(len(held)))
+    else:
+        if len(rows) < 2:
+            raise DataError(
+                "one conversation cannot be trained on and held out",
+                got=", ".join(source.location for source in train_sources),
+                do="give more, or held-out ones in data.validation",
+            )
+        count = min(max(1, round(len(rows) * data.validation_fraction)), len(rows) - 1)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        train, validation = (Chosen(documents=rows, numbers=np.sort(part)) for part in (order[count:], order[:count]))
     return _at_most(train, data.max_train_examples, seed), _at_most(validation, data.max_validation_examples, seed)
 
 

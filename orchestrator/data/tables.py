@@ -80,6 +80,42 @@ class Table:
         for file in self.source.files:
             yield from self.of_file(file, columns, fields=fields)
 
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[object, dict[str, Any]]]:
+        """(the file, the values of these columns) of all rows, in order, as the format has them: lists and objects too.
+
+        A row of JSON lacks the columns that it does not name. Raises what `batches` raises.
+        """
+        wanted = list(dict.fromkeys(columns))
+        if self.source.reader == "hub":
+            table = self.hub_table()
+            self._require(wanted, (), self.names(), self.source.location)
+            for row in hub.values(table.select_columns(wanted), range(len(table))):
+                yield self.source.location, row
+            return
+        for file in self.source.files:
+            before, done = _state(file), 0
+            self._refuse_changed(file, before)
+            for row in self._values_of(file, wanted):
+                yield file, row
+                done += 1
+            self._refuse_changed(file, before, done)
+            self._seen[file] = (before, done)
+
+    def _values_of(self, file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+        if self.source.reader == "json":
+            if not file.stat().st_size:
+                raise delimited.empty(file)
+            for _, row in json_rows.rows(file):
+                yield {name: json_rows.plain(row[name]) for name in columns if name in row}
+            return
+        self.require(file, columns)
+        if self.source.reader == "parquet":
+            yield from parquet.values(file, columns)
+            return
+        for arrays in delimited.read(file, self.dialect(file), columns, check=file not in self._seen):
+            for values in zip(*map(_values, arrays), strict=True):
+                yield dict(zip(columns, values, strict=True))
+
     def of_file(self, file: Path, columns: Sequence[str], *, fields: Sequence[str] = ()) -> Iterator[Batch]:
         """The same of one of its files."""
         before, done = _state(file), 0

@@ -23,7 +23,7 @@ class VirtualTokens(PeftMethod):
 
     def problem(self, spec: RunSpec) -> str | None:
         """See `Method`."""
-        if task_of(spec.task).generates:
+        if task_of(spec.task).takes_virtual_tokens:
             return super().problem(spec)
         return f"method: {self.name} is for task: causal-lm; for task: {spec.task} use lora or ia3"
 

@@ -131,6 +131,22 @@ def adapter_settings(adapter: str) -> dict[str, Any]:
     return found
 
 
+def model_in(folder: str) -> dict[str, str]:
+    """The block `model` of a spec: a model, or an adapter with the base that it names. Raises ModelError for an adapter
+    that names none."""
+    path = Path(resolve(folder))
+    if not (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
+        return {"base": folder}
+    base = adapter_settings(folder).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            "the adapter does not say what it stands beside",
+            got=f"no base_model_name_or_path in the adapter_config.json of {folder}",
+            do="write the base's folder there",
+        )
+    return {"base": str(base), "adapter": folder}
+
+
 def _has(stored: StoredWeights, module: str) -> bool:
     return any(module in name.split(".") for name in stored.shapes)
 

@@ -3,7 +3,7 @@
 Comes in: a spec and, once the data has been looked at, its counts. Goes out: a `Length`. Called by `plan`.
 
 Tokens seen are those of the data, special ones included and padding not, for every task; what a batch computes is its
-padded size. Packed blocks have no padding; a batch of labelled rows is as wide as its longest row, so what it takes
+padded size. Packed blocks have no padding; a batch of any others is as wide as its longest sample, so what it takes
 depends on the batch size, and is worked out here from how many rows there are of each length.
 """
 
@@ -165,8 +165,8 @@ def _about_samples(
     else:
         wide = sum(width * share for width, share in columns)
         yield (
-            f"lengths: rows have {mean:.3g} tokens and batches are {wide:.3g} wide on average, as wide as their "
-            f"longest row ({100 * (1 - mean / wide):.0f} % padding); memory is that of the widest, {counts.longest}"
+            f"lengths: samples have {mean:.3g} tokens and batches are {wide:.3g} wide on average, as wide as their "
+            f"longest one ({100 * (1 - mean / wide):.0f} % padding); memory is that of the widest, {counts.longest}"
         )
 
 

@@ -40,6 +40,7 @@ from orchestrator.planning.throughput import (
     run_cost,
 )
 from orchestrator.quantities import human_count
+from orchestrator.tasks.names import TrainedTask
 from orchestrator.tasks.registry import task_of
 
 if TYPE_CHECKING:
@@ -382,10 +383,10 @@ def plan_stage(
     return replace(plan, reasons=(*plan.reasons, begins_with))
 
 
-def check_follows(spec: RunSpec, *, before: str) -> None:
+def check_follows(spec: RunSpec, *, before: TrainedTask) -> None:
     """Raises ModelError where the model that a training for the task `before` leaves lacks a head that the next one, a
     language model, would take as it is drawn. The spec's model stands in for it."""
-    if not spec.models_language or spec.task == before:
+    if not spec.models_language or task_of(spec.task).auto_class == task_of(before).auto_class:
         return
     config = model_config(spec.model)
     if task_of(spec.task).hides_tokens:

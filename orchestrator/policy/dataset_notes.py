@@ -30,7 +30,10 @@ def notes_on(facts: DatasetFacts, *, seen: Seen | None = None, context: int | No
     yield from facts.columns.assumed
     yield from facts.notes
     if facts.columns.layout is not None:
-        yield "all of their text is counted, prompt and answer; `run` cannot train them as such yet"
+        trained = (
+            "learns the answers with task: chat" if facts.columns.layout.is_conversation else "cannot train them yet"
+        )
+        yield f"all of their text is counted, prompt and answer; `run` {trained}"
     if facts.classes:
         yield from _about_classes(facts)
     if exact_duplicates(facts) > WORTH_A_WORD:

@@ -18,7 +18,7 @@ from orchestrator.policy.language_quality import SCARCE_EPOCHS
 from orchestrator.policy.laws.hyperparameters import suggested_learning_rate
 from orchestrator.policy.question import Question
 from orchestrator.policy.strategies import STRATEGIES, Name
-from orchestrator.tasks.names import LABELLED_TEXT, raw_text_task
+from orchestrator.tasks.names import ANSWERED_CHAT, LABELLED_TEXT, TrainedTask, raw_text_task
 from orchestrator.tasks.registry import advised_task
 
 PILOT_EXAMPLES = 1000
@@ -54,7 +54,7 @@ class Source:
     incomplete: bool = False
     """Whether rows miss a text or a class, which a training then leaves out."""
     layout: Layout | None = None
-    """Where a row's text is that of several columns, which no task trains yet."""
+    """Where a row's text is that of several columns."""
 
 
 def first_spec(advice: Recommendation, question: Question, source: Source | None, *, name: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def first_spec(advice: Recommendation, question: Question, source: Source | None
     """
     if source is None:
         raise SpecError("a spec names its data, and no dataset was given", do="add --dataset PATH")
-    if source.layout is not None:
+    if source.layout is not None and not source.layout.is_conversation:
         raise SpecError(
             f"{source.path} holds {source.layout.title}, which `run` cannot train as such yet",
             got=f"the columns {', '.join(source.layout.fields)}",
@@ -153,7 +153,7 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
     spec: dict[str, Any] = {
         "kind": "finetune",
         "model": {"base": question.base.name if question.base else None},
-        "task": LABELLED_TEXT if question.is_classification else _language_task(question),
+        "task": _labelled_task(question, source),
         "method": methods[0],
         "data": data,
         "training": {
@@ -169,6 +169,12 @@ def _labelled(question: Question, source: Source, wanted: list[Candidate], *, pi
         if question.accuracy_hides:
             spec["search"]["metric"] = "eval/macro_f1"
     return spec
+
+
+def _labelled_task(question: Question, source: Source) -> TrainedTask:
+    if question.is_classification:
+        return LABELLED_TEXT
+    return _language_task(question) if source.layout is None else ANSWERED_CHAT
 
 
 def _rows(question: Question, source: Source) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _tried(method: MethodName, question: Question, examples: int) -> dict[str, A
     return own
 
 
-def _language_task(question: Question) -> str:
+def _language_task(question: Question) -> TrainedTask:
     return raw_text_task(is_encoder=_masks(question))
 
 

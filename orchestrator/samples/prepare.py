@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ FORMAT_VERSION = 3
 """Part of the fingerprint: raise it when files of the same name would hold something else."""
 TABLES_VERSION = 2
 """The same for tables alone: raise it when they are read otherwise."""
+CHATS_VERSION = 1
+"""The same for conversations."""
 
 
 def encode_here(function: Callable[[Chunk], T], chunks: Iterable[Chunk]) -> Iterator[T]:
@@ -85,6 +87,8 @@ class PreparedData:
     """Those in use, by what they hold: `text` and `label`."""
     cached: bool
     """True when the folder was there already."""
+    turn_ends: tuple[int, ...] = ()
+    """Special tokens that end an assistant's turns; none for other tasks."""
     notes: tuple[str, ...] = ()
     """What was taken for granted of the data, a sentence each."""
     retained: PreparedData | None = None
@@ -118,6 +122,7 @@ def find_prepared(spec: RunSpec, *, cache: Path, base: str | None = None) -> Pre
     Raises what `prepare` raises, but for what only tokens show: text too short for one block.
     """
     found = find_data(spec, cache=cache, base=base)
+    check_test(spec, found, base)
     with of_general_data(spec) as general:
         retained = None if general is None else find_data(general, cache=cache, base=base)
     if not isinstance(found, PreparedData) or isinstance(retained, Unprepared):
@@ -159,6 +164,27 @@ def _with_retained(data: PreparedData, retained: PreparedData | None) -> Prepare
     if retained is None:
         return data
     return replace(data, retained=retained, counts=replace(data.counts, retained=retained.counts))
+
+
+def check_test(spec: RunSpec, found: PreparedData | Unprepared, base: str | None = None) -> None:
+    """Raises DataError where the model that a training on what was `found` leaves could not be measured on its test
+    set: data that cannot be read, and labels that the model never had."""
+    data = spec.data
+    if data.test is None:
+        return
+    if isinstance(found, PreparedData):
+        names, columns = found.label_names, found.columns
+    else:
+        names, columns = getattr(found.split, "names", None), found.inputs.columns
+    named = {f"{holds}_column": column for holds, column in columns.items() if holds in ("text", "label")}
+    block = data.model_copy(update={"validation": data.test, "validation_split": data.test_split, **named})
+    seen = spec.model_copy(update={"kind": EVALUATE, "data": block})
+    try:
+        form_of(task_of(spec.task)).split(replace(_find_inputs(seen, base), classes=names))
+    except DataError as error:
+        parts = (error.got, error.allowed, error.do)
+        got, allowed, do = (part and str(part).replace("data.validation", "data.test") for part in parts)
+        raise DataError(f"test set: {error.what}", got=got, allowed=allowed, do=do) from error
 
 
 @contextlib.contextmanager
@@ -205,13 +231,15 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> In
     location = base_tokenizer.tokenizer_location(spec.model)
     if base is not None and location == spec.model.base:
         location = base
-    tokenizer, is_exact = None, True
+    tokenizer, is_exact, said_of_it = None, True, None
     if location is not None:
         load = kept_tokenizers.load_exactly if exactly else kept_tokenizers.load_at_hand
         tokenizer, is_exact = load(location)
         base_tokenizer.check_fit(spec, tokenizer)
     if tokenizer is not None:
-        form_of(task_of(spec.task)).check_tokenizer(spec, tokenizer)  # refused before anything starts
+        form = form_of(task_of(spec.task))
+        form.check_tokenizer(spec, tokenizer)  # refused before anything starts
+        tokenizer, said_of_it = form.own_tokenizer(spec, tokenizer)
     find = functools.partial(find_sources, exclude=data.exclude, data_format=data.format, delimiter=data.delimiter)
     measured_alone = spec.kind == EVALUATE and data.validation is not None
     train = () if measured_alone else find(data.train, with_validation=data.validation is None)
@@ -219,11 +247,12 @@ def _find_inputs(spec: RunSpec, base: str | None, *, exactly: bool = True) -> In
     validation = beside if data.validation is None else find(data.validation, split=data.validation_split)
     if spec.kind == EVALUATE and beside:
         train = ()  # what a training on them is measured on lies beside them
-    named, notes = with_columns(spec, train or validation, look=preview)
-    said = tuple(source.note for source in (*train, *validation) if source.note is not None)
+    found = with_columns(spec, train or validation, look=preview)
+    said = [note for note in (*(source.note for source in (*train, *validation)), said_of_it) if note is not None]
     return Inputs(
-        spec=named,
-        notes=(*said, *notes),
+        spec=found.spec,
+        layout=found.layout,
+        notes=(*said, *found.assumed),
         train=train,
         validation=validation,
         location=location,
@@ -255,6 +284,8 @@ def _fingerprint(inputs: Inputs) -> str:
         "sequence_length": data.sequence_length,
         "tokenizer": spec.model.vocab_size if inputs.tokenizer is None else inputs.tokenizer.fingerprint(),
     }
+    if inputs.layout is not None:
+        parts["conversations"] = [CHATS_VERSION, *asdict(inputs.layout).values(), data.too_long]
     if inputs.classes is not None:
         parts["classes"] = list(inputs.classes)
     if any(source.reader != "text" for source in (*inputs.train, *inputs.validation)):
@@ -306,6 +337,7 @@ def _load(folder: Path, inputs: Inputs, *, cached: bool) -> PreparedData:
         tokenizer_fingerprint=meta["tokenizer_fingerprint"],
         held_out=HeldOut.of(meta["held_out"]),
         columns=inputs.columns,
+        turn_ends=tuple(meta.get("turn_ends", ())),
         cached=cached,
         notes=inputs.notes if inputs.tokenizer else (*inputs.notes, *size_note(meta, inputs.spec.model.vocab_size)),
     )

@@ -44,7 +44,7 @@ CUTS: Mapping[Cut, tuple[re.Pattern[str] | None, int]] = {
 """A pattern that matches where the next piece may begin, and how many characters of it are left out there."""
 
 
-_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Special tokens by name, in the order in which transformers adds those that a vocabulary lacks."""
 
 
@@ -136,7 +136,7 @@ def from_files(files: dict[str, bytes], config: dict[str, Any], location: str) -
     named = {**read_object(files, "special_tokens_map.json", location)}
     named |= read_object(files, "tokenizer_config.json", location)
     added = _added_ids(tokenizer, {**read_object(files, "added_tokens.json", location)}, named)
-    ids = {name: _named_id(tokenizer, named.get(f"{name}_token"), added) for name in _SPECIAL}
+    ids = {name: _named_id(tokenizer, named.get(f"{name}_token"), added) for name in SPECIAL}
     known = {i: token for token, i in added.items()}
     eos_id, pad_id = (
         first_id(ids[name], config.get(f"{name}_token_id"), known=lambda i: known.get(i) or tokenizer.id_to_token(i))
@@ -189,6 +189,17 @@ def encode_rows(
     rows = [row or [pad_id] for row in encoding.encode(list(chunk.texts), special=True)]
     lengths = np.array([len(row) for row in rows], dtype=np.int32)
     return np.array(list(itertools.chain.from_iterable(rows)), dtype=token_dtype(encoding.vocab_size)), lengths
+
+
+def locate_tokens(
+    texts: Sequence[str], borders: Sequence[Sequence[int]], *, tokenizer: Encoder
+) -> list[tuple[list[int], list[int]]]:
+    """(ids, the character at which each token begins) of each text, without special tokens that stand in none.
+
+    `borders` are places in each text that matter: a tokenizer that only transformers can run does not say where tokens
+    lie, so each piece between them is encoded alone, and its tokens are said to begin where it does.
+    """
+    return _loaded(tokenizer).locate(texts, borders)
 
 
 def count_tokens(text: str, *, tokenizer: Encoder) -> int:
@@ -256,6 +267,10 @@ class _Encoding(Protocol):
         """Ids of each text, within the template's special tokens or without them."""
         ...
 
+    def locate(self, texts: Sequence[str], borders: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+        """See `locate_tokens`."""
+        ...
+
     def end_of(self, text: str, count: int) -> int:
         """See `end_of_tokens`."""
         ...
@@ -280,6 +295,10 @@ class _Parsed:
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
         return [encoding.ids for encoding in found]
 
+    def locate(self, texts: Sequence[str], borders: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, [begin for begin, _ in encoding.offsets]) for encoding in found]
+
     def end_of(self, text: str, count: int) -> int:
         ends = [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
         return len(text) if count >= len(ends) else max(ends[:count], default=0)
@@ -301,6 +320,18 @@ class _Slow:
     def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
         cut = {} if self._cut is None else {"truncation": True, "max_length": self._cut}
         return [self._tokenizer(text, add_special_tokens=special, **cut)["input_ids"] for text in texts]
+
+    def locate(self, texts: Sequence[str], borders: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+        return [self._located(text, places) for text, places in zip(texts, borders, strict=True)]
+
+    def _located(self, text: str, borders: Sequence[int]) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        begins: list[int] = []
+        for begin, end in itertools.pairwise(sorted({0, *borders, len(text)})):
+            found = self.encode([text[begin:end]], special=False)[0]
+            ids += found
+            begins += [begin] * len(found)
+        return ids, begins
 
     def end_of(self, text: str, count: int) -> int:
         def has_more(characters: int) -> bool:
@@ -337,13 +368,13 @@ def read_object(files: Mapping[str, bytes], name: str, location: str) -> dict[st
     return found if isinstance(found, dict) else {}
 
 
-def _text_of(named: Any) -> Any:
+def text_of(named: Any) -> Any:
     """The text of a special token, as the tokenizer's files give it: plain or as an object."""
     return named.get("content") if isinstance(named, dict) else named
 
 
 def _named_id(tokenizer: Any, named: Any, added: Mapping[str, int]) -> int | None:
-    text = _text_of(named)
+    text = text_of(named)
     if not isinstance(text, str):
         return None
     found: int | None = tokenizer.token_to_id(text)
@@ -355,10 +386,10 @@ def _added_ids(tokenizer: Any, listed: Mapping[str, Any], named: Mapping[str, An
     decoder = named.get("added_tokens_decoder")
     found = {str(token): i for token, i in listed.items() if isinstance(i, int)}
     if isinstance(decoder, dict):
-        found |= {str(_text_of(token)): int(i) for i, token in decoder.items() if str(i).isdigit()}
+        found |= {str(text_of(token)): int(i) for i, token in decoder.items() if str(i).isdigit()}
     found = {token: i for token, i in found.items() if tokenizer.token_to_id(token) is None}
-    for name in _SPECIAL:
-        text = _text_of(named.get(f"{name}_token"))
+    for name in SPECIAL:
+        text = text_of(named.get(f"{name}_token"))
         if isinstance(text, str) and text not in found and tokenizer.token_to_id(text) is None:
             found[text] = 1 + max(highest_id(tokenizer), *found.values(), -1)
     return found

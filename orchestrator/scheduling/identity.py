@@ -43,7 +43,8 @@ def _data(data: PreparedData) -> list[str]:
 def _settings(spec: RunSpec) -> dict[str, Any]:
     """The spec without the names of what it reads; the fingerprint of the data covers the tokenizer."""
     settings = spec.identity()
-    for block, names in (("data", ("train", "validation")), ("model", ("base", "config", "tokenizer", "adapter"))):
+    data, model = ("train", "validation", "chat_template"), ("base", "config", "tokenizer", "adapter")
+    for block, names in (("data", data), ("model", model)):
         settings[block] = {key: value for key, value in settings[block].items() if key not in names}
     if settings.get("retain") is not None:
         settings["retain"] = {key: value for key, value in settings["retain"].items() if key != "data"}

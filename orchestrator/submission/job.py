@@ -112,7 +112,8 @@ def _locations(specs: Sequence[RunSpec]) -> Iterator[str]:
     """Each place once that trainings read from, as their specs name it."""
     seen: dict[str, None] = {}
     for spec in specs:
-        data = [spec.data.train, spec.data.validation, None if spec.retain is None else spec.retain.data]
+        data = [spec.data.train, spec.data.validation, spec.data.test, spec.data.chat_template]
+        data.append(None if spec.retain is None else spec.retain.data)
         model = [spec.model.base, spec.model.adapter, spec.model.config]
         model += [] if spec.model.tokenizer == "auto" else [spec.model.tokenizer]
         for value in (*data, *model):

@@ -68,6 +68,16 @@ class Objective:
     """How many a micro-batch's loss is the mean of, a scalar; None where equal micro-batches hold equally many."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassLoss:
+    """How the loss of a classification counts its classes in training."""
+
+    weights: tuple[float, ...] | None = None
+    """Of a row of each class; None counts all rows alike."""
+    smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+
 class AdvisedTask(ABC):
     """A task that the advisor answers for. Each has one object, in the file of its name."""
 
@@ -75,7 +85,9 @@ class AdvisedTask(ABC):
     is_classification: ClassVar[bool] = False
     """Whether the result is a class, and its quality an accuracy."""
     models_language: ClassVar[bool] = False
-    """Whether the examples are raw text, whose own tokens are predicted."""
+    """Whether tokens of the examples themselves are predicted, by the output layer that a base has."""
+    reads_raw_text: ClassVar[bool] = False
+    """Whether an example is raw text alone."""
     generates: ClassVar[bool] = False
     """Whether the result continues a text."""
     hides_tokens: ClassVar[bool] = False
@@ -101,6 +113,8 @@ class LearntTask(AdvisedTask):
     """The class of transformers that builds a model for it."""
     model_table: ClassVar[str]
     """The table in transformers' `modeling_auto.py` of the architectures that have one."""
+    takes_virtual_tokens: ClassVar[bool] = False
+    """Whether tokens that stand for no text may be put before each sample."""
     peft_type: ClassVar[str | None]
     """What peft calls the task; None where it has no name, and wraps the model as it is."""
 
@@ -121,3 +135,7 @@ class LearntTask(AdvisedTask):
     @abstractmethod
     def objective(self) -> Objective:
         """Its loss and sums."""
+
+    def objective_with(self, loss: ClassLoss) -> Objective:
+        """The same, with another loss for training; the sums of evaluations stay. For classifications alone."""
+        raise AssertionError(f"{self.name} has no classes")

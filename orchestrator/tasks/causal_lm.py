@@ -14,16 +14,22 @@ if TYPE_CHECKING:
     from orchestrator.tasks.base import Batch
 
 
+LLAMA_3_8B = (8_000_000_000, 15e12)
+"""Parameters and training tokens of a usual decoder, by its model card."""
+
+
 class CausalLM(LearntTask):
     """See the module."""
 
     name = "causal-lm"
     tokens_per_example = 512  # an instruction with its answer: 73M tokens in 110K examples are 660 (Biderman 2024)
-    assumed_base = (8_000_000_000, 15e12)  # Llama-3-8B, by its model card
+    assumed_base = LLAMA_3_8B
     form = "packed-blocks"
     metrics = ("eval/loss", "eval/perplexity", BITS_PER_BYTE)
     ranked_by = BITS_PER_BYTE
     models_language = True
+    reads_raw_text = True
+    takes_virtual_tokens = True
     generates = True
     auto_class = "AutoModelForCausalLM"
     model_table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"

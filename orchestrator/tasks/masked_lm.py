@@ -35,6 +35,7 @@ class MaskedLM(LearntTask):
     metrics = ("eval/loss", "eval/perplexity")
     ranked_by = "eval/loss"
     models_language = True
+    reads_raw_text = True
     hides_tokens = True
     auto_class = "AutoModelForMaskedLM"
     model_table = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"

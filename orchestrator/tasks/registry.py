@@ -7,12 +7,13 @@ from typing import assert_never
 
 from orchestrator.tasks.base import AdvisedTask, LearntTask
 from orchestrator.tasks.causal_lm import CausalLM
+from orchestrator.tasks.chat import Chat
 from orchestrator.tasks.image_classification import ImageClassification
 from orchestrator.tasks.masked_lm import MaskedLM
 from orchestrator.tasks.names import Task, TrainedTask
 from orchestrator.tasks.text_classification import TextClassification
 
-_CAUSAL_LM, _MASKED_LM, _TEXT_CLASSIFICATION = CausalLM(), MaskedLM(), TextClassification()
+_CAUSAL_LM, _MASKED_LM, _TEXT_CLASSIFICATION, _CHAT = CausalLM(), MaskedLM(), TextClassification(), Chat()
 _IMAGE_CLASSIFICATION = ImageClassification()
 
 
@@ -25,6 +26,8 @@ def task_of(name: TrainedTask) -> LearntTask:
             return _MASKED_LM
         case "text-classification":
             return _TEXT_CLASSIFICATION
+        case "chat":
+            return _CHAT
         case _:
             assert_never(name)
 
@@ -34,5 +37,5 @@ def advised_task(name: Task) -> AdvisedTask:
     return _IMAGE_CLASSIFICATION if name == "image-classification" else task_of(name)
 
 
-LEARNT: Mapping[str, LearntTask] = {task.name: task for task in (_CAUSAL_LM, _MASKED_LM, _TEXT_CLASSIFICATION)}
+LEARNT: Mapping[str, LearntTask] = {task.name: task for task in (_CAUSAL_LM, _MASKED_LM, _TEXT_CLASSIFICATION, _CHAT)}
 """All of them, for names that come from elsewhere: runs of a store may be of tasks that this version does not know."""

@@ -19,7 +19,7 @@ from orchestrator.runs.job import Outcome, Status, TrainingJob, WorkerContext
 from orchestrator.samples.masking import Masking
 from orchestrator.samples.open_split import open_split
 from orchestrator.tasks.base import Objective
-from orchestrator.tasks.names import PACKED
+from orchestrator.tasks.names import CUT_OFF
 from orchestrator.tasks.registry import task_of
 from orchestrator.worker.consensus import Consensus, ControlSignal
 from orchestrator.worker.evaluation import Evaluator
@@ -93,7 +93,7 @@ class _Measuring(UntrainedRank):
 
     def _cut(self) -> int:
         """How many rows may go on beyond the cut-off."""
-        if self._task.form in PACKED:
+        if self._task.form not in CUT_OFF:
             return 0
         lengths = self._samples.lengths(np.arange(len(self._samples)))
         return int(np.count_nonzero(lengths >= self._job.spec.data.sequence_length))

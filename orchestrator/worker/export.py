@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from orchestrator.architectures.families import CONFIG
+from orchestrator.atomic_file import write_json
 from orchestrator.errors import ModelError
 from orchestrator.locations import resolve
 from orchestrator.methods.base import Method
@@ -117,6 +119,7 @@ def _write(state: Mapping[str, Tensor], spec: RunSpec, plan: RunPlan, data: Prep
         _load(model.float(), state, method)  # merged in fp32, as without an adapter
     if method.saves_merged(spec):
         _write_merged(method.merged(model).to(DTYPES[plan.precision]), spec, folder)
+        _stop_at(data.turn_ends, folder)
     for file in data.tokenizer_folder.iterdir():
         shutil.copy2(file, folder / file.name)
 
@@ -148,6 +151,22 @@ def _write_merged(model: torch.nn.Module, spec: RunSpec, folder: Path) -> None:
             # Written past `save_pretrained`, which refuses a changed one whose settings contradict each other, as those
             # of published models do: a temperature without do_sample.
             GenerationConfig.from_pretrained(resolve(spec.model.base)).to_json_file(folder / "generation_config.json")
+
+
+def _stop_at(ends: tuple[int, ...], folder: Path) -> None:
+    """Has `generate` stop at the tokens by which answers were trained to end, besides where it did before.
+
+    A base whose end-of-text token is another, as under ChatML, would else go on and speak for the user too.
+    """
+    file = folder / "generation_config.json"
+    if not ends or not file.is_file():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    before = settings.get("eos_token_id")
+    stops = [before] if isinstance(before, int) else list(before or ())
+    if more := [end for end in ends if end not in stops]:
+        settings["eos_token_id"] = [*stops, *more]
+        write_json(file, settings)
 
 
 def _difference(folder: Path, spec: RunSpec, plan: RunPlan, data: PreparedData, trained: Sample) -> str | None:

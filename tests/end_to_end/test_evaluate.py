@@ -12,9 +12,10 @@ import pytest
 
 from orchestrator import locations
 from orchestrator.architectures.families import model_config
-from orchestrator.commands.evaluate import Options, evaluation, model_folder, model_in
+from orchestrator.commands.evaluate import Options, evaluation, model_folder
 from orchestrator.errors import Interrupted
 from orchestrator.load_spec import parse_spec
+from orchestrator.planning.base_fit import model_in
 from orchestrator.scheduling.attempt import Watcher
 from orchestrator.scheduling.launch import launch
 from orchestrator.scheduling.run_lifecycle import Listener, RunResult

@@ -83,7 +83,7 @@ CELLS = (
 def file_case(random: Random) -> Case:
     """`advise` on a data set, or `plan` of a training on it, which checks the data as `run` does."""
     name, content = random.choices(
-        (_delimited, _jsonl, _json, _text, _parquet, _mislabelled), weights=(40, 20, 8, 14, 10, 8)
+        (_delimited, _jsonl, _json, _text, _parquet, _mislabelled, _chats), weights=(40, 20, 8, 14, 10, 8, 8)
     )[0](random)
     if random.random() < 0.45:
         content = _damaged(random, content)
@@ -96,7 +96,7 @@ def file_case(random: Random) -> Case:
     if random.random() < 0.5:
         options: list[str] = []
         if random.random() < 0.4:
-            options += ["--task", random.choice(("text-classification", "causal-lm", "masked-lm"))]
+            options += ["--task", random.choice(("text-classification", "causal-lm", "masked-lm", "chat"))]
         for option in ("--text-column", "--label-column"):
             if random.random() < 0.15:
                 options += [option, random.choice((*NAMES[:6], "none"))]
@@ -155,6 +155,22 @@ def _jsonl(random: Random) -> tuple[str, bytes]:
         lines.append(values if random.random() < 0.99 else any_value(random))
     text = "\n".join(_dumped(one) for one in lines)
     return random.choice(("data.jsonl", "data.json", "data.ndjson")), text.encode("utf-8", errors="replace")
+
+
+def _chats(random: Random) -> tuple[str, bytes]:
+    """Conversations in one of the usual layouts, some of them with a slip."""
+    asked, said = random.choice((("user", "assistant"), ("human", "gpt"), ("user", "nobody")))
+    who, what = random.choice((("role", "content"), ("from", "value"), ("role", "x")))
+    rows: list[Any] = []
+    for number in range(random.choice((1, 2, 8, 40))):
+        turns: list[Any] = [{who: asked, what: f"question {number}"}, {who: said, what: random.choice(CELLS)}]
+        if random.random() < 0.1:
+            turns[random.randrange(2)] = any_value(random)
+        row = random.choice(
+            ({"messages": turns}, {"conversations": turns * 2}, {"instruction": "do", "output": "done"})
+        )
+        rows.append(row if random.random() < 0.97 else any_value(random))
+    return "data.jsonl", "\n".join(_dumped(row) for row in rows).encode("utf-8", errors="replace")
 
 
 def _json(random: Random) -> tuple[str, bytes]:

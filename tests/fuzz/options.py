@@ -67,7 +67,7 @@ BUDGETS = (
     "9" * 400 + "usd",
 )
 DEVICES = ("H100", "A100", "T4", "V100", "RTX 4090", "L4", "cpu", "TPU v4", "MI300X", "nothing", "")
-TASKS = ("causal-lm", "masked-lm", "text-classification", "image-classification", "x")
+TASKS = ("causal-lm", "masked-lm", "text-classification", "chat", "image-classification", "x")
 METHODS = ("full", "lora", "qlora", "prefix", "prompt", "ia3", "adapter", "head", "scratch", "x")
 SMALL = ("1", "2", "4", "8", "64", "1000", "0", "-1", "1000000", "1000000000000", "99999999999999999999", "x", "1.5")
 

@@ -16,6 +16,7 @@ NUMBERS: tuple[Any, ...] = (
 WORDS: tuple[str, ...] = (
     *("", " ", "auto", "null", "none", "off", "yes", "on", "true", "~", "-", ".", "..", "/", "~/x", "[", "{", "*", "?"),
     *("gpt2", "bert", "llama", "full", "lora", "head", "scratch", "finetune", "pretrain", "causal-lm", "masked-lm"),
+    *("chat", "zephyr", "chatml"),
     *(
         "text-classification",
         "bf16",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from orchestrator.data.held_out import Account, Unit
+from orchestrator.data.layouts import Layout
 from orchestrator.data.sources import Source
 from orchestrator.data.splits import Split
 from orchestrator.samples import base_tokenizer
@@ -52,6 +53,8 @@ class Inputs:
     """Those of the model that is measured; None where a model learns those of the data."""
     is_exact: bool
     """Whether its ids are known to be those of `AutoTokenizer`."""
+    layout: Layout | None = None
+    """Of conversations."""
 
     @property
     def asked(self) -> float | None:
@@ -62,8 +65,11 @@ class Inputs:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns in use, by what they hold: `text` and `label`; none where files are documents."""
+        """The columns in use, by what they hold: `text` and `label`, or `conversation`; none where files are
+        documents."""
         data = self.spec.data
+        if self.layout is not None:
+            return {"conversation": ", ".join(self.layout.fields)}
         tables = any(source.reader != "text" for source in self.train or self.validation)
         named = {"text": data.text_column if tables else None, "label": data.label_column}
         return {holds: column for holds, column in named.items() if column is not None}
@@ -86,6 +92,10 @@ class SampleForm(ABC, Generic[E]):
     name: ClassVar[FormName]
     unit: ClassVar[Unit]
     """What an example is, as it is counted and held out."""
+
+    def own_tokenizer(self, spec: RunSpec, tokenizer: TextTokenizer) -> tuple[TextTokenizer, str | None]:
+        """(a base's tokenizer as samples are made with it, what was taken for granted). Raises ModelError."""
+        return tokenizer, None
 
     def check_tokenizer(self, spec: RunSpec, tokenizer: TextTokenizer) -> None:
         """Raises ModelError when a tokenizer lacks what samples are made with; any will do unless a form needs more."""

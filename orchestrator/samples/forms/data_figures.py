@@ -77,7 +77,8 @@ class DataLook:
         if not self.counted and tokens.low == tokens.high:
             about = " (by the base's tokenizer.json alone)"
         count = self.counts.validation_samples if is_measured else self.counts.train_samples
-        samples = "" if self.unit == "rows" else f" in {count:,} blocks"
+        measured = self.validation_examples if is_measured else self.train_examples
+        samples = "" if count == measured else f" in {count:,} blocks"
         yield f"{tokens.mid:,.0f} tokens {'to read' if is_measured else 'a pass'}{about}{samples}"
         if self.columns:
             yield "columns: " + ", ".join(f"{column!r} is the {holds}" for holds, column in self.columns.items())
