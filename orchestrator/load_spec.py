@@ -84,7 +84,17 @@ def parse_spec(raw: dict[str, Any], source: str = "the spec") -> RunSpec:
         spec = parse_as(UntrainedRunSpec, _without_training(raw), source)
     if (problem := method_of(spec.method).problem(spec)) is not None:
         raise SpecError(f"{source}: {problem}")
+    if spec.data.test is not None and (problem := _unmeasurable(spec)) is not None:
+        raise SpecError(f"{source}: data.test is for a model that is left to be measured, and {problem}: remove it")
     return spec
+
+
+def _unmeasurable(spec: RunSpec) -> str | None:
+    """Why a run leaves no model that `kind: evaluate` could measure."""
+    method = method_of(spec.method)
+    if not method.trains:
+        return f"method: {method.name} leaves none"
+    return f"method: {method.name} leaves an adapter beside weights of 4 bits" if method.cost.is_quantised else None
 
 
 def _trains(raw: dict[str, Any]) -> bool:

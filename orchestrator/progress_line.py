@@ -65,11 +65,12 @@ def describe_search(ended: int, trials: int, *, eta_s: float, spent: float, unit
 
 def telling(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics of an evaluation; F1 only where it says other than the accuracy, as with unequal classes."""
-    found = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-    for name in ("eval/macro_f1", "eval/weighted_f1"):
-        both = found.get(name), found.get("eval/accuracy")
-        if both[0] is not None and both[1] is not None and abs(both[0] - both[1]) < _ALIKE:
-            del found[name]
+    found = {name: value for name, value in metrics.items() if name.startswith(("eval/", "test/"))}
+    for of in ("eval", "test"):
+        for name in (f"{of}/macro_f1", f"{of}/weighted_f1"):
+            both = found.get(name), found.get(f"{of}/accuracy")
+            if both[0] is not None and both[1] is not None and abs(both[0] - both[1]) < _ALIKE:
+                del found[name]
     return found
 
 

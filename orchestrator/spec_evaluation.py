@@ -18,6 +18,8 @@ class EvaluationSpec(UntrainedRunSpec):
 
     @model_validator(mode="after")
     def _measures_something(self) -> Self:
+        if self.data.test is not None:
+            raise ValueError("kind: evaluate measures on data.validation: name data.test there")
         if not self.data.train and self.data.validation is None:
             raise ValueError(
                 "kind: evaluate needs data.validation, all of which is measured on, or data.train, of which that is "

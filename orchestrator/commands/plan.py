@@ -251,6 +251,7 @@ def _look(spec: RunSpec) -> tuple[DataLook | None, str | None]:
     read: tuple[tuple[DataSpec, str | tuple[str, ...] | None, SplitName], ...] = (
         (spec.data, spec.data.train, "train"),
         (spec.data, spec.data.validation, spec.data.validation_split),
+        (spec.data, spec.data.test, spec.data.test_split),
         *(() if general is None else ((general.data, general.data.train, "train"),)),
     )
     for data, location, split in read:

@@ -18,6 +18,7 @@ from orchestrator.commands.measured import measured_lines
 from orchestrator.doctor.ray_address import check_drives
 from orchestrator.errors import OrchestratorError, SpecError, StorageError
 from orchestrator.load_stages import load_any
+from orchestrator.method_names import EVALUATE
 from orchestrator.methods.as_is import EVALUATION
 from orchestrator.planning.hardware import check_address_space
 from orchestrator.progress_line import telling
@@ -83,6 +84,7 @@ def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: d
         from orchestrator.runs.job import bucket_of
         from orchestrator.scheduling.launch import launch
         from orchestrator.scheduling.run_stages import newest_begun, run_stages
+        from orchestrator.tracking.tracker import TEST_FILE
 
         def opened(run_folder: Path, mlflow_run_id: str | None) -> None:
             known.update(run_folder=str(run_folder), mlflow_run_id=mlflow_run_id)
@@ -109,7 +111,8 @@ def run_spec(spec: RunSpec | StagedSpec, *, fresh: bool, as_json: bool, known: d
     if result.best is not None:
         line.say(f"best trial {result.best['trial']}: {result.best['overrides']}")
     if result.evaluation is not None:
-        for row in measured_lines(result.evaluation, file=str(Path(result.run_folder) / EVALUATION)):
+        name = EVALUATION if isinstance(spec, RunSpec) and spec.kind == EVALUATE else TEST_FILE
+        for row in measured_lines(result.evaluation, file=str(Path(result.run_folder) / name)):
             line.say(row)
     for label, value in (
         ("model", result.model_path),

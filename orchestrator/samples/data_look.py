@@ -21,7 +21,7 @@ from orchestrator.ratio_estimates import exactly
 from orchestrator.samples.forms.base import SampleForm
 from orchestrator.samples.forms.data_figures import DataLook
 from orchestrator.samples.forms.registry import form_of
-from orchestrator.samples.prepare import PreparedData, Unprepared, find_data, of_general_data
+from orchestrator.samples.prepare import PreparedData, Unprepared, check_test, find_data, of_general_data
 from orchestrator.spec import RunSpec
 from orchestrator.tasks.registry import task_of
 
@@ -49,6 +49,7 @@ def _look(spec: RunSpec, cache: Path) -> DataLook:
     """Of one block of data."""
     form = form_of(task_of(spec.task))
     found = find_data(spec, cache=cache, exactly=False)
+    check_test(spec, found)
     if isinstance(found, PreparedData):
         return _encoded(found, form)
     file = cache / "looks" / f"{_key(found)}.json"

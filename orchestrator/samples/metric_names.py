@@ -31,6 +31,15 @@ RETAINED_LOSS, FORGETTING = "eval/retained_loss", "eval/forgetting"
 its value before the first step (0 at the start; positive where something was forgotten)."""
 
 
+TEST = "test/"
+"""Of the figures of the model that is left, on `data.test`."""
+
+
+def of_test_set(metric: str) -> str:
+    """What a metric of an evaluation is called where it is one of the test set: `eval/loss` is `test/loss`."""
+    return TEST + metric.removeprefix("eval/")
+
+
 def _at_evaluations(spec: RunSpec) -> tuple[str, ...]:
     general = () if spec.of_general_data is None else (RETAINED_LOSS, FORGETTING)
     return (*task_of(spec.task).metrics, GAP, *general)
@@ -46,7 +55,9 @@ def logged_metrics(spec: RunSpec) -> tuple[str, ...]:
         further = () if method_of(spec.method).asks_in_prompts else task_of(spec.task).further_metrics
         return (*task_of(spec.task).metrics, *further, *OF_ASKING)
     saving = AT_CHECKPOINTS if spec.checkpoint.every_steps == "auto" else ()
-    return (*EVERY_STEP, *_at_evaluations(spec), *AT_THE_END, *saving)
+    task = task_of(spec.task)
+    test = () if spec.data.test is None else map(of_test_set, (*task.metrics, *task.further_metrics))
+    return (*EVERY_STEP, *_at_evaluations(spec), *AT_THE_END, *saving, *test)
 
 
 def check_goal(spec: RunSpec) -> None:

@@ -18,6 +18,7 @@ from orchestrator.errors import CapacityError, Interrupted, StorageError
 from orchestrator.methods.as_is import EVALUATION
 from orchestrator.methods.registry import method_of
 from orchestrator.object_store import PATIENCE_S
+from orchestrator.planning.base_fit import model_in
 from orchestrator.planning.plan import check_samples
 from orchestrator.planning.plan_to_run import plan_to_run
 from orchestrator.planning.run_plan import ClusterShape
@@ -25,9 +26,10 @@ from orchestrator.runs.attempts import ATTEMPTS
 from orchestrator.runs.budget_ledger import LEDGER, Ledger, with_ledger
 from orchestrator.runs.file_exchange import Exchange, following
 from orchestrator.runs.job import BEST, Outcome, TrainingJob, bucket_of
-from orchestrator.samples.metric_names import check_goal
+from orchestrator.samples.metric_names import TEST, check_goal
 from orchestrator.samples.prepare import PreparedData, find_prepared
 from orchestrator.scheduling.capacity import Capacity, capacity_for
+from orchestrator.scheduling.decisions.test_set import measuring_spec, shown
 from orchestrator.scheduling.run_folder import (
     RESULT,
     SHARED,
@@ -36,6 +38,7 @@ from orchestrator.scheduling.run_folder import (
     forget,
     ledger_folder,
     life_of,
+    model_for_all,
     run_folder_of,
     shared,
 )
@@ -66,9 +69,10 @@ from orchestrator.search_space import trials
 from orchestrator.spec import RunSpec
 from orchestrator.tracking.finished_model import with_base_found
 from orchestrator.tracking.mlflow_backend import TAG
-from orchestrator.tracking.run_record import HANDLE, OUTBOX, check_undriven
+from orchestrator.tracking.reconcile import flush
+from orchestrator.tracking.run_record import HANDLE, OUTBOX, check_undriven, find_runs
 from orchestrator.tracking.store import check_uri
-from orchestrator.tracking.tracker import note_attempt, note_recovery
+from orchestrator.tracking.tracker import TEST_FILE, note_attempt, note_recovery, note_test
 
 _LOOK_S = 1.0
 """Between looks whether machines have joined."""
@@ -88,7 +92,7 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False, part_of: P
     if folder is None or fresh:
         check_bucket_of(spec)
     elif (earlier := answered_earlier(folder, spec, listener)) is not None:
-        return earlier
+        return _tested(spec, earlier, listener, fresh=False)
     if spec.tracking.enabled:
         check_uri(tracking_uri(spec))
     if folder is not None:
@@ -97,14 +101,14 @@ def launch(spec: RunSpec, listener: Listener, *, fresh: bool = False, part_of: P
         if spec.search is not None:
             from orchestrator.scheduling.search.run_search import run_search
 
-            return run_search(spec, cluster, listener, fresh=fresh)
+            return _tested(spec, run_search(spec, cluster, listener, fresh=fresh), listener, fresh=fresh)
         prepared = replace(prepare_run(spec, cluster, listener), part_of=part_of)
         if fresh:
             forget(spec, prepared.run_folder)
         check_stop(listener)
         unasked = folder is None and not fresh
         earlier = answered_earlier(prepared.run_folder, spec, listener) if unasked else None
-        return earlier or _train(prepared, listener)
+        return _tested(spec, earlier or _train(prepared, listener), listener, fresh=fresh)
 
 
 def known_result(spec: RunSpec, listener: Listener) -> RunResult | None:
@@ -115,7 +119,50 @@ def known_result(spec: RunSpec, listener: Listener) -> RunResult | None:
     spec = with_base_found(spec)
     check_storage(spec)
     folder = look_ahead(spec).run_folder
-    return None if folder is None else answered_earlier(folder, spec, listener)
+    result = None if folder is None else answered_earlier(folder, spec, listener)
+    if result is None or (test := _test_of(spec, result)) is None:
+        return result
+    measured = known_result(test, listener)
+    return None if measured is None else _with_test(result, measured)
+
+
+def _test_of(spec: RunSpec, result: RunResult) -> RunSpec | None:
+    """What measures the model of a run, or of the best trial of a search, on the test set; None where there is none."""
+    if spec.data.test is None or result.model_path is None:
+        return None
+    folder = Path(result.run_folder)
+    if result.best is not None:
+        folder, name = Path(result.best["run_folder"]), result.best["trial"]
+        spec = next(trial.spec for trial in trials(spec) if trial.name == name)
+    data = find_prepared(spec, cache=locations.data_cache())
+    columns = {} if data is None else data.columns
+    return measuring_spec(spec, model=model_in(model_for_all(result.model_path, folder)), columns=columns)
+
+
+def _tested(spec: RunSpec, result: RunResult, listener: Listener, *, fresh: bool) -> RunResult:
+    """The result with the figures of its model on the test set, which its MLflow run gets too."""
+    test = _test_of(spec, result)
+    if test is None:
+        return result
+    listener.say("measuring the model on data.test")
+    answer = _with_test(result, launch(test, replace(listener, opened=lambda *_: None), fresh=fresh))
+    folder, details = Path(answer.run_folder), json.dumps(answer.evaluation, indent=2)
+    (folder / TEST_FILE).write_text(details, encoding="utf-8")
+    figures = {name: value for name, value in answer.metrics.items() if name.startswith(TEST)}
+    if not note_test(folder, figures, details=details):
+        return answer
+    notes = [note for shipment in flush(find_runs(folder)) if (note := shipment.note()) is not None]
+    return replace(answer, notes=(*answer.notes, *notes))
+
+
+def _with_test(result: RunResult, measured: RunResult) -> RunResult:
+    notes = tuple(f"test set: {note}" for note in measured.notes)
+    return replace(
+        result,
+        metrics=result.metrics | shown(measured.metrics),
+        evaluation=measured.evaluation,
+        notes=(*result.notes, *notes),
+    )
 
 
 @contextmanager

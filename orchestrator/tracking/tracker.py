@@ -45,6 +45,10 @@ LAST_PASS_S = 30.0
 """How long the end of a command waits while MLflow takes what is left (about 200,000 points at 6,870 a second)."""
 
 
+TEST_FILE = "test.json"
+"""What a model gave on its test set, in its run's folder and among the artifacts."""
+
+
 class Tracker(Protocol):
     """The driver's view of one run."""
 
@@ -250,6 +254,17 @@ def note_recovery(folder: Path, totals: Mapping[str, float], *, step: int) -> No
     """Logs totals so far (fields of `train_run.Recovery`) as metrics `recovery/...` of a run."""
     if run_record.read(folder) is not None:
         outbox.note_totals(folder / OUTBOX, {f"recovery/{key}": total for key, total in totals.items()}, step=step)
+
+
+def note_test(folder: Path, metrics: Mapping[str, float], *, details: str) -> bool:
+    """Shows on the run of a folder, also when it has ended, what its model gave on its test set; `details` become an
+    artifact. Whether that is new; nothing is for a run that is not tracked."""
+    run = run_record.read(folder)
+    if run is None or run.artifacts.get(TEST_FILE) == details:
+        return False
+    outbox.note_totals(folder / OUTBOX, metrics, step=0)
+    run_record.change(folder, lambda run: replace(run, artifacts={**run.artifacts, TEST_FILE: details}))
+    return True
 
 
 class MetricLog:
