@@ -6,8 +6,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
+from orchestrator.tasks.base import ClassLoss
 from orchestrator.tasks.registry import task_of
-from orchestrator.worker.objectives import objective_for
+from orchestrator.worker.objectives import balanced, objective_for
 
 
 class _Answers(torch.nn.Module):
@@ -63,3 +64,30 @@ def test_a_breakdown_has_every_class_of_the_model_also_those_without_rows() -> N
 
 def test_language_models_have_no_classes() -> None:
     assert task_of("causal-lm").breakdown(np.zeros(1), np.zeros(1), ()) is None
+
+
+def test_all_classes_count_alike_however_few_rows_they_have() -> None:
+    weights = balanced([90, 10, 0])
+    assert weights == pytest.approx((100 / 180, 5.0, 0.0))
+    assert 90 * weights[0] == pytest.approx(10 * weights[1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0)])
+def test_the_loss_counts_classes_as_torch_does_and_evaluations_count_rows(
+    smoothing: float, weights: tuple[float, ...] | None
+) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(12, 3), torch.arange(12) % 3
+    batch = {"input_ids": logits, "attention_mask": logits, "labels": labels}
+    plain = task_of("text-classification")
+    objective = plain.objective_with(ClassLoss(weights=weights, smoothing=smoothing))
+    tensor = None if weights is None else torch.tensor(weights)
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight=tensor, label_smoothing=smoothing)
+    assert objective.loss(_Answers(), batch) == pytest.approx(float(expected))
+    assert torch.equal(objective.evaluate(_Answers(), batch), plain.objective.evaluate(_Answers(), batch))
+    if weights is None:
+        assert objective.predictions is None, "all rows count alike"
+    else:
+        assert objective.predictions is not None
+        assert float(objective.predictions(batch)) == pytest.approx(4 * sum(weights))

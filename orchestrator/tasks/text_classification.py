@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.architectures.weight_names import head_modules
-from orchestrator.tasks.base import Breakdown, ByClass, LearntTask, Objective
+from orchestrator.tasks.base import Breakdown, ByClass, ClassLoss, LearntTask, Objective
 from orchestrator.tasks.masked_lm import ROBERTA_BASE
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ class TextClassification(LearntTask):
         """See `LearntTask`."""
         return Objective(loss=_loss, evaluate=_evaluate, summarize=_summary, answers=_answers)
 
+    def objective_with(self, loss: ClassLoss) -> Objective:
+        """See `LearntTask`: with weights, the mean over rows by the weights of their classes, as torch has it."""
+        if loss == ClassLoss():
+            return self.objective
+        predictions = None if loss.weights is None else partial(_weight_of, weights=loss.weights)
+        return replace(self.objective, loss=partial(_counted_loss, counts=loss), predictions=predictions)
+
 
 def _logits(model: Module, batch: Batch) -> Tensor:
     logits: Tensor = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
@@ -71,6 +80,22 @@ def _loss(model: Module, batch: Batch) -> Tensor:
     import torch.nn.functional as F
 
     return F.cross_entropy(_logits(model, batch), batch["labels"])
+
+
+def _counted_loss(model: Module, batch: Batch, counts: ClassLoss) -> Tensor:
+    import torch
+    import torch.nn.functional as F
+
+    logits = _logits(model, batch)
+    weights = None if counts.weights is None else torch.tensor(counts.weights, device=logits.device)
+    return F.cross_entropy(logits, batch["labels"], weight=weights, label_smoothing=counts.smoothing)
+
+
+def _weight_of(batch: Batch, weights: tuple[float, ...]) -> Tensor:
+    """What a micro-batch's mean counts: the weights of its rows together."""
+    import torch
+
+    return torch.tensor(weights, device=batch["labels"].device)[batch["labels"]].sum()
 
 
 def _evaluate(model: Module, batch: Batch) -> Tensor:

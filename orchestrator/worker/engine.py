@@ -169,7 +169,7 @@ class Engine:
         counts = torch.stack([self._objective.predictions(batch) for batch in micro_batches]).to(self._device)
         total = counts.sum()
         dist.all_reduce(total)
-        return counts * (len(micro_batches) * dist.get_world_size()) / total.clamp(min=1)
+        return counts * (len(micro_batches) * dist.get_world_size()) / torch.where(total > 0, total, 1)
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """Sums per sample, shape (n, 3), of the task's objective; no gradients, no dropout."""

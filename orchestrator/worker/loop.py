@@ -31,7 +31,7 @@ from orchestrator.worker.forward_timer import collectives_begun
 from orchestrator.worker.lr_schedule import learning_rate
 from orchestrator.worker.measurement import Pace, figures
 from orchestrator.worker.model_inputs import ModelInputs
-from orchestrator.worker.objectives import objective_for
+from orchestrator.worker.objectives import training_objective
 from orchestrator.worker.recovery import RecoveryManager
 from orchestrator.worker.reporting import Reporter
 from orchestrator.worker.retention import step_data
@@ -110,7 +110,7 @@ class _Loop:
             model,
             plan=self._plan,
             groups=self._parts.groups,
-            objective=objective_for(self._spec.task),
+            objective=training_objective(self._job),
             context=self._context,
             anchors=self._parts.anchors(self._spec),
         )
