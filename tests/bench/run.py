@@ -374,6 +374,7 @@ def method_rows(*, rounds: int) -> list[tuple[str, str, str, str]]:
 
     kept, again = compare(("head", "head-again"), rounds=rounds)
     full, lora, attention = compare(("full", "lora", "lora-attention"), rounds=rounds)
+    packed, padded = compare(("chat-packed", "chat-padded"), rounds=rounds)
     return [
         (
             f"method: head over {EPOCHS} epochs, features kept / the backbone in every pass",
@@ -386,6 +387,12 @@ def method_rows(*, rounds: int) -> list[tuple[str, str, str, str]]:
             f"{full / lora:.2f}",
             ">= 1.30",
             f"{1e3 * lora:.0f} ms, {1e3 * full:.0f} ms a step; on the attention alone {full / attention:.2f}",
+        ),
+        (
+            "conversations/s of 25M parameters: in shared blocks / padded, in a plain loop",
+            f"{padded / packed:.2f}",
+            ">= 1.30",
+            f"{packed:.1f} s, {padded:.1f} s for a thousand answers",
         ),
     ]
 
