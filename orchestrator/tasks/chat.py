@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.tasks.base import LearntTask, Objective
 from orchestrator.tasks.causal_lm import LLAMA_3_8B, perplexity_of
-from orchestrator.tasks.masked_lm import NO_LABEL
+from orchestrator.tasks.masked_lm import NO_LABEL, labelled_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class Chat(LearntTask):
     @property
     def objective(self) -> Objective:
         """See `LearntTask`."""
-        return Objective(loss=_loss, evaluate=_evaluate, summarize=perplexity_of, predictions=_predictions)
+        return Objective(loss=_loss, evaluate=_evaluate, summarize=perplexity_of, predictions=labelled_positions)
 
 
 def _losses(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -60,13 +60,9 @@ def _losses(model: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return losses.view_as(labels), logits.argmax(-1)
 
 
-def _predictions(batch: Batch) -> Tensor:
-    return (batch["labels"] != NO_LABEL).sum()
-
-
 def _loss(model: Module, batch: Batch) -> Tensor:
     losses, _ = _losses(model, batch)
-    return losses.sum() / _predictions(batch).clamp(min=1)
+    return losses.sum() / labelled_positions(batch).clamp(min=1)
 
 
 def _evaluate(model: Module, batch: Batch) -> Tensor:

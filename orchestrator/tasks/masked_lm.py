@@ -52,7 +52,7 @@ class MaskedLM(LearntTask):
     @property
     def objective(self) -> Objective:
         """See `LearntTask`."""
-        return Objective(loss=_loss, evaluate=_evaluate, summarize=perplexity_of, predictions=_predictions)
+        return Objective(loss=_loss, evaluate=_evaluate, summarize=perplexity_of, predictions=labelled_positions)
 
 
 def _logits(model: Module, batch: Batch) -> Tensor:
@@ -67,14 +67,14 @@ def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="none")
 
 
-def _predictions(batch: Batch) -> Tensor:
+def labelled_positions(batch: Batch) -> Tensor:
     """Each sample has as many positions (`masking.mask`), but some have no label where most tokens are special."""
     return (batch["labels"] != NO_LABEL).sum()
 
 
 def _loss(model: Module, batch: Batch) -> Tensor:
     losses = _losses(_logits(model, batch), batch["labels"])
-    return losses.sum() / _predictions(batch).clamp(min=1)
+    return losses.sum() / labelled_positions(batch).clamp(min=1)
 
 
 def _evaluate(model: Module, batch: Batch) -> Tensor:

@@ -28,7 +28,8 @@ from orchestrator.samples.chat_encoding import ChatEncoding, EncodedChats, encod
 from orchestrator.samples.chat_templates import template_of, with_template
 from orchestrator.samples.forms.base import EncodeMany, Inputs, SampleForm
 from orchestrator.samples.forms.data_figures import DataLook, account_of, is_little
-from orchestrator.samples.forms.labelled_texts import padded
+from orchestrator.samples.forms.document_blocks import SAMPLE_BYTES, drawn_documents, notes_of
+from orchestrator.samples.forms.labelled_texts import histogram, padded
 from orchestrator.samples.forms.token_file import read_tokens, write_tokens
 from orchestrator.samples.masking import Batch, Masking
 from orchestrator.samples.packing import Packs, alone, pack
@@ -39,9 +40,6 @@ from orchestrator.tasks.masked_lm import NO_LABEL
 SEPARATE = ("gpt2", "gpt_neox", *LLAMA_LIKE)
 """Architectures that keep conversations apart by their positions (transformers 5.23; a test asks each). OPT does not:
 it counts positions from a mask."""
-SAMPLE_BYTES = 2_000_000
-"""What is tokenised of more than a little: about 1 s."""
-
 Examples = tuple[Chosen, Chosen]
 """Those to train on and those held out."""
 
@@ -120,7 +118,7 @@ class Chats(SampleForm[Examples]):
         inputs.check_ids(map(said, train if inputs.train else validation))
         function = functools.partial(encode_chats, encoding=_encoding(inputs))
         found: dict[str, Any] = {"label_names": None, "turn_ends": []}
-        notes = [*_notes(examples)]
+        notes = [*notes_of(examples)]
         both: tuple[tuple[Split, Chosen, Callable[[Iterable[str]], Iterator[str]]], ...] = (
             ("validation", validation, account.held_out),
             ("train", train, account.training),
@@ -176,7 +174,7 @@ class Chats(SampleForm[Examples]):
             columns=tuple((width, max(1, round(main.times * blocks))) for width, blocks in shapes["columns"]),
             longest=shapes["longest"],
         )
-        notes = (*_notes(examples), *both[0].lost("to train on"), *held.lost("held out"))
+        notes = (*notes_of(examples), *both[0].lost("to train on"), *held.lost("held out"))
         account = account_of(map(said, train), map(said, validation), examples=len(train.numbers), size=size)
         return DataLook(
             unit=self.unit,
@@ -286,9 +284,8 @@ def block_sizes(lengths: np.ndarray, packs: Packs) -> np.ndarray:
 
 
 def _shapes(train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
-    widths, counts = np.unique(train if len(train) else validation, return_counts=True)
     longest = int(max(train.max(initial=0), validation.max(initial=0)))
-    return {"columns": tuple(zip(widths.tolist(), counts.tolist(), strict=True)), "longest": longest}
+    return {"columns": histogram(train if len(train) else validation), "longest": longest}
 
 
 def _file(folder: Path, split: Split, name: str) -> Path:
@@ -345,25 +342,14 @@ def _nothing_fits(split: Split, spec: RunSpec) -> DataError:
     )
 
 
-def _notes(examples: Examples) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(note for chosen in examples for note in chosen.documents.notes))
-
-
 def _bytes(chosen: Chosen) -> int:
     return int(chosen.documents.sizes[chosen.numbers].sum())
-
-
-def _drawn(chosen: Chosen, seed: int) -> Chosen:
-    """As many conversations drawn by the seed as it takes to hold `SAMPLE_BYTES`."""
-    drawn = np.random.default_rng(seed).permutation(chosen.numbers)
-    before = np.cumsum(chosen.documents.sizes[drawn]) - chosen.documents.sizes[drawn]
-    return Chosen(documents=chosen.documents, numbers=np.sort(drawn[before < SAMPLE_BYTES]))
 
 
 def _seen_of(chosen: Chosen, inputs: Inputs, *, is_whole: bool) -> _Seen:
     """A look at a split, or at a sample of it. Raises DataError as `write` would."""
     encoding, room = _encoding(inputs), inputs.spec.data.sequence_length
-    part = chosen if is_whole else _drawn(chosen, inputs.spec.data.split_seed)
+    part = chosen if is_whole else drawn_documents(chosen, inputs.spec.data.split_seed, SAMPLE_BYTES)
     lengths: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
     units: list[tuple[float, float]] = []
     losses = _Lost(length=room)

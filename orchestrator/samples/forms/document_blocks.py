@@ -118,7 +118,7 @@ class DocumentBlocks(SampleForm[Documents]):
     ) -> TextTokenizer:
         """See `SampleForm`."""
         return new_tokenizer.train_tokenizer(
-            _drawn(examples[0], spec.data.split_seed, most_bytes),
+            drawn_documents(examples[0], spec.data.split_seed, most_bytes),
             vocab_size=spec.model.vocab_size,
             sequence_length=spec.data.sequence_length,
             for_encoder=self.for_encoder,
@@ -149,7 +149,7 @@ class DocumentBlocks(SampleForm[Documents]):
             if split == "validation":
                 left_over = tokens - self.stream(samples, length)
                 found |= self.covered(inputs, tokenizer, validation, held_bytes=account.held_bytes, left_over=left_over)
-        return tokenizer, found | self.accounted(account, inputs, _notes(examples))
+        return tokenizer, found | self.accounted(account, inputs, notes_of(examples))
 
     def _too_short(self, split: Split, tokens: int, inputs: Inputs) -> DataError:
         spec, needed = inputs.spec, self.stream(1, inputs.spec.data.sequence_length)
@@ -201,7 +201,7 @@ class DocumentBlocks(SampleForm[Documents]):
             vocab_size=tokenizer.vocab_size if inputs.tokenizer or is_whole else spec.model.vocab_size,
             left_over_tokens=last if is_whole else 0,
         )
-        notes, documents = _notes(examples), len(train.numbers)
+        notes, documents = notes_of(examples), len(train.numbers)
         account = account_of(_not_blank(train), _not_blank(validation), examples=documents, size=size)
         return DataLook(
             unit=self.unit,
@@ -221,7 +221,7 @@ class DocumentBlocks(SampleForm[Documents]):
         )
 
 
-def _notes(documents: Documents) -> tuple[str, ...]:
+def notes_of(documents: Documents) -> tuple[str, ...]:
     """What a reader of the data may not expect, each once."""
     return tuple(dict.fromkeys(note for chosen in documents for note in chosen.documents.notes))
 
@@ -230,7 +230,7 @@ def _not_blank(texts: Iterable[str]) -> Iterator[str]:
     return (text for text in texts if text and not text.isspace())
 
 
-def _drawn(train: Chosen, seed: int, most_bytes: int) -> Chosen:
+def drawn_documents(train: Chosen, seed: int, most_bytes: int) -> Chosen:
     """All documents, or as many drawn by the seed as it takes to hold so many bytes."""
     drawn = np.random.default_rng(seed).permutation(train.numbers)
     before = np.cumsum(train.documents.sizes[drawn]) - train.documents.sizes[drawn]
@@ -267,7 +267,7 @@ class _Counter:
 
 def _tokens_of_a_byte(train: Chosen, spec: RunSpec, count: _Counter, bias: float) -> Interval:
     """From pieces of documents drawn by the seed. A packed file's bytes are those on disk."""
-    drawn = _drawn(train, spec.data.split_seed, 2 * SAMPLE_BYTES)
+    drawn = drawn_documents(train, spec.data.split_seed, 2 * SAMPLE_BYTES)
     share_of_each = min(1.0, SAMPLE_BYTES / max(1, _bytes(drawn)))
     draw = np.random.default_rng(spec.data.split_seed)
     units: list[tuple[float, float]] = []

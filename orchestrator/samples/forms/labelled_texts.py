@@ -130,7 +130,7 @@ class LabelledTexts(SampleForm[SplitRows]):
         train, validation = (
             padded(np.load(_lengths(path, split)).astype(np.int64), meta["sequence_length"]) for split in SPLITS
         )
-        columns = _histogram(train if len(train) else validation)
+        columns = histogram(train if len(train) else validation)
         return {"columns": columns, "longest": int(max(train.max(initial=0), validation.max()))}
 
     def class_sizes(self, path: Path, names: Sequence[str] | None) -> dict[str, int] | None:
@@ -212,7 +212,7 @@ def padded(lengths: np.ndarray, longest: int) -> np.ndarray:
     return columns
 
 
-def _histogram(columns: np.ndarray) -> tuple[tuple[int, int], ...]:
+def histogram(columns: np.ndarray) -> tuple[tuple[int, int], ...]:
     """(columns, how many rows take them), the fewest columns first."""
     values, counts = np.unique(columns, return_counts=True)
     return tuple(zip(values.tolist(), counts.tolist(), strict=True))
