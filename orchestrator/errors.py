@@ -48,8 +48,8 @@ def shown(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def _part(value: Any) -> str | None:
-    """A part of a message as it is kept."""
+def message_part(value: Any) -> str | None:
+    """A part of a message as it is kept: no longer than a screen, and without credentials."""
     if value is None:
         return None
     try:
@@ -74,8 +74,8 @@ class OrchestratorError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, got: Any = None, allowed: Any = None, do: str | None = None) -> None:
-        self.what = _part(what) or ""
-        self.got, self.allowed, self.do = _part(got), _part(allowed), _part(do)
+        self.what = message_part(what) or ""
+        self.got, self.allowed, self.do = message_part(got), message_part(allowed), message_part(do)
         super().__init__(self.what)
 
     def __str__(self) -> str:

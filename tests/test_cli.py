@@ -106,6 +106,15 @@ def test_a_wrong_use_is_named_on_standard_error_and_exits_2(
     assert named in err
 
 
+@pytest.mark.parametrize("given", [("plan", "--{}", "x.yaml"), ("{}",), ("--{}",), ("plan", "x.yaml", "--gpus", "{}")])
+def test_a_wrong_use_is_told_without_secrets_on_a_screen(orchestrator: Command, given: tuple[str, ...]) -> None:
+    value = f"s3://me:hunter2@bucket/{'a' * 20_000}"
+    code, _, err = orchestrator(*(argument.format(value) for argument in given))
+    assert code == 2
+    assert "hunter2" not in err
+    assert len(err) < 3_000
+
+
 # -- mistakes in a spec --------------------------------------------------------------------------------------------
 
 
@@ -118,8 +127,14 @@ def test_a_wrong_use_is_named_on_standard_error_and_exits_2(
         ({"training__tokens": 1000}, ("set exactly one of", "training.tokens=null clears")),
         ({"model__config": "gpt9"}, ("model.config", "got:", "gpt9", "do:")),
         ({"training__precision": "fp12"}, ("training.precision", "got:", "allowed:")),
+        ({"data__test": []}, ("data.test", "[]", "a text or a list of at least 1")),
+        ({"data__train": []}, ("data.train", "[]", "a text or a list of at least 1")),
+        ({"retain": {"data": []}}, ("retain.data", "[]", "a text or a list of at least 1")),
     ],
-    ids=["an unknown key", "a batch that cannot be split", "two lengths", "no such architecture", "no such value"],
+    ids=[
+        *("an unknown key", "a batch that cannot be split", "two lengths", "no such architecture", "no such value"),
+        *("no test data", "no training data", "no general data"),
+    ],
 )
 def test_a_mistake_in_a_spec_is_explained_and_exits_2(
     orchestrator: Command, tmp_path: Path, command: str, changes: dict[str, Any], expected: tuple[str, ...]

@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ LAYERS = (
     {"spec_survival"},
     {"spec_data", "spec_deepspeed", "spec_search", "spec_methods"},
     {"spec_retain"},
-    {"spec", "console"},
+    {"spec", "console", "command_group"},
     {"methods", "spec_stages", "spec_evaluation"},
     {"load_spec"},
     {"search_space", "load_stages"},
@@ -51,6 +52,7 @@ LAYERS = (
     {"scheduling"},
     {"submission"},
     {"commands"},
+    {"cli_cluster"},
     {"cli", "jobs"},
     {"__main__"},
 )
@@ -294,6 +296,11 @@ def test_imports_are_found_wherever_they_stand(tmp_path: Path, source: str, foun
     path = tmp_path / "module.py"
     path.write_text(source, encoding="utf-8")
     assert [name for _, name in imports(path)] == found
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []  # pytest imports a module under its name alone
 
 
 def test_the_readme_names_every_module_and_no_other() -> None:
