@@ -38,6 +38,7 @@ _WANTED = {
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    "too_short": "a list of at least {min_length}",
     "finite_number": "a finite number",
     "string_type": "a text",
     "dict_type": "a mapping",

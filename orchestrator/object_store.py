@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from orchestrator.credentials import hide
 from orchestrator.errors import SpecError, StorageError, one_line
@@ -34,6 +35,8 @@ _IN_PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _AZURE = ("abfs", "abfss")
 _AZURE_KEYS = ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN")
 """What adlfs takes from the environment and pyarrow does not."""
+_WITH_PORTS = ("http", "https", "hdfs", "webhdfs", "viewfs", "ftp", "sftp", "ssh", "smb")
+"""Schemes whose URIs begin with HOST or HOST:PORT; the names of others may hold colons, as ARNs in S3 do."""
 _NOWHERE = {
     "memory": "each process has a memory of its own",
     "data": "the text would stand in the address",
@@ -66,11 +69,20 @@ def _check_scheme(uri: str, *, what: str, unfit: Mapping[str, str], unknown: str
     scheme, _, rest = uri.partition("://")
     if scheme in ("file", "local"):
         raise ValueError(f"give the path, {rest or '/'}; got {uri}")
+    if scheme in _WITH_PORTS:
+        _check_port(uri, what=what)
     if scheme in unfit:
         raise ValueError(f"{what} cannot be {scheme}://, as {unfit[scheme]}: use one such as {_EXAMPLES}")
     if scheme not in (*_IN_PYARROW, "az") and scheme not in _fsspec_protocols():
         raise ValueError(unknown)
     return scheme, rest
+
+
+def _check_port(uri: str, *, what: str) -> None:
+    try:
+        _ = urlsplit(uri).port
+    except ValueError as error:
+        raise ValueError(f"{what} is no URI ({one_line(error)}): use one such as HOST:PORT/PATH; got {uri}") from error
 
 
 def check_readable_uri(uri: str, *, what: str) -> None:

@@ -30,16 +30,20 @@ def as_delimiter(value: object) -> str:
 Delimiter = Annotated[str, BeforeValidator(as_delimiter)]
 
 
+Locations = str | Annotated[tuple[str, ...], Field(min_length=1)]
+"""One location or several, each with examples of the same kind."""
+
+
 class DataSpec(Block):
     """Which examples: local files, folders, globs or hub names."""
 
-    train: str | tuple[str, ...]
+    train: Locations
     """File, folder, glob, `package://` or `sysconfig://` location, or hub name; or a list of them."""
-    validation: str | tuple[str, ...] | None = None
+    validation: Locations | None = None
     """Held-out data; none given splits off `validation_fraction` of the training data."""
     validation_split: SplitName = "validation"
     """Which split of `validation` is read where names of files, or the hub, tell of several."""
-    test: str | tuple[str, ...] | None = None
+    test: Locations | None = None
     """Data that nothing is chosen by, located like `train`: the model that is left is measured on all of it, once, at
     the end. Its figures are logged as `test/...`."""
     test_split: SplitName = "test"

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.spec_data import DataFormat, DataSpec, Delimiter, IncompleteRows
+from orchestrator.spec_data import DataFormat, DataSpec, Delimiter, IncompleteRows, Locations
 from orchestrator.spec_numbers import Count, RateOrZero
 from orchestrator.spec_survival import Block
 
@@ -23,7 +23,7 @@ SHARED = (
 class RetainSpec(Block):
     """Measures and limits what a training on a base forgets. The three parts work alone and together."""
 
-    data: str | tuple[str, ...] | None = None
+    data: Locations | None = None
     """General data, such as the base was trained on, located like `data.train`. Its held-out share is evaluated before
     the first step and at every evaluation: `eval/retained_loss`, and `eval/forgetting`, the rise since the start."""
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -149,7 +149,12 @@ def test_credentials_in_a_location_are_refused_and_not_shown(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("uri", "says"),
-    [("file:///tmp/x", "give the path, /tmp/x"), ("memory://x", "memory of its own"), ("gopher://x/y", "no scheme")],
+    [
+        ("file:///tmp/x", "give the path, /tmp/x"),
+        ("memory://x", "memory of its own"),
+        ("gopher://x/y", "no scheme"),
+        ("http://h:port/x", "no URI"),
+    ],
 )
 def test_what_is_no_store_is_refused_before_anything_is_asked(tmp_path: Path, uri: str, says: str) -> None:
     with pytest.raises(SpecError, match=says):

@@ -457,6 +457,14 @@ def test_an_elastic_plan_is_redone_for_each_size_with_the_same_stage_and_micro_b
         make_plan(asked, cpus(4), workers=3)
 
 
+def test_an_evaluation_of_rows_that_nobody_counted_may_be_elastic_too(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}
+    base = write_base(tmp_path / "base", config)
+    measured = {"name": "x", "kind": "evaluate", "model": {"base": str(base)}, "data": {"validation": "rows.csv"}}
+    asked = spec({**measured, "task": "causal-lm"}, resources__workers=[1, 4])
+    assert make_plan(asked, cpus(4)).usable_workers == (1, 2, 4)
+
+
 def test_without_room_for_the_smallest_size_it_is_said_what_is_missing() -> None:
     with pytest.raises(CapacityError, match="2 workers do not fit on the cluster, which has room for 1") as error:
         make_plan(spec(PRETRAIN, resources__workers=[2, 8]), cpus(1))

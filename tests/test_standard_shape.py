@@ -44,6 +44,11 @@ def test_the_width_is_one_that_the_given_heads_split() -> None:
     assert standard_shape(7_000_000_000, heads=48).hidden % 48 == 0
 
 
+@given(parameters=st.integers(10**2, 10**12))
+def test_the_embedding_is_never_all_there_is(parameters: int) -> None:
+    assert 0 < standard_shape(parameters).embedding_parameters < parameters
+
+
 @given(parameters=st.integers(10**6, 10**12))
 def test_the_weights_of_the_shape_are_those_asked_for(parameters: int) -> None:
     shape = standard_shape(parameters)

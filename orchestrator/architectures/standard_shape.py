@@ -72,7 +72,8 @@ def standard_shape(
     """
     _check_positive(parameters=parameters, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, vocab=vocab)
     depth = layers or round(_between(parameters, [float(row.layers) for row in PUBLISHED]))
-    words = vocab or round(_between(parameters, [float(row.vocab) for row in PUBLISHED]))
+    usual = round(_between(parameters, [float(row.vocab) for row in PUBLISHED]))
+    words = vocab or max(1, min(usual, parameters // 8))  # tiny models have room for few
     tied = parameters < _LARGE
     tables = 1 if tied else 2
     width = hidden or _width(parameters, layers=depth, embedding=tables * words, heads=heads)
@@ -171,7 +172,7 @@ def _uneven(option: str, got: int | None, of: str, whole: int) -> SpecError:
 def _check_plausible(parameters: int, *, layers: int, hidden: int, vocab: int) -> None:
     matrices = 12 * layers * hidden**2
     implied = matrices + vocab * hidden
-    too_far = implied > _IMPLAUSIBLE * parameters or implied * _IMPLAUSIBLE < parameters
+    too_far = vocab * hidden >= parameters or implied > _IMPLAUSIBLE * parameters or implied * _IMPLAUSIBLE < parameters
     if too_far or matrices < _LEAST_IN_LAYERS * parameters:
         raise SpecError(
             "the sizes contradict the number of parameters",
